@@ -1,0 +1,136 @@
+"""Static learning: still frames whose gradients are those of real frames. The result is the static memory.
+
+Dataset condensation by gradient matching (DC, Zhao et al. 2021, arXiv 2006.05929) on single frames, METHOD 4. Per class the distance is
+Σ over layers Σ over output rows of 1 − cos(g_syn, g_real).
+
+    bash sh/s2d/DC.sh GPU DATASET SPC
+"""
+import argparse
+
+import torch
+import torch.nn.functional as F
+
+from distill_utils.compute import autocast
+from distill_utils.evaluate import evaluate
+from distill_utils.options import (add_data_options, add_evaluation_options, add_run_options, check, evaluation_values, load_data,
+                                   positive, start_run)
+from distill_utils.record import finish, record
+from distill_utils.synset import StillSet, initial_static
+from networks import ConvNet
+from utils import run_script, seed_everything
+
+LOOPS = {1: (1, 1), 2: (1, 1), 5: (1, 1), 10: (10, 50), 20: (20, 25), 30: (30, 20), 40: (40, 15), 50: (50, 10)}  # spc: outer, inner
+
+
+class GradientMatching:
+    """One iteration of DC on a StillSet: gradient matching steps on its frames, interleaved with training a fresh ConvNet on them."""
+
+    def __init__(self, clips, batch_real, outer_loop, inner_loop, lr_net, batch_train, precision):
+        self.clips, self.batch_real, self.outer_loop, self.inner_loop = clips, batch_real, outer_loop, inner_loop
+        self.lr_net, self.batch_train, self.precision = lr_net, batch_train, precision
+
+    def iterate(self, synset, optimizer, check_loss):
+        """`outer_loop` steps of the frames; returns the mean loss per class and step."""
+        net = ConvNet(self.clips.K, self.clips.size).to(self.clips.device)
+        net_optimizer, total = torch.optim.SGD(net.parameters(), lr=self.lr_net, momentum=0.5), 0
+        for step in range(self.outer_loop):
+            optimizer.zero_grad()
+            loss = self.match(net, synset)
+            check_loss(loss)
+            optimizer.step()
+            total += loss
+            if step < self.outer_loop - 1:  # the network is thrown away after the last step
+                self.train(net, net_optimizer, synset)
+        return total / (self.outer_loop * synset.K)
+
+    def match(self, net, synset):
+        """Sum over classes of the distance; leaves its gradient in the frames, class by class, so that one graph is alive at a time."""
+        total, index = 0, self.clips.class_batch(self.batch_real)
+        labels = self.clips.labels[index]
+        for label in range(synset.K):
+            clips = self.clips.draw(index[labels == label], flip=True)
+            real = self.gradient(net, clips[:, 0], label)
+            synthetic = self.gradient(net, synset.static[label], label, create_graph=True)
+            loss = sum(row_distance(s, r.detach()) for s, r in zip(synthetic, real))
+            loss.backward(inputs=[synset.static])
+            total += loss.item()
+        return total
+
+    def gradient(self, net, frames, label, create_graph=False):
+        """Gradient of the cross-entropy of one class's frames with respect to the weights of two or more axes."""
+        weights = [parameter for parameter in net.parameters() if parameter.dim() > 1]
+        with autocast(frames.device, self.precision):
+            logits = net(frames).float()
+        loss = F.cross_entropy(logits, torch.full((len(frames),), label, device=frames.device))
+        return torch.autograd.grad(loss, weights, create_graph=create_graph)
+
+    def train(self, net, optimizer, synset):
+        """`inner_loop` epochs of the network on the frames as they are."""
+        frames = synset.static.detach().flatten(0, 1)
+        labels = torch.arange(synset.K, device=frames.device).repeat_interleave(len(frames) // synset.K)
+        for _ in range(self.inner_loop):
+            for part in torch.randperm(len(frames)).split(self.batch_train):
+                optimizer.zero_grad()
+                with autocast(frames.device, self.precision):
+                    logits = net(frames[part]).float()
+                F.cross_entropy(logits, labels[part]).backward()
+                optimizer.step()
+
+
+def row_distance(synthetic, real):
+    """Σ over output rows of 1 − cos, each row flattened over all its other axes (arXiv 2006.05929, equation 10)."""
+    synthetic, real = synthetic.flatten(1), real.flatten(1)
+    # The product of norms plus a small number: a dead filter's row has no direction and must not give nan.
+    return (1 - (synthetic * real).sum(1) / (synthetic.norm(dim=1) * real.norm(dim=1) + 1e-6)).sum()
+
+
+def loops(spc, outer_loop, inner_loop):
+    """The paper's loops by number of frames per class, where the flags give none."""
+    if spc not in LOOPS and None in (outer_loop, inner_loop):
+        raise ValueError(f"--spc {spc} has no loops in the paper (it has {', '.join(map(str, LOOPS))}): give --outer_loop and --inner_loop")
+    outer, inner = LOOPS.get(spc, (None, None))
+    return outer_loop or outer, inner_loop or inner
+
+
+def main(args):
+    device = check(args)
+    outer_loop, inner_loop = loops(args.spc, args.outer_loop, args.inner_loop)
+    run = start_run(args, f"DC_spc{args.spc}")
+    seed_everything(args.seed)
+
+    # One random frame of each training video; the test is of whole clips, for which a frame is repeated.
+    train, test = load_data(args, "train", T=1), load_data(args, "test")
+    synset = StillSet(initial_static(train, args.spc, args.init), args.ipc or args.spc, test.T).to(device)
+    matching = GradientMatching(train, args.batch_real, outer_loop, inner_loop, args.lr_net, args.batch_train, args.precision)
+    optimizer = torch.optim.SGD(synset.parameters(), lr=args.lr_img, momentum=0.5)
+    run.resume(synset=synset, optimizer=optimizer)
+
+    for _ in run.iterations(args.Iteration):
+        if run.due(args.eval_it, args.Iteration):
+            record(run, synset, test, evaluate(synset, test, **evaluation_values(args)))
+        if run.iteration == args.Iteration:
+            break
+        with run.timed_step():
+            matching.iterate(synset, optimizer, run.check_loss)
+    finish(run, test)
+
+
+def parser():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_run_options(parser)
+    add_data_options(parser)
+    add_evaluation_options(parser, eval_it=1000)
+    group = parser.add_argument_group("static learning")
+    group.add_argument("--spc", type=positive, default=2, help="frames per class (%(default)s)")
+    group.add_argument("--ipc", type=positive, help="in evaluation, videos per class that share the frames: each draws one of spc/ipc (spc)")
+    group.add_argument("--lr_img", type=float, default=0.1, help="learning rate of the frames (%(default)s)")
+    group.add_argument("--Iteration", type=int, default=3000, help="fresh networks; 0 evaluates the initial frames (%(default)s)")
+    group.add_argument("--batch_real", type=positive, default=256, help="real frames per class and step, as far as there are so many (%(default)s)")
+    group.add_argument("--outer_loop", type=positive, help="steps of the frames per network (the paper's for spc)")
+    group.add_argument("--inner_loop", type=positive, help="epochs of the network between two steps (the paper's for spc)")
+    group.add_argument("--init", default="real", choices=("real", "noise"), help="start from real frames or noise (%(default)s)")
+    return parser
+
+
+if __name__ == "__main__":
+    run_script(main, parser())

@@ -1,0 +1,104 @@
+"""Distribution matching: videos whose class means in random feature spaces are those of the real clips.
+
+DM (Zhao & Bilen 2023, arXiv 2110.04181) on pixels, METHOD 5. Loss = Σ_c ‖ mean_b embed(clip_cb) − mean_n embed(video_cn) ‖².
+
+    bash sh/baseline/DM.sh GPU DATASET LR IPC
+"""
+import argparse
+
+import torch
+
+import networks
+from distill_utils.compute import KnownGradient, autocast, clips_at_once
+from distill_utils.evaluate import evaluate
+from distill_utils.options import (add_data_options, add_evaluation_options, add_run_options, check, evaluation_values, load_data,
+                                   positive, start_run)
+from distill_utils.record import finish, record
+from distill_utils.synset import PixelSet, initial_videos
+from utils import run_script, seed_everything
+
+
+class DistributionMatching:
+    """`matching(synset)` is the loss in the feature space of a fresh ConvNet3D.
+
+    Neither branch ever holds more than `clips_at_once` clips, so that memory does not grow with the number of classes.
+    """
+
+    def __init__(self, clips, batch_real, precision="fp32"):
+        self.clips, self.batch_real, self.precision = clips, batch_real, precision
+        self.at_once = clips_at_once(clips.T, clips.size, clips.device)
+
+    def __call__(self, synset):
+        net = networks.build("ConvNet3D", self.clips.K, self.clips.T, self.clips.size).to(self.clips.device).requires_grad_(False)
+        real = self.real_means(net)                                        # (K, F)
+        videos, _ = synset(torch.arange(len(synset)))                      # (K·N, T, 3, H, W), in class order
+        loss, gradient = 0, torch.empty_like(videos)
+        for classes in torch.arange(synset.K).split(max(1, self.at_once // synset.N)):
+            rows = slice(int(classes[0]) * synset.N, int(classes[-1] + 1) * synset.N)
+            piece = videos[rows].detach().requires_grad_()
+            means = self.embed(net, piece).unflatten(0, (-1, synset.N)).mean(1)
+            distance = (real[classes] - means).square().sum()              # this piece's terms of the sum over c
+            gradient[rows], = torch.autograd.grad(distance, piece)
+            loss = loss + distance.detach()
+        return KnownGradient.apply(videos, loss, gradient)
+
+    @torch.inference_mode()
+    def real_means(self, net):
+        """Mean embedding of `batch_real` random clips of each class, (K, F) float32."""
+        index = self.clips.class_batch(self.batch_real)
+        labels = self.clips.labels[index]
+        sums = 0
+        for part, part_labels in zip(index.split(self.at_once), labels.split(self.at_once)):
+            membership = torch.nn.functional.one_hot(part_labels, self.clips.K).T.float().to(self.clips.device)
+            sums = sums + membership @ self.embed(net, self.clips.draw(part, flip=True))
+        return (sums / torch.bincount(labels, minlength=self.clips.K)[:, None].to(self.clips.device))
+
+    def embed(self, net, clips):
+        with autocast(clips.device, self.precision):
+            return net.embed(clips).float()
+
+
+def main(args):
+    # Everything that can be refused is, before long work starts.
+    device = check(args)
+    run = start_run(args, f"DM_ipc{args.ipc}_lr{args.lr_img:g}")
+    seed_everything(args.seed)
+
+    # Real clips, and the videos that are to stand for them.
+    train, test = load_data(args, "train"), load_data(args, "test")
+    synset = PixelSet(initial_videos(train, args.ipc, args.init), train.K).to(device)
+    matching = DistributionMatching(train, args.batch_real, args.precision)
+    optimizer = torch.optim.SGD(synset.param_groups(args.lr_img), momentum=0.5)
+    run.resume(synset=synset, optimizer=optimizer)
+
+    for _ in run.iterations(args.Iteration):
+        if run.due(args.eval_it, args.Iteration):
+            record(run, synset, test, evaluate(synset, test, **evaluation_values(args)))
+        if run.iteration == args.Iteration:
+            break
+        with run.timed_step():
+            optimizer.zero_grad()
+            loss = matching(synset)
+            run.check_loss(loss)
+            loss.backward()
+            optimizer.step()
+    finish(run, test)
+
+
+def parser():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_run_options(parser)
+    add_data_options(parser)
+    add_evaluation_options(parser, eval_it=500)
+    group = parser.add_argument_group("distribution matching")
+    group.add_argument("--ipc", type=positive, default=1, help="synthetic videos per class (%(default)s)")
+    group.add_argument("--lr_img", type=float, default=30, help="learning rate of the pixels (%(default)s)")
+    group.add_argument("--Iteration", type=int, default=5000, help="steps; 0 evaluates the initial videos (%(default)s)")
+    group.add_argument("--batch_real", type=positive, default=64, help="real clips per class and step, as far as there are so many (%(default)s)")
+    group.add_argument("--init", default="real", choices=("real", "noise", "still"),
+                       help="start from random real clips, noise, or one real frame repeated (%(default)s)")
+    return parser
+
+
+if __name__ == "__main__":
+    run_script(main, parser())

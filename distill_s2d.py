@@ -1,0 +1,98 @@
+"""Static-dynamic disentanglement: motion is compensated on top of a static memory (Wang et al. CVPR 2024, arXiv 2312.00362, METHOD 3 and 5).
+
+The static memory S of distill_DC.py stays frozen; the dynamic memory D and the hallucinator H are learned by a matching: x = H(S, D).
+
+    bash sh/s2d/DM.sh GPU DATASET LR IPC
+"""
+import argparse
+import json
+import pathlib
+
+import torch
+
+from distill_DM import DistributionMatching
+from distill_utils.evaluate import evaluate
+from distill_utils.options import (add_data_options, add_evaluation_options, add_run_options, check, dataset_label, evaluation_values,
+                                   load_data, positive, start_run)
+from distill_utils.record import finish, record
+from distill_utils.synset import StaticDynamicSet, check_divides, initial_dynamic, load_static
+from networks import Hallucinator
+from utils import run_script, seed_everything
+
+METHODS = {"DM": DistributionMatching}
+
+
+def find_static(args, spc):
+    """The static memory that distill_DC.py made of the same data with as many frames per class."""
+    folder = args.save_path / dataset_label(args)
+    same = ("data_path", "list_path", "frames_path", "size", "stride", "train_clips", "seed")
+    wanted = {name: str(value.resolve()) if isinstance(value := getattr(args, name), pathlib.Path) else value for name in same}
+    found = [path.parent / "distilled.pt" for path in sorted(folder.glob(f"DC_spc{spc}_*/result.json"))
+             if wanted.items() <= json.loads((path.parent / "config.json").read_text())["settings"].items()]
+    if not found:
+        data = f" --data_path {args.data_path}" if args.data_path else ""
+        raise ValueError(f"no finished static memory of {spc} frames per class for these data in {folder}: "
+                         f"run `bash sh/s2d/DC.sh GPU {args.dataset} {spc}{data}` first, or give --path_static")
+    if len(found) > 1:
+        raise ValueError(f"several static memories fit: choose one by --path_static: {', '.join(map(str, found))}")
+    return found[0]
+
+
+def main(args):
+    device = check(args)
+    spc, dpc = args.spc or 2 * args.ipc, args.dpc or 2 * args.ipc
+    check_divides(args.ipc, spc=spc, dpc=dpc)
+    args.path_static = args.path_static or find_static(args, spc)
+    run = start_run(args, f"s2d_{args.method}_ipc{args.ipc}_lr{args.lr_dynamic:g}")
+    seed_everything(args.seed)
+
+    # Real clips; the static memory, and the dynamic memory and hallucinator that are to move it.
+    train, test = load_data(args, "train"), load_data(args, "test")
+    static = load_static(args.path_static, train.K, spc, train.size)
+    dynamic = initial_dynamic(train, dpc, args.init_dynamic)
+    synset = StaticDynamicSet(static, dynamic, Hallucinator(args.init_hal), args.ipc).to(device)
+    matching = METHODS[args.method](train, args.batch_real, args.precision)
+    groups = synset.param_groups(args.lr_dynamic, args.lr_hal, args.lr_static if args.train_static else 0.0)
+    optimizer = torch.optim.SGD(groups, momentum=0.95)
+    run.resume(synset=synset, optimizer=optimizer)
+
+    for _ in run.iterations(args.Iteration):
+        if run.due(args.eval_it, args.Iteration):
+            record(run, synset, test, evaluate(synset, test, **evaluation_values(args)))
+        if run.iteration == args.Iteration:
+            break
+        with run.timed_step():
+            optimizer.zero_grad()
+            loss = matching(synset)
+            run.check_loss(loss)
+            loss.backward()
+            optimizer.step()
+    finish(run, test)
+
+
+def parser():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_run_options(parser)
+    add_data_options(parser)
+    add_evaluation_options(parser, eval_it=400)
+    group = parser.add_argument_group("static-dynamic disentanglement")
+    group.add_argument("--method", default="DM", choices=METHODS, help="the matching (%(default)s)")
+    group.add_argument("--ipc", type=positive, default=1, help="synthetic videos per class (%(default)s)")
+    group.add_argument("--spc", type=positive, help="static memories per class (2·ipc)")
+    group.add_argument("--dpc", type=positive, help="dynamic memories per class (2·ipc)")
+    group.add_argument("--path_static", type=pathlib.Path, help="static memory file (the one that sh/s2d/DC.sh made for the same data and spc)")
+    group.add_argument("--lr_dynamic", type=float, default=1e-4, help="learning rate of the dynamic memory (%(default)s)")
+    group.add_argument("--lr_hal", type=float, default=1e-5, help="learning rate of the hallucinator (%(default)s)")
+    group.add_argument("--train_static", action="store_true", help="learn the static memory too")
+    group.add_argument("--lr_static", type=float, default=1.0, help="its learning rate then (%(default)s)")
+    group.add_argument("--Iteration", type=int, default=5000, help="steps; 0 evaluates the initial set (%(default)s)")
+    group.add_argument("--batch_real", type=positive, default=64, help="real clips per class and step, as far as there are so many (%(default)s)")
+    group.add_argument("--init_dynamic", default="noise", choices=("noise", "residual"),
+                       help="N(0, 1), or the grey difference between a real clip's frames and its still frame (%(default)s)")
+    group.add_argument("--init_hal", default="random", choices=("random", "identity"),
+                       help="PyTorch's, or static plus dynamic memory on all three channels (%(default)s)")
+    return parser
+
+
+if __name__ == "__main__":
+    run_script(main, parser())

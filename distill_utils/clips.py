@@ -1,0 +1,249 @@
+"""Real clips as uint8: decoded once into a packed array on disk, or read from their JPEGs on the fly.
+
+Letters: B batch, T frames, H = W = size pixels, K classes. Clips are (B, T, 3, H, W).
+"""
+import concurrent.futures
+import contextlib
+import dataclasses
+import fcntl
+import hashlib
+import json
+import os
+import pathlib
+import shutil
+import time
+import warnings
+
+import numpy as np
+import pandas as pd
+import torch
+from PIL import Image, ImageOps
+
+from distill_utils.datasets import DATA_PATH, clip_frames, clip_positions, find_dataset, find_folders, frame_names, read_videos
+from utils import progress, save_json
+
+MEAN = torch.tensor((0.485, 0.456, 0.406)).view(3, 1, 1)
+STD = torch.tensor((0.229, 0.224, 0.225)).view(3, 1, 1)
+PACK_FORMAT = 1  # a new number makes all packs new
+
+
+def normalize(pixels):
+    """uint8 (..., 3, H, W) to float32: pixels / 255, minus ImageNet's mean, over its std."""
+    return pixels.float().div_(255).sub_(MEAN.to(pixels.device)).div_(STD.to(pixels.device))
+
+
+def denormalize(values):
+    """The inverse of normalize, rounded and clamped to uint8."""
+    values = values.detach().float()
+    pixels = (values * STD.to(values.device) + MEAN.to(values.device)) * 255
+    return pixels.round_().clamp_(0, 255).to(torch.uint8)
+
+
+class Clips:
+    """All clips of one split. labels, videos: (n,) int64 on the CPU, the class and the video of each clip."""
+
+    def __init__(self, take, resident, labels, videos, class_names, dataset, T, size, device):
+        self.take, self.resident = take, resident
+        self.labels, self.videos, self.class_names, self.K = labels, videos, class_names, len(class_names)
+        self.dataset, self.T, self.size, self.device = dataset, T, size, device
+        starts = self.counts().cumsum(0) - self.counts()
+        self.rank_in_class = torch.arange(len(labels)) - starts[labels.sort().values]  # of clips sorted by class
+
+    def __len__(self):
+        return len(self.labels)
+
+    def counts(self):
+        """Clips per class, (K,) int64."""
+        return torch.bincount(self.labels, minlength=self.K)
+
+    def gather(self, index):
+        """Clips by their numbers, an int64 CPU tensor (B,): uint8 (B, T, 3, H, W) on the device."""
+        if self.resident is not None:
+            return self.resident.index_select(0, index.to(self.device))
+        batch = torch.empty((len(index), self.T, 3, self.size, self.size), dtype=torch.uint8, pin_memory=self.device.type == "cuda")
+        self.take(index, batch)
+        return batch.to(self.device, non_blocking=True)
+
+    def draw(self, index, flip=False):
+        """Clips in normalised pixels, float32 (B, T, 3, H, W); `flip` mirrors each left-right with probability 1/2."""
+        clips = self.gather(index)
+        if flip:
+            mirrored = (torch.rand(len(index)) < 0.5).to(self.device)
+            clips = torch.where(mirrored.view(-1, 1, 1, 1, 1), clips.flip(-1), clips)
+        return normalize(clips)
+
+    def class_batch(self, per_class):
+        """Numbers of random clips without replacement, sorted by class: min(per_class, clips of the class) of each, int64."""
+        shuffled_in_class = (self.labels + torch.rand(len(self), dtype=torch.float64)).argsort()
+        return shuffled_in_class[self.rank_in_class < per_class]
+
+
+def load_clips(dataset, *, split, data_path=None, list_path=None, frames_path=None, T=None, size=None, stride=None, train_clips=1,
+               test_clips=3, seed=0, pack=True, pack_path=None, device="cpu", workers=None):
+    """The clips of a split ("train" or "test") of a data set by its name.
+
+    T, size and stride default to the data set's own. With `pack` the clips are decoded once, into a file under `pack_path`, and
+    later calls read no frame folder. ValueError names what is wrong with the list, a folder, a frame or a flag.
+    """
+    check_positive(frames=T, size=size, stride=stride, train_clips=train_clips, test_clips=test_clips, workers=workers)
+    if seed < 0:
+        raise ValueError(f"--seed {seed} must be at least 0")
+    row = find_dataset(dataset)
+    row = dataclasses.replace(row, T=T or row.T, size=size or row.size, stride=stride or row.stride)
+    if row.T == 1:
+        row = dataclasses.replace(row, rule="stride")  # static learning: a random frame, not the first
+    videos, class_names = read_videos(dataset, data_path, list_path, frames_path)
+    videos = videos[videos.split == split]
+    if videos.empty:
+        raise ValueError(f"the list of {dataset} has no {split} videos: give another one by --list_path")
+
+    clips = 1 if row.rule == "all" else train_clips if split == "train" else test_clips
+    positions = clip_positions(split, len(videos), clips, seed)
+    labels = torch.from_numpy(pd.Categorical(videos.label, categories=class_names).codes.astype(np.int64))
+    device, shape = torch.device(device), (len(videos) * clips, row.T, 3, row.size, row.size)
+
+    def open_frames():
+        return FrameFolders(find_folders(videos.folder.tolist(), row.elsewhere), positions, row, workers)
+
+    take = resident = None
+    if pack:
+        seed = seed if split == "train" and row.rule == "stride" else None  # no other clips depend on it
+        key = pack_key(videos, class_names, row, clips, seed)
+        path = pathlib.Path(pack_path or DATA_PATH / "packs").absolute() / f"{dataset}_{split}_T{row.T}_{row.size}px_{key}.npy"
+        packed = open_pack(path, shape, open_frames)
+        if device.type == "cuda" and packed.numel() <= torch.cuda.mem_get_info(device)[0] // 2:
+            resident = packed.to(device)
+        else:
+            def take(index, batch):
+                torch.index_select(packed, 0, index, out=batch)
+    else:
+        take = open_frames().take
+    return Clips(take, resident, labels.repeat_interleave(clips), torch.arange(len(videos)).repeat_interleave(clips), class_names,
+                 dataset, row.T, row.size, device)
+
+
+def check_positive(**flags):
+    for name, value in flags.items():
+        if value is not None and value < 1:
+            raise ValueError(f"--{name} {value} must be at least 1")
+
+
+# ---------------------------------------------------------------- frames
+
+class FrameFolders:
+    """Decodes clips from their frame folders. positions: (videos, clips), where each clip starts in its video."""
+
+    def __init__(self, folders, positions, row, workers):
+        self.folders, self.positions, self.row = folders, positions, row
+        self.workers = workers or len(os.sched_getaffinity(0))
+        self.pool = concurrent.futures.ThreadPoolExecutor(self.workers)  # PIL decodes without the GIL
+        lengths = self.pool.map(lambda folder: len(frame_names(folder)), folders)
+        self.stretched = sum(length < row.T for length in lengths)
+        if self.stretched:
+            print(f"{self.stretched} of {len(folders)} videos have fewer than {row.T} frames and are stretched")
+
+    def decode(self, video, clips=slice(None)):
+        """All clips of a video, or some of them: uint8 (n, T, 3, H, W). A frame of several clips is decoded once."""
+        row, folder = self.row, self.folders[video]
+        names = frame_names(folder)
+        numbers = clip_frames(len(names), row.T, row.stride, row.rule, self.positions[video, clips])
+        needed, where = np.unique(numbers, return_inverse=True)
+        frames = np.stack([read_frame(os.path.join(folder, names[number]), row.size) for number in needed])
+        return frames[where.reshape(numbers.shape)]
+
+    def take(self, index, batch):
+        """Decode the clips `index` (B,) into batch (B, T, 3, H, W)."""
+        videos, clips = np.divmod(index.numpy(), self.positions.shape[1])
+        for clip, decoded in zip(batch.numpy(), self.pool.map(lambda video, clip: self.decode(video, [clip]), videos, clips)):
+            clip[:] = decoded[0]
+
+
+def read_frame(path, size):
+    """An image file as uint8 RGB (3, size, size): the shorter side resized, the middle of the longer one."""
+    try:
+        with Image.open(path) as image:
+            image = ImageOps.fit(image.convert("RGB"), (size, size), method=Image.Resampling.BICUBIC)
+    except Exception as error:  # PIL's decoders raise errors of many kinds
+        raise ValueError(f"{path} cannot be read as an image ({error})") from error
+    return np.asarray(image).transpose(2, 0, 1)
+
+
+# ---------------------------------------------------------------- the pack
+
+def pack_key(videos, class_names, row, clips, seed):
+    content = [PACK_FORMAT, row.T, row.size, row.stride, row.rule, clips, seed, class_names, videos.folder.tolist(), videos.label.tolist()]
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
+
+
+def open_pack(path, shape, open_frames):
+    """The pack at `path` as a uint8 tensor on the memory map; built first, from open_frames(), when it is not there."""
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with locked(path.with_suffix(".lock")):
+            if not path.exists():
+                build_pack(path, shape, open_frames())
+    try:
+        array = np.load(path, mmap_mode="r")
+    except ValueError:
+        array = None
+    if array is None or array.shape != shape or array.dtype != np.uint8:
+        raise ValueError(f"the pack {path} is damaged: delete it, the next run builds it again")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The given NumPy array is not writable")  # nobody writes
+        return torch.from_numpy(array)
+
+
+@contextlib.contextmanager
+def locked(path):
+    """One process at a time; the lock goes with its process however that ends."""
+    with open(path, "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print(f"waiting for another process that builds {path.with_suffix('.npy').name}", flush=True)
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def build_pack(path, shape, frames):
+    """Decode all videos into `path`, by way of a file that is renamed when it is complete."""
+    temporary, start, size = path.with_suffix(".tmp"), time.monotonic(), int(np.prod(shape))
+    try:
+        with open(temporary, "wb") as file:  # empties what a killed build left
+            check_space(path.parent, size)
+            np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
+            file.flush()
+            write_clips(file.fileno(), file.tell(), frames, shape[0], path.stem)
+            os.fsync(file.fileno())
+        save_json({"clips": shape[0], "videos": len(frames.folders), "stretched": frames.stretched, "bytes": size,
+                   "seconds": round(time.monotonic() - start, 2)}, path.with_suffix(".json"))
+        os.replace(temporary, path)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror or str(error), error.filename or str(path)) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_clips(file, offset, frames, clips, name, batch=1024):
+    """Decode in threads, each writing its video's clips in their place, so that memory stays flat."""
+    per_video = clips // len(frames.folders)
+
+    def write(video):
+        data = memoryview(np.ascontiguousarray(frames.decode(video))).cast("B")
+        place = offset + video * len(data)
+        while data:  # a nearly full disk takes part of it first
+            written = os.pwrite(file, data, place)
+            data, place = data[written:], place + written
+
+    # A pool of its own: after an error it waits for its threads, so that none writes when the file is closed.
+    with progress(total=clips, desc=f"packing {name}", unit="clip") as bar, concurrent.futures.ThreadPoolExecutor(frames.workers) as pool:
+        for start in range(0, len(frames.folders), batch):
+            for _ in pool.map(write, range(start, min(start + batch, len(frames.folders)))):
+                bar.update(per_video)
+
+
+def check_space(folder, size):
+    free = shutil.disk_usage(folder).free
+    if size > free:
+        raise ValueError(f"{folder} has {free / 1e9:.1f} GB free and the pack needs {size / 1e9:.1f} GB: "
+                         "give another --pack_path, or --no_pack")

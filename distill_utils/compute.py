@@ -1,0 +1,34 @@
+"""How much is computed at once, and in which number format."""
+import torch
+
+PRECISIONS = ("fp32", "bf16")
+
+
+def autocast(device, precision):
+    """Convolutions in bfloat16 under `bf16`; weights, sums and updates stay float32."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
+
+
+def clips_at_once(frames, size, device):
+    """How many clips of T frames go through ConvNet3D together within the memory budget (0.5 GB on a CPU, a quarter of a GPU's free memory).
+
+    A clip's activations are mostly those of the first block, 64·T·(size/2)² numbers, kept about four times.
+    """
+    budget = torch.cuda.mem_get_info(device)[0] / 4 if device.type == "cuda" else 2 ** 29
+    return max(1, min(1024, int(budget / (4 * 4 * 64 * frames * (size / 2) ** 2))))
+
+
+class KnownGradient(torch.autograd.Function):
+    """A loss whose gradient with respect to `videos` is already there: `loss.backward()` hands it on to whatever made the videos.
+
+    With it a matching computes its gradient piece by piece, each piece's graph freed before the next, and still returns a loss.
+    """
+
+    @staticmethod
+    def forward(context, videos, loss, gradient):
+        context.save_for_backward(gradient)
+        return loss.clone()
+
+    @staticmethod
+    def backward(context, outer):
+        return outer * context.saved_tensors[0], None, None

@@ -1,0 +1,244 @@
+"""Data sets as frame folders and lists: the table, the readers of lists, the order of frames and the choice of a clip's frames.
+
+Letters: T frames of a clip. Nothing here opens an image; reading a list touches no frame folder.
+"""
+import dataclasses
+import json
+import os
+import pathlib
+import posixpath
+import re
+from typing import Callable
+
+import numpy as np
+import pandas as pd
+
+from utils import ROOT
+
+DATA_PATH = ROOT / "distill_utils" / "data"
+LIST_COLUMNS = ("folder_name", "label", "split")
+SPLITS = {"train": "train", "test": "test", "val": "test", "validate": "test", "validation": "test"}
+OUTSIDE = r"^/|^\.?$|(?:^|/)\.\.(?:/|$)|\0"  # absolute, empty, or climbing out of the frames' directory
+
+
+# ---------------------------------------------------------------- lists: path -> table of folder, label, split
+
+def read_table(path, columns):
+    try:
+        rows = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig", index_col=False)
+    except ValueError as error:  # not text, ragged rows, no rows at all
+        raise ValueError(f"{path} cannot be read as a csv list ({error})") from error
+    missing = [column for column in columns if column not in rows]
+    if missing:
+        raise ValueError(f"{path} has no column {', '.join(missing)}: its header must name {','.join(columns)}")
+    return rows[list(columns)].fillna("")  # rows that end early
+
+
+def read_csv(path):
+    return read_table(path, LIST_COLUMNS).rename(columns={"folder_name": "folder"})
+
+
+def read_kinetics(path):
+    rows = read_table(path, ("label", "youtube_id", "time_start", "time_end", "split"))
+    videos = rows.youtube_id + "_" + rows.time_start.str.zfill(6) + "_" + rows.time_end.str.zfill(6)
+    side = pd.Series(np.where(rows.split == "train", "train/", "val/"), index=rows.index)
+    return pd.DataFrame({"folder": side + videos, "label": rows.label, "split": rows.split})
+
+
+def read_ssv2(path):
+    """annot_<split>.json; class_list.json beside it names the classes."""
+    videos, classes = read_json(path), read_json(path.with_name("class_list.json"))
+    try:
+        rows = pd.DataFrame({"folder": [str(video["id"]) for video in videos], "label": [video["class"] for video in videos]})
+    except (TypeError, KeyError):
+        raise ValueError(f"{path} is not a list of videos with an id and a class") from None
+    unknown = rows.label[~rows.label.isin(list(classes))]
+    if len(unknown):
+        raise ValueError(f"{path} has the class {unknown.iloc[0]!r}, which class_list.json beside it does not name")
+    return rows.assign(split=path.stem.removeprefix("annot_"))
+
+
+def read_json(path):
+    if not path.is_file():
+        raise ValueError(f"{path} does not exist")
+    try:
+        return json.loads(path.read_text(encoding="utf-8-sig"))
+    except ValueError as error:
+        raise ValueError(f"{path} cannot be read as json ({error})") from error
+
+
+# ---------------------------------------------------------------- the table
+
+@dataclasses.dataclass(frozen=True)
+class DataSet:
+    name: str
+    root: str  # under the data path
+    frames: str  # directory of the frame folders, under root
+    lists: tuple  # files, under root
+    T: int
+    size: int  # pixels
+    rule: str = "stride"  # or "all": the clip spreads over all stored frames
+    stride: int = 4  # frames from one frame of a clip to the next, where the video is long enough
+    reader: Callable = read_csv
+    elsewhere: str = ""  # a directory to look in for folders that are not where the list puts them
+    headline: str = "top1"  # or "top5": the accuracy to quote
+    remedy: str = "put it there, or give --data_path"
+
+
+TABLE = (
+    DataSet("UCF101", "UCF101", "jpegs_112", ("ucf101_splits1.csv",), T=16, size=112),
+    DataSet("miniUCF101", "UCF101", "jpegs_112", ("ucf50_splits1.csv",), T=16, size=112),
+    DataSet("HMDB51", "HMDB51", "jpegs_112", ("hmdb51_splits.csv",), T=16, size=112),
+    DataSet("Kinetics400", "Kinetics", "", ("train.csv", "validate.csv"), T=8, size=64, rule="all", reader=read_kinetics,
+            elsewhere="replacement", headline="top5"),
+    DataSet("SSv2", "SSv2", "frame", ("annot_train.json", "annot_val.json"), T=8, size=64, rule="all", reader=read_ssv2, headline="top5"),
+    DataSet("toy", "toy", "jpegs_64", ("toy_splits1.csv",), T=8, size=64, stride=1,
+            remedy="make it by `python -m distill_utils.toy`"),
+    DataSet("custom", "", "", (), T=8, size=64),  # a folder of one's own: frames and list are found in it
+)
+DATASETS = {dataset.name: dataset for dataset in TABLE}
+
+
+def find_dataset(name):
+    if name not in DATASETS:
+        raise ValueError(f"--dataset {name} is unknown: choose from {', '.join(DATASETS)}")
+    return DATASETS[name]
+
+
+# ---------------------------------------------------------------- videos of a data set
+
+def read_videos(dataset, data_path=None, list_path=None, frames_path=None):
+    """The videos of a data set by its name, in list order, and the names of its classes, sorted.
+
+    Returns a table with the columns folder (path of the video's frames), label (name of its class) and split ("train" or "test"),
+    and the list of names. ValueError for a list that is missing or breaks a rule.
+    """
+    dataset = find_dataset(dataset)
+    if dataset.name == "custom" and data_path is None:
+        raise ValueError("--dataset custom needs --data_path, the folder with its frames and its list")
+    root = pathlib.Path(data_path or DATA_PATH).absolute() / dataset.root
+    lists = [pathlib.Path(list_path).absolute()] if list_path else [root / name for name in dataset.lists] or [only_list(root)]
+    for path in lists:
+        if not path.is_file():
+            raise ValueError(f"{path}, the list of {dataset.name}, does not exist: {dataset.remedy}")
+    if frames_path:
+        frames = pathlib.Path(frames_path).absolute()
+    else:
+        frames = only_directory(root) if dataset.name == "custom" else root / dataset.frames
+    videos = pd.concat([checked(dataset.reader(path), path) for path in lists], ignore_index=True)
+    class_names = check_together(videos, " and ".join(str(path) for path in lists))
+    return videos.assign(folder=f"{frames}/" + videos.folder), class_names
+
+
+def checked(videos, path):
+    """One list's videos with clean folder and split names; ValueError for a row that breaks a rule."""
+    def refuse(wrong, why):
+        if wrong.any():
+            row = videos[wrong].iloc[0]
+            raise ValueError(f"{path}, row {wrong.to_numpy().argmax() + 1}: {why.format(**row)}")
+
+    if videos.empty:
+        raise ValueError(f"{path} lists no videos")
+    refuse(videos.folder.str.contains(OUTSIDE, regex=True), "the folder name {folder!r} does not stay inside the frames' directory")
+    refuse(videos.label == "", "{folder} has no label")
+    refuse(~videos.split.isin(list(SPLITS)), "the split {split!r} is unknown: choose from " + ", ".join(SPLITS))
+    return videos.assign(folder=[posixpath.normpath(name) for name in videos.folder], split=videos.split.map(SPLITS))
+
+
+def check_together(videos, where):
+    """The sorted class names; ValueError when a video is listed twice or a class cannot be learned."""
+    twice = videos.folder[videos.folder.duplicated()]
+    if len(twice):
+        raise ValueError(f"{where}: {twice.iloc[0]} is listed more than once (a video belongs to one class and one split)")
+    class_names = sorted(videos.label.unique())
+    untrained = set(class_names) - set(videos.label[videos.split == "train"])
+    if untrained:
+        raise ValueError(f"{where}: the class {min(untrained)!r} has no training videos")
+    return class_names
+
+
+def only_list(root):
+    check_directory(root)
+    paths = [path for path in sorted(root.glob("*.csv")) if set(LIST_COLUMNS) <= header(path)]
+    return only(paths, f"list (a csv with the columns {','.join(LIST_COLUMNS)})", root, "--list_path")
+
+
+def only_directory(root):
+    check_directory(root)
+    paths = [path for path in sorted(root.iterdir()) if path.is_dir() and not path.name.startswith(".")]
+    return only(paths, "directory of frame folders", root, "--frames_path")
+
+
+def only(paths, what, root, flag):
+    if len(paths) != 1:
+        found = ", ".join(path.name for path in paths) or "none"
+        raise ValueError(f"{root} should hold one {what}, found {found}: name it by {flag}")
+    return paths[0]
+
+
+def check_directory(root):
+    if not root.is_dir():
+        raise ValueError(f"--data_path {root} is not a directory")
+
+
+def header(path):
+    with open(path, encoding="utf-8-sig", errors="replace") as file:
+        return {name.strip().strip('"') for name in file.readline().split(",")}
+
+
+# ---------------------------------------------------------------- frames of a video
+
+def find_folders(folders, elsewhere=""):
+    """The folders as they are on disk, some in the directory `elsewhere` beside their own; ValueError when any is missing."""
+    found = [folder if os.path.isdir(folder) else neighbour(folder, elsewhere) for folder in folders]
+    missing = [folder for folder, there in zip(folders, found) if there is None]
+    if missing:
+        raise ValueError(f"the frame folder {missing[0]} does not exist ({len(missing)} of {len(found)} folders of the list are missing)")
+    return found
+
+
+def neighbour(folder, elsewhere):
+    directory, name = os.path.split(folder)
+    path = os.path.join(os.path.dirname(directory), elsewhere, name)
+    return path if elsewhere and os.path.isdir(path) else None
+
+
+def frame_names(folder):
+    """Names of the images in a folder in the order of their numbers (the last number in a name counts); ValueError when there is none."""
+    try:
+        names = os.listdir(folder)
+    except (FileNotFoundError, NotADirectoryError):
+        raise ValueError(f"the frame folder {folder} does not exist") from None
+    frames = [name for name in names if name.lower().endswith((".jpg", ".jpeg", ".png")) and not name.startswith(".")]
+    if not frames:
+        raise ValueError(f"the frame folder {folder} holds no .jpg, .jpeg or .png file")
+    return sorted(frames, key=lambda name: (frame_number(name), name))
+
+
+def frame_number(name):
+    numbers = re.findall(r"\d+", os.path.splitext(name)[0])
+    return int(numbers[-1]) if numbers else -1
+
+
+def clip_positions(split, videos, clips, seed):
+    """Where the clips of each video start, between its first (0) and its last (1) valid start: (videos, clips) float64.
+
+    At random in training, in list order from a stream of its own; evenly spaced in testing, one clip in the middle.
+    """
+    if split == "train":
+        return np.random.default_rng(seed).random((videos, clips))
+    return np.tile(np.linspace(0, 1, clips) if clips > 1 else [0.5], (videos, 1))
+
+
+def clip_frames(length, T, stride, rule, positions):
+    """Frame numbers (n, T) of n clips of a video of `length` frames, started at n `positions` in [0, 1].
+
+    A video shorter than T frames is stretched. Rule "all" spreads the clip over the video whatever the position.
+    """
+    positions = np.asarray(positions)
+    if rule == "all" or length < T:
+        return np.tile(np.arange(T) * length // T, (len(positions), 1))
+    stride = max(1, min(stride, length // T))
+    starts = length - (T - 1) * stride
+    first = np.minimum(np.floor(positions * starts), starts - 1).astype(np.int64)
+    return first[:, None] + stride * np.arange(T)

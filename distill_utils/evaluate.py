@@ -1,0 +1,102 @@
+"""The evaluation protocol (METHOD 6): fresh networks are trained on a set, then see every test clip once."""
+import time
+
+import torch
+import torch.nn.functional as F
+
+import networks
+from distill_utils.compute import autocast, clips_at_once
+from utils import progress, random_stream
+
+
+def evaluate(synset, test, *, network="ConvNet3D", num_eval=3, epochs=500, lr=0.01, batch_size=256, seed=0, precision="fp32"):
+    """Train `num_eval` fresh networks on the set and test them.
+
+    Args:
+        synset: a synthetic set, or RealSet; drawn anew each epoch.
+        test: the test Clips.
+        seed: of the evaluation's own random stream; the run's random state is left as it was.
+
+    Returns a dict of plain values: `top1`, `top5` over clips and `video_top1` (logits averaged over a video's clips), each the mean over
+    networks in percent with its `_std`; `per_class` top-1 in percent; `storage` in bytes; `seconds`; `train_top1` on the set itself.
+    """
+    start, at_once = time.perf_counter(), clips_at_once(test.T, test.size, test.device)
+    frozen, scores = synset.frozen(), []
+    with progress(total=num_eval * epochs, desc="evaluating", unit="epoch", leave=False) as bar:
+        for number in range(num_eval):
+            with random_stream(seed * 1000 + number):
+                net = networks.build(network, test.K, test.T, test.size).to(test.device)
+                train_top1 = train(net, frozen, epochs, lr, batch_size, at_once, precision, bar)
+            scores.append({**score(predict(net, test, precision), test), "train_top1": train_top1})
+    result = {}
+    for name in ("top1", "top5", "video_top1"):
+        values = torch.tensor([each[name] for each in scores], dtype=torch.float64)
+        result |= {name: values.mean().item(), f"{name}_std": values.std(correction=0).item()}
+    result["per_class"] = torch.stack([each["per_class"] for each in scores]).mean(0).tolist()
+    result["train_top1"] = sum(each["train_top1"] for each in scores) / num_eval
+    return {**result, "networks": [each["top1"] for each in scores], "storage": synset.storage(), "seconds": time.perf_counter() - start}
+
+
+def train(net, synset, epochs, lr, batch_size, at_once, precision, bar):
+    """SGD with momentum 0.9 and weight decay 5e-4, lr × 0.1 after half of the epochs. Returns top-1 on the set in the last epoch, in percent."""
+    net.train()
+    optimizer = torch.optim.SGD(net.parameters(), lr=lr, momentum=0.9, weight_decay=5e-4)
+    schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, [max(1, epochs // 2)])
+    for _ in range(epochs):
+        correct = 0
+        for index in torch.randperm(len(synset)).split(batch_size):
+            optimizer.zero_grad()
+            for part in index.split(at_once):
+                videos, labels = synset(part)
+                with autocast(videos.device, precision):
+                    logits = net(videos).float()
+                # A part's share of the batch's mean: the parts' gradients add up to the batch's.
+                (F.cross_entropy(logits, labels, reduction="sum") / len(index)).backward()
+                correct += (logits.argmax(1) == labels).sum()
+            optimizer.step()
+        schedule.step()
+        bar.update()
+    return 100 * float(correct) / len(synset)
+
+
+@torch.inference_mode()
+def predict(net, test, precision="fp32"):
+    """Logits (n, K) of all test clips, float32 on the CPU."""
+    net.eval()
+    logits = []
+    for index in torch.arange(len(test)).split(clips_at_once(test.T, test.size, test.device)):
+        with autocast(test.device, precision):
+            logits.append(net(test.draw(index)).float().cpu())
+    return torch.cat(logits)
+
+
+def score(logits, test):
+    """Accuracies in percent: top-1 and top-5 over clips, top-1 over videos, top-1 of each class (nan for a class without test clips)."""
+    labels, videos = test.labels, test.videos
+    hits = logits.topk(min(5, test.K)).indices == labels[:, None]          # (n, 5)
+    counts = torch.bincount(labels, minlength=test.K)
+    sums = torch.zeros(int(videos.max()) + 1, test.K).index_add_(0, videos, logits)
+    video_labels = torch.zeros(len(sums), dtype=torch.long).index_copy_(0, videos, labels)
+    return {"top1": 100 * hits[:, 0].double().mean().item(), "top5": 100 * hits.any(1).double().mean().item(),
+            "video_top1": 100 * (sums.argmax(1) == video_labels).double().mean().item(),
+            "per_class": 100 * torch.bincount(labels[hits[:, 0]], minlength=test.K) / counts}
+
+
+class RealSet:
+    """Real training clips in the place of a synthetic set: the full data, or a selection of them by clip number."""
+
+    def __init__(self, clips):
+        self.clips = clips
+
+    def __len__(self):
+        return len(self.clips)
+
+    def __call__(self, index):
+        return self.clips.draw(index, flip=True), self.clips.labels[index].to(self.clips.device)
+
+    def frozen(self):
+        return self
+
+    def storage(self):
+        """Bytes of the uint8 clips."""
+        return len(self) * self.clips.T * 3 * self.clips.size ** 2

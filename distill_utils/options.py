@@ -1,0 +1,91 @@
+"""The groups of flags that the scripts share, and what the scripts make of them."""
+import os
+import pathlib
+
+from distill_utils.compute import PRECISIONS
+from distill_utils.datasets import DATASETS
+from distill_utils.clips import load_clips
+from networks import NETWORKS
+from utils import ROOT, Run, find_device
+
+# Flags that change no result, so that they do not choose the run's folder.
+WITHOUT_EFFECT = ("save_path", "pack_path", "pack", "device", "workers", "wandb", "checkpoint_seconds")
+
+
+def add_run_options(parser):
+    group = parser.add_argument_group("run")
+    group.add_argument("--save_path", default=ROOT / "results", type=pathlib.Path, help="folder of the run folders (%(default)s)")
+    group.add_argument("--device", default="cuda", help="cuda, cuda:1 or cpu (%(default)s)")
+    group.add_argument("--precision", default="fp32", choices=PRECISIONS,
+                       help="number format of convolutions; sums, means and updates are float32 in both (%(default)s)")
+    group.add_argument("--seed", default=0, type=int, help="of everything random (%(default)s)")
+    group.add_argument("--checkpoint_seconds", default=60, type=float, metavar="S",
+                       help="a kill loses at most about so much work between evaluations (%(default)s)")
+    group.add_argument("--wandb", default=os.environ.get("WANDB_MODE", "offline"), choices=("online", "offline", "disabled"),
+                       help="weights & biases (WANDB_MODE, else offline)")
+
+
+def add_data_options(parser):
+    group = parser.add_argument_group("data")
+    group.add_argument("--dataset", required=True, help=f"one of {', '.join(DATASETS)}")
+    group.add_argument("--data_path", type=pathlib.Path, help="folder of the data sets (distill_utils/data); for custom the data set's own folder")
+    group.add_argument("--list_path", type=pathlib.Path, help="custom: the folder_name,label,split csv, where the folder has several")
+    group.add_argument("--frames_path", type=pathlib.Path, help="custom: the folder of frame folders, where there are several")
+    group.add_argument("--frames", type=int, metavar="T", help="frames of a clip (the data set's: 16 or 8)")
+    group.add_argument("--size", type=int, help="height and width in pixels (the data set's: 112 or 64)")
+    group.add_argument("--stride", type=int, help="frames from one of a clip's frames to the next (4)")
+    group.add_argument("--train_clips", type=int, default=1, help="clips drawn from each training video, once (%(default)s)")
+    group.add_argument("--test_clips", type=int, default=3, help="evenly spaced clips of each test video (%(default)s)")
+    group.add_argument("--pack_path", type=pathlib.Path, help="folder of the packed clips (distill_utils/data/packs)")
+    group.add_argument("--no_pack", dest="pack", action="store_false", help="decode JPEGs each time instead of packing them once")
+    group.add_argument("--workers", type=int, help="decoding threads (the number of cores)")
+
+
+def add_evaluation_options(parser, eval_it):
+    group = parser.add_argument_group("evaluation")
+    group.add_argument("--eval_it", type=positive, default=eval_it, help="iterations from one evaluation to the next (%(default)s)")
+    group.add_argument("--network", default="ConvNet3D", help=f"trained on the set: one of {', '.join(NETWORKS)} (%(default)s)")
+    group.add_argument("--num_eval", type=positive, default=3, help="fresh networks of each evaluation (%(default)s)")
+    group.add_argument("--epoch_eval_train", type=positive, default=500, help="epochs that each is trained (%(default)s)")
+    group.add_argument("--lr_net", type=float, default=0.01, help="their learning rate, a tenth of it after half of the epochs (%(default)s)")
+    group.add_argument("--batch_train", type=positive, default=256, help="their batch size (%(default)s)")
+
+
+def positive(text):
+    number = int(text)
+    if number < 1:
+        raise ValueError
+    return number
+
+
+def dataset_label(args):
+    """Name of the data set in the run folders; a custom set goes by the name of its folder."""
+    return f"custom-{args.data_path.resolve().name}" if args.dataset == "custom" and args.data_path else args.dataset
+
+
+def start_run(args, name):
+    """The run folder <save_path>/<data set>/<name>_<hash of the settings>."""
+    settings = {key: str(value.resolve()) if isinstance(value, pathlib.Path) else value for key, value in vars(args).items()}
+    return Run(settings, args.save_path / dataset_label(args), name, WITHOUT_EFFECT, args.wandb, args.checkpoint_seconds)
+
+
+def check(args):
+    """Refuse impossible settings before any work is done; returns the device."""
+    for name, table in (("dataset", DATASETS), ("network", NETWORKS)):
+        if getattr(args, name) not in table:
+            raise ValueError(f"unknown --{name} {getattr(args, name)!r}: choose one of {', '.join(table)}")
+    return find_device(args.device)
+
+
+def load_data(args, split, **other):
+    """The training or test Clips that the flags describe; `other` replaces flags, as frames=1 for static learning."""
+    values = dict(data_path=args.data_path, list_path=args.list_path, frames_path=args.frames_path, T=args.frames, size=args.size,
+                  stride=args.stride, train_clips=args.train_clips, test_clips=args.test_clips, seed=args.seed,
+                  pack=args.pack, pack_path=args.pack_path, device=args.device, workers=args.workers)
+    return load_clips(args.dataset, split=split, **(values | other))
+
+
+def evaluation_values(args):
+    """The named values of `evaluate` that the flags give."""
+    return dict(network=args.network, num_eval=args.num_eval, epochs=args.epoch_eval_train, lr=args.lr_net, batch_size=args.batch_train,
+                seed=args.seed, precision=args.precision)

@@ -1,0 +1,164 @@
+"""Synthetic sets (METHOD 3): what is learned. N synthetic videos stand for each of K classes.
+
+Each set is called with video numbers 0 … K·N−1 and gives videos (B, T, 3, H, W) in normalised pixels and their labels (B,),
+differentiable with respect to what the set learns. Video n is the (n % N)-th of class n // N.
+"""
+import copy
+
+import torch
+from torch import nn
+
+from networks import Hallucinator
+
+
+class SyntheticSet(nn.Module):
+    """What all sets share: K classes of N = `ipc` videos."""
+
+    def __init__(self, num_classes, ipc):
+        super().__init__()
+        self.K, self.N = num_classes, ipc
+
+    def __len__(self):
+        return self.K * self.N
+
+    @property
+    def labels(self):
+        return torch.arange(self.K).repeat_interleave(self.N)
+
+    def of_class(self, label):
+        """The videos of one class, (N, T, 3, H, W)."""
+        return self(torch.arange(label * self.N, (label + 1) * self.N))[0]
+
+    def frozen(self):
+        """A copy to train networks on: the same draws, no gradients."""
+        return copy.deepcopy(self).requires_grad_(False)
+
+    def storage(self):
+        """Bytes that must be kept to use the set."""
+        return sum(tensor.numel() * tensor.element_size() for tensor in self.state_dict().values())
+
+
+class PixelSet(SyntheticSet):
+    """The baselines' set: videos (K·N, T, 3, H, W), learned directly."""
+
+    def __init__(self, videos, num_classes):
+        super().__init__(num_classes, len(videos) // num_classes)
+        self.videos = nn.Parameter(videos)
+
+    def forward(self, index):
+        return self.videos[index], (index // self.N).to(self.videos.device)
+
+    def param_groups(self, lr_img):
+        return [{"params": [self.videos], "lr": lr_img}]
+
+    def content(self):
+        """What a file of the set holds."""
+        return {"videos": self.videos.detach().cpu(), "labels": self.labels}
+
+
+class StillSet(SyntheticSet):
+    """Static memory alone: a slot owns spc/N frames; each draw repeats one of them T times."""
+
+    def __init__(self, static, ipc, frames):
+        super().__init__(len(static), ipc)
+        check_divides(ipc, spc=static.shape[1])
+        self.static, self.T = nn.Parameter(static), frames                 # (K, spc, 3, H, W)
+
+    def forward(self, index):
+        still = draw_memory(self.static, index, self.N)
+        return still.unsqueeze(1).expand(-1, self.T, -1, -1, -1), (index // self.N).to(still.device)
+
+    def content(self):
+        """A static memory file: "image" (K·spc, 3, H, W) and "label" (K·spc,)."""
+        return {"image": self.static.detach().flatten(0, 1).cpu(), "label": torch.arange(self.K).repeat_interleave(self.static.shape[1])}
+
+
+class StaticDynamicSet(SyntheticSet):
+    """Static memory S (K, spc, 3, H, W), dynamic memory D (K, dpc, T, 1, H, W) and the hallucinator H.
+
+    Slot (c, i) owns spc/N static and dpc/N dynamic memories; each draw pairs one of each at random: x = H(S[c, s], D[c, d]).
+    """
+
+    def __init__(self, static, dynamic, hallucinator, ipc):
+        super().__init__(len(static), ipc)
+        check_divides(ipc, spc=static.shape[1], dpc=dynamic.shape[1])
+        self.static, self.dynamic, self.hallucinator = nn.Parameter(static), nn.Parameter(dynamic), hallucinator
+
+    def forward(self, index):
+        static, dynamic = draw_memory(self.static, index, self.N), draw_memory(self.dynamic, index, self.N)
+        return self.hallucinator(static, dynamic), (index // self.N).to(static.device)
+
+    def param_groups(self, lr_dynamic, lr_hal, lr_static=0.0):
+        """S is frozen unless `lr_static` is positive."""
+        self.static.requires_grad_(lr_static > 0)
+        groups = [{"params": [self.dynamic], "lr": lr_dynamic}, {"params": list(self.hallucinator.parameters()), "lr": lr_hal}]
+        return groups + ([{"params": [self.static], "lr": lr_static}] if lr_static > 0 else [])
+
+    def content(self):
+        return {"static": self.static.detach().cpu(), "dynamic": self.dynamic.detach().cpu(),
+                "hallucinator": {name: tensor.cpu() for name, tensor in self.hallucinator.state_dict().items()}}
+
+
+def draw_memory(memory, index, ipc):
+    """For each video number one memory of its group, at random: (K, M, ...) to (B, ...)."""
+    group = memory.shape[1] // ipc
+    member = torch.randint(group, (len(index),))
+    return memory[index // ipc, index % ipc * group + member]
+
+
+def check_divides(ipc, **counts):
+    for name, count in counts.items():
+        if count % ipc or not count:
+            raise ValueError(f"--{name} {count} is no multiple of --ipc {ipc}: each of a class's {ipc} videos needs the same number of memories")
+
+
+# ---------------------------------------------------------------- initialisation
+
+def real_videos(clips, ipc):
+    """`ipc` random training clips of each class, (K·ipc, T, 3, H, W), in class order."""
+    index = clips.class_batch(ipc)
+    scarce = (torch.bincount(clips.labels[index], minlength=clips.K) < ipc).nonzero().flatten().tolist()
+    if scarce:
+        raise ValueError(f"class {clips.class_names[scarce[0]]} has fewer training clips than the {ipc} asked for: "
+                         "lower --ipc, --spc or --dpc, or give more --train_clips")
+    return clips.draw(index)
+
+
+def initial_videos(clips, ipc, init):
+    """Start of a PixelSet: `real` clips, `noise` from N(0, 1), or one real frame `still`, repeated."""
+    videos = real_videos(clips, ipc)
+    return {"real": lambda: videos, "noise": lambda: torch.randn(videos.shape).to(videos.device),
+            "still": lambda: videos[:, :1].expand_as(videos).clone()}[init]()
+
+
+def initial_static(clips, spc, init):
+    """Start of the static memory (K, spc, 3, H, W) from clips of one frame: `real` frames or `noise`."""
+    return initial_videos(clips, spc, init).reshape(clips.K, spc, 3, clips.size, clips.size)
+
+
+def initial_dynamic(clips, dpc, init):
+    """Start of the dynamic memory (K, dpc, T, 1, H, W): `noise` from N(0, 1), or the `residual` of real clips.
+
+    The residual is the grey difference between a real clip's frames and its middle frame.
+    """
+    if init == "residual":
+        videos = real_videos(clips, dpc)
+        dynamic = (videos - videos[:, clips.T // 2, None]).mean(2, keepdim=True)
+        return dynamic.reshape(clips.K, dpc, *dynamic.shape[1:])
+    return torch.randn(clips.K, dpc, clips.T, 1, clips.size, clips.size).to(clips.device)
+
+
+def load_static(path, num_classes, spc, size):
+    """Static memory (K, spc, 3, H, W) from a file with "image" (K·spc, 3, H, W), of distill_DC.py or the paper's authors."""
+    from utils import load
+    content = load(path)
+    image = content.get("image") if isinstance(content, dict) else None
+    if not isinstance(image, torch.Tensor):
+        raise ValueError(f'{path} is no static memory: it has no tensor "image"')
+    if image.shape != (num_classes * spc, 3, size, size):
+        raise ValueError(f"{path} has frames of shape {tuple(image.shape)}, but {num_classes} classes with --spc {spc} at {size} pixels "
+                         f"need {(num_classes * spc, 3, size, size)}")
+    label = content.get("label", torch.arange(num_classes).repeat_interleave(spc))
+    if not torch.equal(label.long(), torch.arange(num_classes).repeat_interleave(spc)):
+        raise ValueError(f"{path} does not hold {spc} frames of each class in class order")
+    return image.detach().float().reshape(num_classes, spc, 3, size, size)

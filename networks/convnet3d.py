@@ -1,0 +1,51 @@
+"""ConvNet3D, the network of all main results (METHOD 2)."""
+import torch
+from torch import nn
+
+from .standardize import standardize
+
+
+class ConvNet3D(nn.Module):
+    """Three blocks of convolution, ReLU and max-pool, a linear classifier at each remaining moment, maximum over time.
+
+    Maps clips (B, T, 3, H, W) in normalised pixels to logits (B, K). There is no normalisation layer: each clip is
+    standardised by itself at the input, so that its logits do not depend on the batch.
+    """
+
+    def __init__(self, num_classes, frames, size, dropout=0.5):
+        super().__init__()
+        self.blocks = nn.Sequential(
+            convolution(3, 64), nn.ReLU(inplace=True), nn.MaxPool3d((1, 2, 2)),
+            convolution(64, 128), nn.ReLU(inplace=True), nn.MaxPool3d(2),
+            convolution(128, 128), nn.ReLU(inplace=True), nn.MaxPool3d(2))
+        side = map_side(size)
+        if frames < 8 or side < 1:
+            raise ValueError(f"ConvNet3D needs at least 8 frames of 43 pixels, not {frames} of {size}: "
+                             "its poolings leave nothing of less")
+        # (2, 2, 2) at 112 pixels, (2, 1, 1) at 64, where one place is left to average over.
+        self.head = nn.Sequential(nn.AvgPool3d((2, min(side, 2), min(side, 2)), stride=1), nn.Dropout(dropout))
+        self.logits = nn.Conv3d(128, num_classes, 1)
+
+    def features(self, clips):
+        """Output of the three blocks, (B, 128, t, h, w)."""
+        clips = standardize(clips).transpose(1, 2)                         # (B, 3, T, H, W)
+        return self.blocks(clips.contiguous(memory_format=torch.channels_last_3d))
+
+    def embed(self, clips):
+        """Flattened output of the three blocks, (B, 128·t·h·w): the feature space of distribution matching."""
+        return self.features(clips).flatten(1)
+
+    def forward(self, clips):
+        logits = self.logits(self.head(self.features(clips)))              # (B, K, t, h, w)
+        return logits.mean((3, 4)).amax(2)                                 # one place (h, w) is left at 64 and 112 pixels
+
+
+def map_side(size):
+    """Height and width of the last feature map: each block halves twice, convolutions upwards and pools downwards."""
+    for _ in range(3):
+        size = (size + 1) // 2 // 2
+    return size
+
+
+def convolution(inputs, outputs):
+    return nn.Conv3d(inputs, outputs, (3, 7, 7), stride=(1, 2, 2), padding=(1, 3, 3))

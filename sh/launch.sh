@@ -1,0 +1,43 @@
+# Sourced by every launcher: the one place that knows about Python, GPUs and the allocator. It does not change the folder, so that
+# relative paths in flags are the user's.
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+
+# positionals COUNT "$@": without as many arguments, print the launcher's own usage line and stop.
+positionals() {
+  if (($# <= $1)); then
+    sed -n 's/^# Usage/usage/p' "$0" >&2
+    exit 2
+  fi
+}
+
+# install [PACKAGE …]: the virtual environment with what requirements.txt names; nothing to do where PYTHON is given or all is there.
+install() {
+  if [[ -n ${PYTHON:-} ]]; then return; fi
+  local wanted; wanted=$(cat "$root/requirements.txt"; echo "$@")
+  if [[ ! -f $root/.venv/installed || $(<"$root/.venv/installed") != "$wanted" ]]; then
+    echo "installing into $root/.venv (PyTorch is large: a minute or more)"
+    [[ -x $root/.venv/bin/python ]] || python3 -m venv "$root/.venv"
+    "$root/.venv/bin/python" -m pip install --quiet --disable-pip-version-check -r "$root/requirements.txt" "$@"
+    echo "$wanted" > "$root/.venv/installed"
+  fi
+}
+
+find_python() {
+  if [[ -n ${PYTHON:-} ]]; then echo "$PYTHON"
+  elif [[ -x $root/.venv/bin/python ]]; then echo "$root/.venv/bin/python"
+  else echo python3; fi
+}
+
+# launch GPU SCRIPT [FLAG …]: run a script on that GPU; cpu or -1 is the CPU.
+launch() {
+  local gpu=$1 script=$2 python; shift 2
+  python=$(find_python)
+  # Activations come and go by the hundred megabytes: without these glibc gives them back to the system and faults them in again, which
+  # doubles the time of a step on a CPU.
+  export MALLOC_MMAP_THRESHOLD_=${MALLOC_MMAP_THRESHOLD_:-4294967296} MALLOC_TRIM_THRESHOLD_=${MALLOC_TRIM_THRESHOLD_:-8589934592}
+  case $gpu in
+    cpu|-1) CUDA_VISIBLE_DEVICES='' "$python" "$root/$script" --device cpu "$@" ;;
+    *[!0-9]*) echo "error: GPU is a number, cpu or -1, not '$gpu'" >&2; exit 2 ;;
+    *) CUDA_VISIBLE_DEVICES=$gpu "$python" "$root/$script" --device cuda "$@" ;;
+  esac
+}

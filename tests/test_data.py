@@ -1,0 +1,495 @@
+"""Lists, the clip rule, decoding, the pack, and what is drawn from it."""
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+from conftest import write_frames
+from PIL import Image
+
+from distill_utils import clips as clips_module
+from distill_utils.clips import denormalize, load_clips, normalize
+from distill_utils.datasets import DATASETS, clip_frames, clip_positions, find_folders, frame_names, read_videos
+from utils import ROOT
+
+HEADER = "folder_name,label,split\n"
+
+
+@pytest.fixture
+def load(tiny, tmp_path):
+    """load_clips of the tiny data set, T = 4 at 16 pixels, other settings by name."""
+    def load(split="train", **settings):
+        return load_clips("custom", split=split, **{"data_path": tiny, "T": 4, "size": 16, "pack_path": tmp_path / "packs", **settings})
+    return load
+
+
+def packs(tmp_path, pattern="*.npy"):
+    return sorted((tmp_path / "packs").glob(pattern))
+
+
+# ---------------------------------------------------------------- the clip rule
+
+def plain_starts(length, T, stride):
+    """Every start whose last frame is still in the video, by trying them all."""
+    return [start for start in range(length) if start + (T - 1) * stride < length]
+
+
+def plain_stride(length, T, wanted):
+    stride = wanted
+    while stride > 1 and length < stride * T:
+        stride -= 1
+    return stride
+
+
+@pytest.mark.parametrize("wanted", (1, 2, 4))
+@pytest.mark.parametrize("T", (1, 2, 8, 16))
+def test_stride_rule_agrees_with_a_plain_loop(T, wanted):
+    for length in range(1, 90):
+        positions = np.linspace(0, 1, 400)
+        clips = clip_frames(length, T, wanted, "stride", positions)
+        if length < T:
+            assert (clips == [int(i * length / T) for i in range(T)]).all()
+            continue
+        stride = plain_stride(length, T, wanted)
+        assert stride == (wanted if length >= wanted * T else max(1, length // T))
+        assert sorted(set(clips[:, 0].tolist())) == plain_starts(length, T, stride)  # the first and the last start count
+        assert clips.tolist() == [[start + i * stride for i in range(T)] for start in clips[:, 0]]
+
+
+def test_rule_all_keeps_subsamples_and_stretches():
+    assert clip_frames(8, 8, 4, "all", [0.7]).tolist() == [list(range(8))]
+    assert clip_frames(16, 8, 4, "all", [0.7]).tolist() == [list(range(0, 16, 2))]
+    assert clip_frames(3, 8, 4, "all", [0.7]).tolist() == [[0, 0, 0, 1, 1, 1, 2, 2]]
+    assert clip_frames(1, 8, 4, "all", [0.7]).tolist() == [[0] * 8]
+
+
+def test_test_clips_are_evenly_spaced_from_the_first_to_the_last_start():
+    starts = clip_frames(40, 8, 4, "stride", clip_positions("test", 1, 3, seed=0)[0])[:, 0]
+    assert starts.tolist() == [0, 6, 12]
+    assert clip_frames(40, 8, 4, "stride", clip_positions("test", 1, 5, seed=0)[0])[:, 0].tolist() == [0, 3, 6, 9, 12]
+    assert clip_frames(40, 8, 4, "stride", clip_positions("test", 1, 1, seed=0)[0])[:, 0].tolist() == [6]
+
+
+def test_training_starts_come_from_the_seed_and_cover_all_frames():
+    assert (clip_positions("train", 5, 2, seed=3) == clip_positions("train", 5, 2, seed=3)).all()
+    assert (clip_positions("train", 5, 2, seed=3) != clip_positions("train", 5, 2, seed=4)).all()
+    frames = clip_frames(10, 1, 4, "stride", clip_positions("train", 1, 2000, seed=0)[0])[:, 0]
+    counts = np.bincount(frames, minlength=10)  # T = 1: any frame, alike
+    assert len(counts) == 10 and counts.min() > 150 and counts.max() < 250
+
+
+# ---------------------------------------------------------------- frames
+
+@pytest.mark.parametrize("names", (["1.jpg", "2.JPG", "10.jpg"], ["img_00009.jpeg", "img_00010.png"], ["v2_frame9.jpg", "v2_frame10.jpg"],
+                                   ["frame000999.jpg", "frame001000.jpg"], ["frame999999.jpg", "frame1000000.jpg"]))
+def test_frames_come_in_numeric_order(tmp_path, names):
+    for name in [*reversed(names), "notes.txt", "._1.jpg"]:
+        (tmp_path / name).touch()
+    assert frame_names(tmp_path) == names
+
+
+def test_frames_of_other_sizes_and_modes_become_rgb_squares(tiny, load):
+    folder = tiny / "jpegs" / "v_fall_train_0"
+    shutil.rmtree(folder)
+    folder.mkdir()
+    wide = np.zeros((20, 60, 3), np.uint8)
+    wide[:, 20:40] = (200, 100, 50)  # the middle third is what remains
+    Image.fromarray(wide).save(folder / "1.png")
+    Image.fromarray(wide.transpose(1, 0, 2)).save(folder / "2.png")
+    Image.fromarray(wide[:, 20:40]).convert("CMYK").save(folder / "3.jpg", quality=100)
+    Image.fromarray(np.full((16, 16), 77, np.uint8)).save(folder / "4.png")
+    clip = load().gather(torch.tensor([0]))[0]
+    colour = torch.tensor([200, 100, 50], dtype=torch.uint8).view(3, 1, 1)
+    assert (clip[:2, :, 2:-2, 2:-2] == colour).all()
+    assert (clip[2].int() - colour).abs().max() < 8
+    assert (clip[3] == 77).all()
+
+
+def test_stored_pixels_are_those_of_the_chosen_frames_in_order(tiny, load):
+    clips = load(stride=2, seed=5)
+    for number, positions in enumerate(clip_positions("train", 7, 1, seed=5)):
+        folder = find_folders(read_videos("custom", tiny)[0].folder[clips_of_split(tiny, "train")].tolist())[number]
+        names = frame_names(folder)
+        for frame, chosen in zip(clips.gather(torch.tensor([number]))[0], clip_frames(len(names), 4, 2, "stride", positions)[0]):
+            assert (frame.numpy() == np.asarray(Image.open(os.path.join(folder, names[chosen]))).transpose(2, 0, 1)).all()
+
+
+def clips_of_split(tiny, split):
+    return read_videos("custom", tiny)[0].split == split
+
+
+# ---------------------------------------------------------------- lists
+
+def test_table_of_data_sets():
+    assert list(DATASETS) == ["UCF101", "miniUCF101", "HMDB51", "Kinetics400", "SSv2", "toy", "custom"]
+    assert {name: (row.T, row.size, row.rule, row.stride) for name, row in DATASETS.items()} == {
+        "UCF101": (16, 112, "stride", 4), "miniUCF101": (16, 112, "stride", 4), "HMDB51": (16, 112, "stride", 4),
+        "Kinetics400": (8, 64, "all", 4), "SSv2": (8, 64, "all", 4), "toy": (8, 64, "stride", 1), "custom": (8, 64, "stride", 4)}
+
+
+@pytest.mark.parametrize("name, path", (("UCF101", "UCF101/ucf101_splits1.csv"), ("miniUCF101", "UCF101/ucf50_splits1.csv"),
+                                        ("HMDB51", "HMDB51/hmdb51_splits.csv")))
+def test_csv_lists(tmp_path, name, path):
+    write_list(tmp_path / path, HEADER + "v_b,Walk,train\nv_a,Run,test\nv_c,Run,train\n")
+    videos, class_names = read_videos(name, tmp_path)
+    assert class_names == ["Run", "Walk"]
+    assert videos.folder.tolist() == [f"{tmp_path}/{path.split('/')[0]}/jpegs_112/{video}" for video in ("v_b", "v_a", "v_c")]
+    assert videos.label.tolist() == ["Walk", "Run", "Run"] and videos.split.tolist() == ["train", "test", "train"]
+
+
+def write_list(path, text):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+    return path
+
+
+def write_kinetics(root):
+    header = "label,youtube_id,time_start,time_end,split\n"
+    write_list(root / "Kinetics" / "train.csv", header + "abseiling,-abc,5,15,train\nzumba,x_y,103,113,train\n")
+    write_list(root / "Kinetics" / "validate.csv", header + "zumba,NA,0,10,val\nabseiling,q,1,11,validate\n")
+
+
+def test_kinetics_lists_with_replacements(tmp_path):
+    write_kinetics(tmp_path)
+    for folder in ("train/-abc_000005_000015", "replacement/x_y_000103_000113", "val/NA_000000_000010", "replacement/q_000001_000011"):
+        write_frames(tmp_path / "Kinetics" / folder, 5)
+    train = load_clips("Kinetics400", split="train", data_path=tmp_path, pack=False)
+    test = load_clips("Kinetics400", split="test", data_path=tmp_path, pack=False)
+    assert train.class_names == ["abseiling", "zumba"] and train.labels.tolist() == [0, 1] and test.labels.tolist() == [1, 0]
+    assert train.gather(torch.tensor([1, 0])).shape == test.gather(torch.tensor([0, 1])).shape == (2, 8, 3, 64, 64)
+    shutil.rmtree(tmp_path / "Kinetics" / "replacement" / "x_y_000103_000113")
+    with pytest.raises(ValueError, match=r"Kinetics/train/x_y_000103_000113 does not exist \(1 of 2 folders"):
+        load_clips("Kinetics400", split="train", data_path=tmp_path, pack=False)
+
+
+def test_ssv2_lists(tmp_path):
+    root = tmp_path / "SSv2"
+    write_list(root / "annot_train.json", json.dumps([{"id": 7, "class": "Pushing"}, {"id": "8", "class": "Holding"}]))
+    write_list(root / "annot_val.json", json.dumps([{"id": "9", "class": "Pushing"}]))
+    write_list(root / "class_list.json", json.dumps(["Pushing", "Holding"]))
+    videos, class_names = read_videos("SSv2", tmp_path)
+    assert class_names == ["Holding", "Pushing"]
+    assert videos.folder.tolist() == [f"{root}/frame/{number}" for number in (7, 8, 9)]
+    assert videos.split.tolist() == ["train", "train", "test"]
+    write_list(root / "class_list.json", json.dumps(["Pushing"]))
+    with pytest.raises(ValueError, match="annot_train.json has the class 'Holding'"):
+        read_videos("SSv2", tmp_path)
+    write_list(root / "annot_val.json", "[{")
+    with pytest.raises(ValueError, match="annot_val.json cannot be read as json"):
+        read_videos("SSv2", tmp_path)
+    write_list(root / "annot_train.json", '[{"id": 7}]')
+    with pytest.raises(ValueError, match="annot_train.json is not a list of videos with an id and a class"):
+        read_videos("SSv2", tmp_path)
+
+
+def test_rule_all_stretches_and_counts(tmp_path, capsys):
+    write_kinetics(tmp_path)
+    for folder, count in (("-abc_000005_000015", 3), ("x_y_000103_000113", 8)):
+        write_frames(tmp_path / "Kinetics" / "train" / folder, count, size=64)
+    clips = load_clips("Kinetics400", split="train", data_path=tmp_path, pack_path=tmp_path / "packs", train_clips=2)
+    assert len(clips) == 2  # one clip a video, however many are asked for
+    assert "1 of 2 videos have fewer than 8 frames and are stretched" in capsys.readouterr().out
+    assert json.loads(packs(tmp_path, "*.json")[0].read_text())["stretched"] == 1
+    short = clips.gather(torch.tensor([0]))[0]
+    assert all((short[i] == short[j]).all() == (i * 3 // 8 == j * 3 // 8) for i in range(8) for j in range(8))
+    stills = load_clips("Kinetics400", split="train", data_path=tmp_path, pack=False, T=1, train_clips=64)
+    assert len(stills.gather(torch.arange(64, 128)).flatten(1).unique(dim=0)) == 8  # T = 1: every frame comes
+
+
+@pytest.mark.parametrize("text", ("\ufeff" + HEADER + "a,NA,train\n", (HEADER + "a,NA,train\n").replace("\n", "\r\n"),
+                                  "x,split,label,folder_name\n1,train,NA,a\n", HEADER + "./a/,NA,train\n"))
+def test_csv_variants(tmp_path, text):
+    path = tmp_path / "list.csv"
+    path.write_bytes(text.encode())
+    (tmp_path / "frames").mkdir()
+    videos, class_names = read_videos("custom", tmp_path)
+    assert videos.folder.tolist() == [f"{tmp_path}/frames/a"] and class_names == ["NA"]
+
+
+def test_folder_names_with_slashes(tmp_path):
+    path = write_list(tmp_path / "list.csv", HEADER + "Run/a..b,Run,train\nRun/c,Run,test\n")
+    videos, _ = read_videos("custom", tmp_path, path, tmp_path / "frames")
+    assert videos.folder.tolist() == [f"{tmp_path}/frames/Run/a..b", f"{tmp_path}/frames/Run/c"]
+
+
+@pytest.mark.parametrize("text, message", (
+    ("", "list.csv cannot be read as a csv list"),
+    ("a,b\x00\xff\n", "list.csv has no column"),
+    ("folder_name,label\na,Run\n", "list.csv has no column split"),
+    (HEADER, "list.csv lists no videos"),
+    (HEADER + "a,Run,train\nb,Run,dev\n", "list.csv, row 2: the split 'dev' is unknown: choose from train, test, val"),
+    (HEADER + "a,Run,train\nb,Run\n", "list.csv, row 2: the split '' is unknown"),
+    (HEADER + "../a,Run,train\n", "list.csv, row 1: the folder name '../a' does not stay inside"),
+    (HEADER + "b/../../a,Run,train\n", "does not stay inside"),
+    (HEADER + "b/..,Run,train\n", "does not stay inside"),
+    (HEADER + "/etc,Run,train\n", "does not stay inside"),
+    (HEADER + ".,Run,train\n", "does not stay inside"),
+    (HEADER + ",Run,train\n", "does not stay inside"),
+    (HEADER + "a,,train\n", "list.csv, row 1: a has no label"),
+    (HEADER + "a,Run,train\na,Run,train\n", "list.csv: a is listed more than once"),
+    (HEADER + "a,Run,train\n./a,Run,test\n", "list.csv: a is listed more than once"),
+    (HEADER + "a,Run,train\na,Walk,train\n", "list.csv: a is listed more than once"),
+    (HEADER + "a,Run,train\nb,Walk,test\n", "list.csv: the class 'Walk' has no training videos"),
+))
+def test_bad_lists(tmp_path, text, message):
+    path = write_list(tmp_path / "list.csv", text)
+    with pytest.raises(ValueError, match=message) as caught:
+        read_videos("custom", tmp_path, path, tmp_path)
+    assert str(path) in str(caught.value)
+
+
+def test_list_that_is_not_text(tmp_path):
+    (tmp_path / "list.csv").write_bytes(b"\xff\xd8\xff\xe0" * 40)
+    with pytest.raises(ValueError, match="list.csv cannot be read as a csv list"):
+        read_videos("custom", tmp_path, tmp_path / "list.csv", tmp_path)
+
+
+def test_custom_finds_its_frames_and_list(tiny):
+    (tiny / "provenance.csv").write_text("folder_name,source\nx,y\n")  # not a list
+    videos, class_names = read_videos("custom", tiny)
+    assert len(videos) == 11 and class_names == ["fall", "rise"]
+    (tiny / "other").mkdir()
+    with pytest.raises(ValueError, match="one directory of frame folders, found jpegs, other: name it by --frames_path"):
+        read_videos("custom", tiny)
+    assert len(read_videos("custom", tiny, frames_path=tiny / "jpegs")[0]) == 11
+    (tiny / "second.csv").write_text(HEADER)
+    with pytest.raises(ValueError, match="found list.csv, second.csv: name it by --list_path"):
+        read_videos("custom", tiny, frames_path=tiny / "jpegs")
+    assert len(read_videos("custom", tiny, tiny / "list.csv", tiny / "jpegs")[0]) == 11
+
+
+def test_missing_places(tiny, tmp_path):
+    for arguments, message in (
+        (("UCF", tmp_path), "--dataset UCF is unknown: choose from UCF101, miniUCF101"),
+        (("custom",), "--dataset custom needs --data_path"),
+        (("custom", tmp_path / "no"), "--data_path .*no is not a directory"),
+        (("custom", tmp_path), "found none: name it by --list_path"),
+        (("custom", tiny, tiny / "no.csv"), "no.csv, the list of custom, does not exist"),
+        (("UCF101", tmp_path), "ucf101_splits1.csv, the list of UCF101, does not exist: .*--data_path"),
+        (("toy", tmp_path), "does not exist: make it by `python -m distill_utils.toy`"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            read_videos(*arguments)
+
+
+# ---------------------------------------------------------------- bad frames and flags
+
+def test_missing_and_empty_folders_are_found_before_decoding(tiny, load, tmp_path, monkeypatch):
+    monkeypatch.setattr(clips_module, "read_frame", None)  # any decoding would fail otherwise
+    shutil.rmtree(tiny / "jpegs" / "v_rise_train_1")
+    for pack in (True, False):
+        with pytest.raises(ValueError, match=r"v_rise_train_1 does not exist \(1 of 7 folders"):
+            load(pack=pack)
+    (tiny / "jpegs" / "v_rise_train_1").mkdir()
+    for pack in (True, False):
+        with pytest.raises(ValueError, match="v_rise_train_1 holds no .jpg"):
+            load(pack=pack)
+    assert not packs(tmp_path) and not packs(tmp_path, "*.tmp")
+
+
+@pytest.mark.parametrize("content", ("nothing", "half", "text"))
+def test_bad_frames_are_named_and_leave_no_pack(tiny, load, tmp_path, content):
+    folder = tiny / "jpegs" / "v_rise_train_2"
+    for path in folder.iterdir():  # any frame may be the chosen one
+        whole = path.read_bytes()
+        path.write_bytes({"nothing": b"", "half": whole[:len(whole) // 2], "text": b"no image"}[content])
+    with pytest.raises(ValueError, match=r"v_rise_train_2/frame0000\d\d.jpg cannot be read as an image"):
+        load()
+    assert not packs(tmp_path) and not packs(tmp_path, "*.tmp")
+    with pytest.raises(ValueError, match="v_rise_train_2/frame"):
+        load(pack=False).gather(torch.arange(7))
+
+
+def test_bad_flags(load):
+    for flag, settings in (("--frames 0", {"T": 0}), ("--size -1", {"size": -1}), ("--stride 0", {"stride": 0}),
+                           ("--train_clips 0", {"train_clips": 0}), ("--test_clips 0", {"test_clips": 0}), ("--seed -1", {"seed": -1}),
+                           ("--workers 0", {"workers": 0})):
+        with pytest.raises(ValueError, match=flag):
+            load(**settings)
+
+
+def test_split_without_videos(tiny, load):
+    (tiny / "list.csv").write_text(HEADER + "v_fall_train_0,fall,train\n")
+    with pytest.raises(ValueError, match="no test videos"):
+        load("test")
+
+
+def test_full_disk(load, tmp_path, monkeypatch):
+    with monkeypatch.context() as patched:
+        patched.setattr(clips_module.shutil, "disk_usage", lambda folder: shutil._ntuple_diskusage(10, 10, 0))
+        with pytest.raises(ValueError, match="0.0 GB free and the pack needs .*--pack_path, or --no_pack"):
+            load()
+    with monkeypatch.context() as patched:
+        patched.setattr(clips_module.os, "pwrite", no_space)
+        with pytest.raises(OSError) as caught:
+            load()
+        assert caught.value.filename.endswith(".npy")
+    assert not packs(tmp_path) and not packs(tmp_path, "*.tmp")
+    assert len(load()) == 7
+
+
+def no_space(*arguments):
+    raise OSError(28, "No space left on device")
+
+
+# ---------------------------------------------------------------- the pack
+
+@pytest.mark.parametrize("settings", ({}, {"T": 1}, {"size": 12, "train_clips": 3, "stride": 2}, {"T": 20, "seed": 1}))
+@pytest.mark.parametrize("split", ("train", "test"))
+def test_pack_equals_decoding_on_the_fly(load, split, settings):
+    packed, plain = load(split, **settings), load(split, pack=False, **settings)
+    index = torch.randperm(len(packed))
+    assert torch.equal(packed.gather(index), plain.gather(index))
+    for name in ("labels", "videos"):
+        assert torch.equal(getattr(packed, name), getattr(plain, name))
+
+
+def test_clips_labels_and_videos(load):
+    train, test = load(train_clips=2), load("test")
+    assert len(train) == 14 and train.counts().tolist() == [8, 6]
+    assert train.labels.tolist() == [0] * 8 + [1] * 6 and train.videos.tolist() == [video for video in range(7) for _ in range(2)]
+    assert len(test) == 12 and test.labels.tolist() == [0] * 6 + [1] * 6 and test.videos.tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2, 3, 3, 3]
+    assert (train.K, train.T, train.size, train.dataset, train.class_names) == (2, 4, 16, "custom", ["fall", "rise"])
+    assert train.labels.dtype == train.videos.dtype == torch.int64
+    assert train.gather(torch.tensor([], dtype=torch.int64)).shape == (0, 4, 3, 16, 16)
+
+
+def test_a_changed_setting_is_a_new_pack(tiny, load, tmp_path):
+    before = load()
+    variants = ({"T": 3}, {"size": 14}, {"stride": 2}, {"seed": 1}, {"train_clips": 2})
+    for number, settings in enumerate(variants, start=2):
+        load(**settings)
+        assert len(packs(tmp_path)) == number
+    load(test_clips=2)  # no matter of training clips
+    assert len(packs(tmp_path)) == len(variants) + 1
+    load("test"), load("test", seed=1), load("test", train_clips=2)  # one pack
+    load("test", test_clips=2)
+    assert len(packs(tmp_path)) == len(variants) + 3
+    lines = (tiny / "list.csv").read_text().splitlines()
+    (tiny / "list.csv").write_text("\n".join([lines[0], lines[2], lines[1], *lines[3:]]))
+    after = load()
+    assert len(packs(tmp_path)) == len(variants) + 4
+    assert not torch.equal(before.gather(torch.arange(7)), after.gather(torch.arange(7)))
+
+
+def test_an_existing_pack_needs_no_frames(tiny, load, tmp_path):
+    before, changed = load().gather(torch.arange(7)), packs(tmp_path)[0].stat().st_mtime_ns
+    shutil.rmtree(tiny / "jpegs")
+    after = load(frames_path=tiny / "jpegs")
+    assert torch.equal(after.gather(torch.arange(7)), before) and packs(tmp_path)[0].stat().st_mtime_ns == changed
+
+
+def test_damaged_pack_is_named(load, tmp_path):
+    load()
+    path = packs(tmp_path)[0]
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(ValueError, match=f"the pack {path} is damaged: delete it"):
+        load()
+
+
+SLOW_BUILD = """
+import sys, time
+sys.path.insert(0, {root!r})
+from distill_utils import clips
+read = clips.read_frame
+clips.read_frame = lambda path, size: (time.sleep({delay}), read(path, size))[1]
+packed = clips.load_clips("custom", split="train", data_path={data!r}, T=4, size=16, pack_path={packs!r}, workers=1)
+print(packed.gather(clips.torch.arange(7)).sum().item())
+"""
+
+
+def start_build(tiny, tmp_path, delay):
+    code = SLOW_BUILD.format(root=str(ROOT), delay=delay, data=str(tiny), packs=str(tmp_path / "packs"))
+    return subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+
+
+def wait_for(condition):
+    deadline = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_a_killed_build_leaves_no_pack_and_the_next_is_right(tiny, load, tmp_path):
+    child = start_build(tiny, tmp_path, delay=0.3)
+    wait_for(lambda: any(path.stat().st_size > 200 for path in packs(tmp_path, "*.tmp")))  # past the header, in the middle of the clips
+    child.send_signal(signal.SIGKILL)
+    child.communicate()
+    assert not packs(tmp_path) and packs(tmp_path, "*.tmp")
+    assert torch.equal(load().gather(torch.arange(7)), load(pack=False).gather(torch.arange(7)))
+    assert len(packs(tmp_path)) == 1 and not packs(tmp_path, "*.tmp")
+
+
+def test_two_processes_build_the_same_pack(tiny, load, tmp_path):
+    children = [start_build(tiny, tmp_path, delay=0.1) for _ in range(2)]
+    printed = [child.communicate()[0].split("\n") for child in children]
+    total = str(load(pack=False).gather(torch.arange(7)).sum().item())
+    assert [lines[-2] for lines in printed] == [total, total]
+    assert len(packs(tmp_path)) == 1 and not packs(tmp_path, "*.tmp")
+
+
+def test_a_second_process_waits_and_says_so(tiny, load, tmp_path):
+    child = start_build(tiny, tmp_path, delay=0.3)
+    wait_for(lambda: packs(tmp_path, "*.tmp"))
+    waiting = start_build(tiny, tmp_path, delay=0)
+    assert "waiting for another process" in waiting.communicate()[0]
+    child.communicate()
+    assert child.returncode == waiting.returncode == 0 and len(packs(tmp_path)) == 1
+
+
+# ---------------------------------------------------------------- drawing
+
+def test_class_batch_is_balanced_and_without_replacement(load):
+    clips = load(train_clips=3)  # 12 of one class and 9 of the other
+    for per_class in (1, 5, 9, 12, 100):
+        index = clips.class_batch(per_class)
+        expected = [min(per_class, count) for count in clips.counts().tolist()]
+        assert index.dtype == torch.int64 and len(index.unique()) == len(index)
+        assert clips.labels[index].tolist() == [0] * expected[0] + [1] * expected[1]
+
+
+def test_class_batch_is_random_and_repeatable(load):
+    clips = load()
+    torch.manual_seed(1)
+    drawn = [clips.class_batch(1) for _ in range(600)]
+    counts = torch.bincount(torch.cat(drawn), minlength=7)
+    assert (counts[:4] - 150).abs().max() < 60 and (counts[4:] - 200).abs().max() < 60
+    torch.manual_seed(1)
+    assert all(torch.equal(clips.class_batch(1), index) for index in drawn)
+
+
+def test_class_batch_of_an_unsorted_list(tiny, load):
+    lines = (tiny / "list.csv").read_text().splitlines()
+    (tiny / "list.csv").write_text("\n".join([lines[0], *sorted(lines[1:], key=lambda line: line[::-1])]))
+    clips = load()
+    index = clips.class_batch(3)
+    assert sorted(clips.labels.tolist()) != clips.labels.tolist() and clips.labels[index].tolist() == [0, 0, 0, 1, 1, 1]
+
+
+def test_draw_flips_only_when_asked(load):
+    clips, index = load(), torch.arange(7).repeat(20)
+    plain = normalize(clips.gather(index))
+    state = torch.get_rng_state()
+    assert torch.equal(clips.draw(index), plain) and torch.equal(torch.get_rng_state(), state)
+    torch.manual_seed(0)
+    drawn = clips.draw(index, flip=True)
+    torch.manual_seed(0)
+    flipped = torch.rand(len(index)) < 0.5
+    assert torch.equal(drawn[flipped], plain[flipped].flip(-1)) and torch.equal(drawn[~flipped], plain[~flipped])
+    assert 40 < flipped.sum() < 100
+
+
+def test_normalize_is_imagenets_and_denormalize_its_inverse():
+    pixels = torch.arange(256, dtype=torch.uint8).view(1, 1, 16, 16).expand(2, 3, 16, 16)
+    values = normalize(pixels)
+    for channel, (mean, std) in enumerate(((0.485, 0.229), (0.456, 0.224), (0.406, 0.225))):
+        assert torch.allclose(values[:, channel], (pixels[:, channel] / 255 - mean) / std, atol=1e-6)
+    assert values.dtype == torch.float32 and torch.equal(denormalize(values), pixels)
+    assert denormalize(torch.full((3, 1, 1), 99.0)).tolist() == [[[255]]] * 3
+    assert denormalize(torch.full((3, 1, 1), -99.0)).tolist() == [[[0]]] * 3

@@ -1,0 +1,295 @@
+"""Plumbing that knows nothing of videos: atomic files, random state, devices, and the run folder with its checkpoint and metrics."""
+import contextlib
+import errno
+import fcntl
+import hashlib
+import importlib.metadata
+import io
+import json
+import math
+import os
+import pathlib
+import resource
+import subprocess
+import sys
+import time
+
+import torch
+from tqdm import tqdm
+
+ROOT = pathlib.Path(__file__).resolve().parent
+
+
+# ---------------------------------------------------------------- files
+
+@contextlib.contextmanager
+def atomic_write(path, mode="wb"):
+    """A file that appears under `path` whole or not at all: a temporary name beside it, fsync, rename."""
+    path = pathlib.Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, mode) as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror or str(error), error.filename or str(path)) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def save(content, path):
+    # Through memory: on a full disk torch.save into a file hides the reason, a plain write gives it.
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    with atomic_write(path) as file:
+        file.write(buffer.getbuffer())
+
+
+def load(path):
+    """Tensors and plain values of a file that torch.save wrote; ValueError for anything else, pickled objects included."""
+    if not pathlib.Path(path).is_file():
+        raise ValueError(f"{path} does not exist")
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise ValueError(f"{path} cannot be read as a file of tensors ({type(error).__name__})") from error
+
+
+def save_json(content, path):
+    with atomic_write(path, "w") as file:
+        json.dump(content, file, indent=1)
+
+
+# ---------------------------------------------------------------- random state, devices, the command line
+
+def seed_everything(seed):
+    torch.manual_seed(seed)  # every device's generator; nothing of ours draws from Python's or numpy's global ones
+
+
+def random_state():
+    return {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []}
+
+
+def set_random_state(state):
+    torch.set_rng_state(state["cpu"])
+    if len(state["cuda"]) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all(state["cuda"])
+
+
+@contextlib.contextmanager
+def random_stream(seed):
+    """A stream of random numbers of its own: the state before is the state after."""
+    before = random_state()
+    torch.manual_seed(seed)
+    try:
+        yield
+    finally:
+        set_random_state(before)
+
+
+def find_device(name):
+    """`cpu`, `cuda` or `cuda:1` as a torch.device; ValueError when there is no such GPU."""
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ValueError(f"--device {name} is no device: give cpu or cuda") from None
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ValueError(f"--device {name} asks for a GPU that PyTorch does not see here: give another one, or cpu")
+    return device
+
+
+def peak_memory(device):
+    """Peak bytes of this process: allocated on the GPU, or resident on the CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def progress(iterable=None, **options):
+    """A progress bar with a rate; in a log file a line every half minute instead of ten a second."""
+    return tqdm(iterable, dynamic_ncols=True, mininterval=0.2 if sys.stderr.isatty() else 30, **options)
+
+
+def run_script(main, parser, arguments=None):
+    """Call main with the parsed flags; what is the user's to mend ends in one sentence and exit code 2 (TRACEBACK=1 shows where)."""
+    args = parser.parse_args(arguments)
+    try:
+        main(args)
+    except (ValueError, OSError) as error:
+        if os.environ.get("TRACEBACK"):
+            raise
+        print(f"{parser.prog}: error: {sentence(error)}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print(f"{parser.prog}: stopped; the same command goes on from the last checkpoint", file=sys.stderr)
+        sys.exit(130)
+
+
+def sentence(error):
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        return f"no space left on the disk for {error.filename}"
+    if isinstance(error, OSError) and error.strerror and error.filename:
+        return f"{error.strerror}: {error.filename}"
+    return " ".join(str(error).split())
+
+
+# ---------------------------------------------------------------- the run folder
+
+class Run:
+    """One run's folder, a function of its settings: config.json, metrics.jsonl, log.txt, checkpoint.pt and results.
+
+    The same settings lead to the same folder and go on from its checkpoint, bitwise as if never stopped. `settings` are all flags;
+    those named in `without_effect` (paths, device, logging) do not choose the folder.
+    """
+
+    COUNTERS = ("iteration", "seconds", "steps", "evaluated", "best", "result")
+
+    def __init__(self, settings, save_path, name, without_effect=(), wandb_mode="disabled", checkpoint_seconds=60):
+        chosen = {key: value for key, value in sorted(settings.items()) if key not in without_effect}
+        self.id = hashlib.sha256(json.dumps(chosen).encode()).hexdigest()[:8]
+        self.folder = pathlib.Path(save_path).absolute() / f"{name}_{self.id}"
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.lock = lock_folder(self.folder)
+        for leftover in self.folder.glob(".*.tmp"):  # of a write that was killed
+            leftover.unlink()
+        self.metrics, self.wandb = self.folder / "metrics.jsonl", None
+        self.iteration, self.seconds, self.steps = 0, 0.0, 0
+        self.evaluated, self.best, self.result = None, None, None  # iteration of the last evaluation, the best one, the last one
+        self.checkpoint_seconds, self.saved_at = checkpoint_seconds, time.monotonic()
+        self.stateful = {}
+        self.write_config(settings, chosen)
+        self.start_wandb(wandb_mode, settings, f"{name}_{self.id}")
+        self.say(f"run folder: {self.folder}")
+
+    def write_config(self, settings, chosen):
+        path = self.folder / "config.json"
+        if path.exists():
+            try:
+                known = json.loads(path.read_text())["chosen"]
+            except (ValueError, KeyError):
+                raise ValueError(f"{path} is damaged: delete its folder, or give another --save_path") from None
+            if known != json.loads(json.dumps(chosen)):
+                raise ValueError(f"{path} has other settings than this command: delete its folder, or give another --save_path")
+            return
+        versions = {package: importlib.metadata.version(package) for package in ("torch", "torchvision", "numpy")}
+        save_json({"command": sys.argv, "settings": settings, "chosen": chosen, "python": sys.version.split()[0], "versions": versions,
+                   "git": git_commit(), "created": time.strftime("%Y-%m-%dT%H:%M:%S")}, path)
+
+    def start_wandb(self, mode, settings, name):
+        if mode == "disabled":
+            return
+        import wandb  # slow to import, and not needed when disabled
+        if mode == "online" and not wandb.api.api_key:
+            raise ValueError("--wandb online needs an account: run `wandb login` first, or give --wandb offline")
+        self.wandb = wandb.init(project="video-distillation", name=name, id=self.id, resume="allow", dir=self.folder, mode=mode,
+                                config=settings, settings=wandb.Settings(silent=True, console="off"))
+
+    def say(self, text):
+        tqdm.write(text)
+        with open(self.folder / "log.txt", "a") as file:
+            file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
+
+    def log(self, **values):
+        """One line of metrics.jsonl, and the same to wandb."""
+        line = {"iteration": self.iteration, **values}
+        with open(self.metrics, "a") as file:
+            file.write(json.dumps(line) + "\n")
+        if self.wandb:
+            self.wandb.log(line, step=self.iteration)
+
+    def resume(self, **stateful):
+        """Take up the checkpoint, if there is one; `stateful` are the things with a state_dict that make up the run's state."""
+        self.stateful = stateful
+        path = self.folder / "checkpoint.pt"
+        if path.exists():
+            state = load(path)
+            for name, thing in stateful.items():
+                thing.load_state_dict(state[name])
+            set_random_state(state["random"])
+            for name in self.COUNTERS:
+                setattr(self, name, state[name])
+            with open(self.metrics, "ab") as file:
+                file.truncate(state["metrics_bytes"])  # what was logged after the checkpoint is computed and logged again
+            self.say(f"resumed at iteration {self.iteration}")
+        else:
+            self.metrics.write_bytes(b"")
+
+    def iterations(self, total):
+        """Yield iteration numbers up to and including `total`: the last is for the final evaluation, no step follows it."""
+        with progress(total=total, initial=self.iteration, desc="distilling", unit="it") as self.bar:
+            for self.iteration in range(self.iteration, total + 1):
+                yield self.iteration
+                if self.iteration < total:
+                    self.bar.update()
+                if time.monotonic() - self.saved_at > self.checkpoint_seconds and self.iteration < total:
+                    self.checkpoint(self.iteration + 1)
+
+    def due(self, every, total):
+        """Whether this iteration is to be evaluated: every so many, the first and the last, each once."""
+        return (self.iteration % every == 0 or self.iteration == total) and self.evaluated != self.iteration
+
+    def checkpoint(self, iteration=None):
+        """Write the state before the step of `iteration` (by default this one)."""
+        state = {name: thing.state_dict() for name, thing in self.stateful.items()}
+        for name, values in state.items():
+            if not all(tensor.isfinite().all() for tensor in tensors(values)):
+                raise ValueError(f"the {name} is not finite at iteration {self.iteration}: lower the learning rate "
+                                 f"(the last good checkpoint stays in {self.folder})")
+        counters = {name: getattr(self, name) for name in self.COUNTERS}
+        save({**state, **counters, "iteration": self.iteration if iteration is None else iteration, "random": random_state(),
+              "metrics_bytes": self.metrics.stat().st_size}, self.folder / "checkpoint.pt")
+        self.saved_at = time.monotonic()
+
+    @contextlib.contextmanager
+    def timed_step(self):
+        """Counts the seconds of one step, evaluation and checkpoints apart."""
+        start = time.perf_counter()
+        yield
+        self.seconds, self.steps = self.seconds + time.perf_counter() - start, self.steps + 1
+
+    def check_loss(self, loss):
+        """The loss (a tensor or a number) as a number; ValueError when it is not finite."""
+        loss = torch.as_tensor(loss).item()
+        if not math.isfinite(loss):
+            raise ValueError(f"the loss is {loss} at iteration {self.iteration}: lower the learning rate "
+                             f"(the last good checkpoint stays in {self.folder})")
+        self.bar.set_postfix(loss=f"{loss:.4g}", refresh=False)
+        return loss
+
+    def keep_best(self, value, **result):
+        """Remember the best evaluation along the way; returns it."""
+        if self.best is None or value > self.best["value"]:
+            self.best = {"value": value, "iteration": self.iteration, **result}
+        return self.best
+
+    def finish(self, **result):
+        path = self.folder / "result.json"
+        if not path.exists():  # a finished run that is started again changes nothing
+            save_json({"iteration": self.iteration, **result, "best_on_test": self.best, "steps": self.steps,
+                       "seconds_per_iteration": self.seconds / self.steps if self.steps else None}, path)
+        if self.wandb:
+            self.wandb.finish()
+
+
+def tensors(values):
+    """All floating-point tensors of a nested state."""
+    if isinstance(values, torch.Tensor):
+        return [values] if values.is_floating_point() else []
+    items = values.values() if isinstance(values, dict) else values if isinstance(values, (list, tuple)) else []
+    return [tensor for item in items for tensor in tensors(item)]
+
+
+def lock_folder(folder):
+    file = open(folder / "lock", "w")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise ValueError(f"another process runs the same settings in {folder}") from None
+    return file  # the lock lasts as long as the file is open, and goes with the process however it ends
+
+
+def git_commit():
+    answer = subprocess.run(["git", "-C", ROOT, "describe", "--always", "--dirty", "--abbrev=40"], capture_output=True, text=True)
+    return answer.stdout.strip() or None
