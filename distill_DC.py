@@ -12,10 +12,10 @@ import torch.nn.functional as F
 
 from distill_utils.compute import autocast
 from distill_utils.evaluate import evaluate
-from distill_utils.options import (add_data_options, add_evaluation_options, add_run_options, check, evaluation_values, load_data,
-                                   positive, start_run)
+from distill_utils.options import (add_data_options, add_evaluation_options, add_run_options, check, count, evaluation_values,
+                                   load_data, positive, rate, start_run)
 from distill_utils.record import finish, record
-from distill_utils.synset import StillSet, initial_static
+from distill_utils.synset import StillSet, check_divides, initial_static
 from networks import ConvNet
 from utils import run_script, seed_everything
 
@@ -95,6 +95,7 @@ def loops(spc, outer_loop, inner_loop):
 def main(args):
     device = check(args)
     outer_loop, inner_loop = loops(args.spc, args.outer_loop, args.inner_loop)
+    check_divides(args.ipc or args.spc, spc=args.spc)
     run = start_run(args, f"DC_spc{args.spc}")
     seed_everything(args.seed)
 
@@ -123,8 +124,8 @@ def parser():
     group = parser.add_argument_group("static learning")
     group.add_argument("--spc", type=positive, default=2, help="frames per class (%(default)s)")
     group.add_argument("--ipc", type=positive, help="in evaluation, videos per class that share the frames: each draws one of spc/ipc (spc)")
-    group.add_argument("--lr_img", type=float, default=0.1, help="learning rate of the frames (%(default)s)")
-    group.add_argument("--Iteration", type=int, default=3000, help="fresh networks; 0 evaluates the initial frames (%(default)s)")
+    group.add_argument("--lr_img", type=rate, default=0.1, help="learning rate of the frames (%(default)s)")
+    group.add_argument("--Iteration", type=count, default=3000, help="fresh networks; 0 evaluates the initial frames (%(default)s)")
     group.add_argument("--batch_real", type=positive, default=256, help="real frames per class and step, as far as there are so many (%(default)s)")
     group.add_argument("--outer_loop", type=positive, help="steps of the frames per network (the paper's for spc)")
     group.add_argument("--inner_loop", type=positive, help="epochs of the network between two steps (the paper's for spc)")

@@ -11,8 +11,8 @@ import torch
 import networks
 from distill_utils.compute import KnownGradient, autocast, clips_at_once
 from distill_utils.evaluate import evaluate
-from distill_utils.options import (add_data_options, add_evaluation_options, add_run_options, check, evaluation_values, load_data,
-                                   positive, start_run)
+from distill_utils.options import (add_data_options, add_evaluation_options, add_run_options, check, count, evaluation_values,
+                                   load_data, positive, rate, start_run)
 from distill_utils.record import finish, record
 from distill_utils.synset import PixelSet, initial_videos
 from utils import run_script, seed_everything
@@ -92,8 +92,8 @@ def parser():
     add_evaluation_options(parser, eval_it=500)
     group = parser.add_argument_group("distribution matching")
     group.add_argument("--ipc", type=positive, default=1, help="synthetic videos per class (%(default)s)")
-    group.add_argument("--lr_img", type=float, default=30, help="learning rate of the pixels (%(default)s)")
-    group.add_argument("--Iteration", type=int, default=5000, help="steps; 0 evaluates the initial videos (%(default)s)")
+    group.add_argument("--lr_img", type=rate, default=30, help="learning rate of the pixels (%(default)s)")
+    group.add_argument("--Iteration", type=count, default=5000, help="steps; 0 evaluates the initial videos (%(default)s)")
     group.add_argument("--batch_real", type=positive, default=64, help="real clips per class and step, as far as there are so many (%(default)s)")
     group.add_argument("--init", default="real", choices=("real", "noise", "still"),
                        help="start from random real clips, noise, or one real frame repeated (%(default)s)")

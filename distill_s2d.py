@@ -5,19 +5,19 @@ The static memory S of distill_DC.py stays frozen; the dynamic memory D and the 
     bash sh/s2d/DM.sh GPU DATASET LR IPC
 """
 import argparse
-import json
 import pathlib
+import shlex
 
 import torch
 
 from distill_DM import DistributionMatching
 from distill_utils.evaluate import evaluate
-from distill_utils.options import (add_data_options, add_evaluation_options, add_run_options, check, dataset_label, evaluation_values,
-                                   load_data, positive, start_run)
+from distill_utils.options import (add_data_options, add_evaluation_options, add_run_options, check, count, dataset_label,
+                                   evaluation_values, load_data, positive, rate, start_run)
 from distill_utils.record import finish, record
 from distill_utils.synset import StaticDynamicSet, check_divides, initial_dynamic, load_static
 from networks import Hallucinator
-from utils import run_script, seed_everything
+from utils import read_config, run_script, seed_everything
 
 METHODS = {"DM": DistributionMatching}
 
@@ -28,11 +28,14 @@ def find_static(args, spc):
     same = ("data_path", "list_path", "frames_path", "size", "stride", "train_clips", "seed")
     wanted = {name: str(value.resolve()) if isinstance(value := getattr(args, name), pathlib.Path) else value for name in same}
     found = [path.parent / "distilled.pt" for path in sorted(folder.glob(f"DC_spc{spc}_*/result.json"))
-             if wanted.items() <= json.loads((path.parent / "config.json").read_text())["settings"].items()]
+             if wanted.items() <= read_config(path.parent / "config.json")["settings"].items()]
     if not found:
-        data = f" --data_path {args.data_path}" if args.data_path else ""
+        command = ["bash", "sh/s2d/DC.sh", "GPU", args.dataset, str(spc)]
+        for name in (*same, "save_path"):
+            if getattr(args, name) != parser().get_default(name):
+                command += [f"--{name}", str(getattr(args, name))]
         raise ValueError(f"no finished static memory of {spc} frames per class for these data in {folder}: "
-                         f"run `bash sh/s2d/DC.sh GPU {args.dataset} {spc}{data}` first, or give --path_static")
+                         f"run `{shlex.join(command)}` first, or give --path_static")
     if len(found) > 1:
         raise ValueError(f"several static memories fit: choose one by --path_static: {', '.join(map(str, found))}")
     return found[0]
@@ -81,11 +84,11 @@ def parser():
     group.add_argument("--spc", type=positive, help="static memories per class (2·ipc)")
     group.add_argument("--dpc", type=positive, help="dynamic memories per class (2·ipc)")
     group.add_argument("--path_static", type=pathlib.Path, help="static memory file (the one that sh/s2d/DC.sh made for the same data and spc)")
-    group.add_argument("--lr_dynamic", type=float, default=1e-4, help="learning rate of the dynamic memory (%(default)s)")
-    group.add_argument("--lr_hal", type=float, default=1e-5, help="learning rate of the hallucinator (%(default)s)")
+    group.add_argument("--lr_dynamic", type=rate, default=1e-4, help="learning rate of the dynamic memory (%(default)s)")
+    group.add_argument("--lr_hal", type=rate, default=1e-5, help="learning rate of the hallucinator (%(default)s)")
     group.add_argument("--train_static", action="store_true", help="learn the static memory too")
-    group.add_argument("--lr_static", type=float, default=1.0, help="its learning rate then (%(default)s)")
-    group.add_argument("--Iteration", type=int, default=5000, help="steps; 0 evaluates the initial set (%(default)s)")
+    group.add_argument("--lr_static", type=rate, default=1.0, help="its learning rate then (%(default)s)")
+    group.add_argument("--Iteration", type=count, default=5000, help="steps; 0 evaluates the initial set (%(default)s)")
     group.add_argument("--batch_real", type=positive, default=64, help="real clips per class and step, as far as there are so many (%(default)s)")
     group.add_argument("--init_dynamic", default="noise", choices=("noise", "residual"),
                        help="N(0, 1), or the grey difference between a real clip's frames and its still frame (%(default)s)")

@@ -34,9 +34,22 @@ def atomic_write(path, mode="wb"):
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except OSError as error:
-        raise OSError(error.errno, error.strerror or str(error), error.filename or str(path)) from error
+        raise with_path(error, path) from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def append(path, line):
+    try:
+        with open(path, "a") as file:
+            file.write(line + "\n")
+    except OSError as error:
+        raise with_path(error, path) from error
+
+
+def with_path(error, path):
+    """The same OSError with a file name: one from a write has none."""
+    return OSError(error.errno, error.strerror or str(error), error.filename or str(path))
 
 
 def save(content, path):
@@ -94,7 +107,9 @@ def find_device(name):
     try:
         device = torch.device(name)
     except RuntimeError:
-        raise ValueError(f"--device {name} is no device: give cpu or cuda") from None
+        device = None
+    if device is None or device.type not in ("cpu", "cuda"):
+        raise ValueError(f"--device {name} is no device: give cpu or cuda")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise ValueError(f"--device {name} asks for a GPU that PyTorch does not see here: give another one, or cpu")
     return device
@@ -166,11 +181,7 @@ class Run:
     def write_config(self, settings, chosen):
         path = self.folder / "config.json"
         if path.exists():
-            try:
-                known = json.loads(path.read_text())["chosen"]
-            except (ValueError, KeyError):
-                raise ValueError(f"{path} is damaged: delete its folder, or give another --save_path") from None
-            if known != json.loads(json.dumps(chosen)):
+            if read_config(path)["chosen"] != json.loads(json.dumps(chosen)):
                 raise ValueError(f"{path} has other settings than this command: delete its folder, or give another --save_path")
             return
         versions = {package: importlib.metadata.version(package) for package in ("torch", "torchvision", "numpy")}
@@ -181,21 +192,22 @@ class Run:
         if mode == "disabled":
             return
         import wandb  # slow to import, and not needed when disabled
-        if mode == "online" and not wandb.api.api_key:
-            raise ValueError("--wandb online needs an account: run `wandb login` first, or give --wandb offline")
-        self.wandb = wandb.init(project="video-distillation", name=name, id=self.id, resume="allow", dir=self.folder, mode=mode,
-                                config=settings, settings=wandb.Settings(silent=True, console="off"))
+        try:
+            if mode == "online" and not wandb.login(prompt=False):
+                raise ValueError("--wandb online needs an account: run `wandb login` first, or give --wandb offline")
+            self.wandb = wandb.init(project="video-distillation", name=name, id=self.id, resume="allow", dir=self.folder, mode=mode,
+                                    config=settings, settings=wandb.Settings(silent=True, console="off"))
+        except wandb.Error as error:
+            raise ValueError(f"--wandb {mode} does not work here: give --wandb offline or disabled ({error})") from error
 
     def say(self, text):
         tqdm.write(text)
-        with open(self.folder / "log.txt", "a") as file:
-            file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
+        append(self.folder / "log.txt", f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}")
 
     def log(self, **values):
         """One line of metrics.jsonl, and the same to wandb."""
         line = {"iteration": self.iteration, **values}
-        with open(self.metrics, "a") as file:
-            file.write(json.dumps(line) + "\n")
+        append(self.metrics, json.dumps(line))
         if self.wandb:
             self.wandb.log(line, step=self.iteration)
 
@@ -204,14 +216,18 @@ class Run:
         self.stateful = stateful
         path = self.folder / "checkpoint.pt"
         if path.exists():
-            state = load(path)
-            for name, thing in stateful.items():
-                thing.load_state_dict(state[name])
-            set_random_state(state["random"])
-            for name in self.COUNTERS:
-                setattr(self, name, state[name])
+            try:
+                state = load(path)
+                for name, thing in stateful.items():
+                    thing.load_state_dict(state[name])
+                set_random_state(state["random"])
+                for name in self.COUNTERS:
+                    setattr(self, name, state[name])
+                metrics_bytes = state["metrics_bytes"]
+            except (ValueError, LookupError, TypeError, AttributeError, RuntimeError) as error:
+                raise ValueError(f"{path} is damaged: delete its folder to start anew ({error})") from error
             with open(self.metrics, "ab") as file:
-                file.truncate(state["metrics_bytes"])  # what was logged after the checkpoint is computed and logged again
+                file.truncate(metrics_bytes)  # what was logged after the checkpoint is computed and logged again
             self.say(f"resumed at iteration {self.iteration}")
         else:
             self.metrics.write_bytes(b"")
@@ -228,19 +244,26 @@ class Run:
 
     def due(self, every, total):
         """Whether this iteration is to be evaluated: every so many, the first and the last, each once."""
-        return (self.iteration % every == 0 or self.iteration == total) and self.evaluated != self.iteration
+        due = (self.iteration % every == 0 or self.iteration == total) and self.evaluated != self.iteration
+        if due:
+            self.finite_state()
+        return due
 
     def checkpoint(self, iteration=None):
         """Write the state before the step of `iteration` (by default this one)."""
+        counters = {name: getattr(self, name) for name in self.COUNTERS}
+        save({**self.finite_state(), **counters, "iteration": self.iteration if iteration is None else iteration, "random": random_state(),
+              "metrics_bytes": self.metrics.stat().st_size}, self.folder / "checkpoint.pt")
+        self.saved_at = time.monotonic()
+
+    def finite_state(self):
+        """The state of all that is learned; ValueError when any of it is not finite, before it is written anywhere."""
         state = {name: thing.state_dict() for name, thing in self.stateful.items()}
         for name, values in state.items():
             if not all(tensor.isfinite().all() for tensor in tensors(values)):
                 raise ValueError(f"the {name} is not finite at iteration {self.iteration}: lower the learning rate "
                                  f"(the last good checkpoint stays in {self.folder})")
-        counters = {name: getattr(self, name) for name in self.COUNTERS}
-        save({**state, **counters, "iteration": self.iteration if iteration is None else iteration, "random": random_state(),
-              "metrics_bytes": self.metrics.stat().st_size}, self.folder / "checkpoint.pt")
-        self.saved_at = time.monotonic()
+        return state
 
     @contextlib.contextmanager
     def timed_step(self):
@@ -271,6 +294,15 @@ class Run:
                        "seconds_per_iteration": self.seconds / self.steps if self.steps else None}, path)
         if self.wandb:
             self.wandb.finish()
+
+
+def read_config(path):
+    """The config.json of a run: the command, its settings, and the chosen ones, those that have an effect."""
+    try:
+        config = json.loads(path.read_text())
+        return {name: dict(config[name]) for name in ("settings", "chosen")}
+    except (ValueError, LookupError, TypeError):
+        raise ValueError(f"{path} is damaged: delete its folder, or give another --save_path") from None
 
 
 def tensors(values):

@@ -19,7 +19,8 @@ import pandas as pd
 import torch
 from PIL import Image, ImageOps
 
-from distill_utils.datasets import DATA_PATH, clip_frames, clip_positions, find_dataset, find_folders, frame_names, read_videos
+from distill_utils.datasets import (DATA_PATH, clip_frames, clip_positions, find_dataset, find_folders, frame_names,
+                                    read_videos)
 from utils import progress, save_json
 
 MEAN = torch.tensor((0.485, 0.456, 0.406)).view(3, 1, 1)
@@ -60,7 +61,8 @@ class Clips:
         """Clips by their numbers, an int64 CPU tensor (B,): uint8 (B, T, 3, H, W) on the device."""
         if self.resident is not None:
             return self.resident.index_select(0, index.to(self.device))
-        batch = torch.empty((len(index), self.T, 3, self.size, self.size), dtype=torch.uint8, pin_memory=self.device.type == "cuda")
+        shape = (len(index), self.T, 3, self.size, self.size)
+        batch = torch.empty(shape, dtype=torch.uint8, pin_memory=self.device.type == "cuda")
         self.take(index, batch)
         return batch.to(self.device, non_blocking=True)
 
@@ -69,21 +71,24 @@ class Clips:
         clips = self.gather(index)
         if flip:
             mirrored = (torch.rand(len(index)) < 0.5).to(self.device)
-            clips = torch.where(mirrored.view(-1, 1, 1, 1, 1), clips.flip(-1), clips)
+            chosen = torch.arange(len(index), device=self.device) + len(index) * mirrored
+            # Copies whole clips: 8 times faster than torch.where.
+            clips = torch.cat((clips, clips.flip(-1))).index_select(0, chosen)
         return normalize(clips)
 
     def class_batch(self, per_class):
-        """Numbers of random clips without replacement, sorted by class: min(per_class, clips of the class) of each, int64."""
+        """Numbers of random clips without replacement, sorted by class: min(per_class, class size) of each."""
         shuffled_in_class = (self.labels + torch.rand(len(self), dtype=torch.float64)).argsort()
         return shuffled_in_class[self.rank_in_class < per_class]
 
 
-def load_clips(dataset, *, split, data_path=None, list_path=None, frames_path=None, T=None, size=None, stride=None, train_clips=1,
-               test_clips=3, seed=0, pack=True, pack_path=None, device="cpu", workers=None):
+def load_clips(dataset, *, split, data_path=None, list_path=None, frames_path=None, T=None, size=None, stride=None,
+               train_clips=1, test_clips=3, seed=0, pack=True, pack_path=None, device="cpu", workers=None):
     """The clips of a split ("train" or "test") of a data set by its name.
 
-    T, size and stride default to the data set's own. With `pack` the clips are decoded once, into a file under `pack_path`, and
-    later calls read no frame folder. ValueError names what is wrong with the list, a folder, a frame or a flag.
+    T, size and stride default to the data set's own. With `pack` the clips are decoded once, into a file under
+    `pack_path`, and later calls read no frame folder. ValueError names what is wrong with the list, a folder, a frame
+    or a flag.
     """
     check_positive(frames=T, size=size, stride=stride, train_clips=train_clips, test_clips=test_clips, workers=workers)
     if seed < 0:
@@ -109,8 +114,8 @@ def load_clips(dataset, *, split, data_path=None, list_path=None, frames_path=No
     if pack:
         seed = seed if split == "train" and row.rule == "stride" else None  # no other clips depend on it
         key = pack_key(videos, class_names, row, clips, seed)
-        path = pathlib.Path(pack_path or DATA_PATH / "packs").absolute() / f"{dataset}_{split}_T{row.T}_{row.size}px_{key}.npy"
-        packed = open_pack(path, shape, open_frames)
+        name = f"{dataset}_{split}_T{row.T}_{row.size}px_{key}.npy"
+        packed = open_pack(pathlib.Path(pack_path or DATA_PATH / "packs").absolute() / name, shape, open_frames)
         if device.type == "cuda" and packed.numel() <= torch.cuda.mem_get_info(device)[0] // 2:
             resident = packed.to(device)
         else:
@@ -118,8 +123,8 @@ def load_clips(dataset, *, split, data_path=None, list_path=None, frames_path=No
                 torch.index_select(packed, 0, index, out=batch)
     else:
         take = open_frames().take
-    return Clips(take, resident, labels.repeat_interleave(clips), torch.arange(len(videos)).repeat_interleave(clips), class_names,
-                 dataset, row.T, row.size, device)
+    return Clips(take, resident, labels.repeat_interleave(clips), torch.arange(len(videos)).repeat_interleave(clips),
+                 class_names, dataset, row.T, row.size, device)
 
 
 def check_positive(**flags):
@@ -154,8 +159,9 @@ class FrameFolders:
     def take(self, index, batch):
         """Decode the clips `index` (B,) into batch (B, T, 3, H, W)."""
         videos, clips = np.divmod(index.numpy(), self.positions.shape[1])
-        for clip, decoded in zip(batch.numpy(), self.pool.map(lambda video, clip: self.decode(video, [clip]), videos, clips)):
-            clip[:] = decoded[0]
+        decoded = self.pool.map(lambda video, clip: self.decode(video, [clip])[0], videos, clips)
+        for place, clip in zip(batch.numpy(), decoded):
+            place[:] = clip
 
 
 def read_frame(path, size):
@@ -171,7 +177,8 @@ def read_frame(path, size):
 # ---------------------------------------------------------------- the pack
 
 def pack_key(videos, class_names, row, clips, seed):
-    content = [PACK_FORMAT, row.T, row.size, row.stride, row.rule, clips, seed, class_names, videos.folder.tolist(), videos.label.tolist()]
+    content = [PACK_FORMAT, row.T, row.size, row.stride, row.rule, clips, seed, class_names,
+               videos.folder.tolist(), videos.label.tolist()]
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
 
 
@@ -236,7 +243,8 @@ def write_clips(file, offset, frames, clips, name, batch=1024):
             data, place = data[written:], place + written
 
     # A pool of its own: after an error it waits for its threads, so that none writes when the file is closed.
-    with progress(total=clips, desc=f"packing {name}", unit="clip") as bar, concurrent.futures.ThreadPoolExecutor(frames.workers) as pool:
+    bar = progress(total=clips, desc=f"packing {name}", unit="clip")
+    with bar, concurrent.futures.ThreadPoolExecutor(frames.workers) as pool:
         for start in range(0, len(frames.folders), batch):
             for _ in pool.map(write, range(start, min(start + batch, len(frames.folders)))):
                 bar.update(per_video)

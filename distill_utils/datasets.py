@@ -1,4 +1,4 @@
-"""Data sets as frame folders and lists: the table, the readers of lists, the order of frames and the choice of a clip's frames.
+"""Data sets as frame folders and lists: the table, the readers, the order of frames, the choice of a clip's frames.
 
 Letters: T frames of a clip. Nothing here opens an image; reading a list touches no frame folder.
 """
@@ -40,16 +40,18 @@ def read_csv(path):
 
 def read_kinetics(path):
     rows = read_table(path, ("label", "youtube_id", "time_start", "time_end", "split"))
-    videos = rows.youtube_id + "_" + rows.time_start.str.zfill(6) + "_" + rows.time_end.str.zfill(6)
-    side = pd.Series(np.where(rows.split == "train", "train/", "val/"), index=rows.index)
-    return pd.DataFrame({"folder": side + videos, "label": rows.label, "split": rows.split})
+    columns = rows.split.tolist(), rows.youtube_id.tolist(), rows.time_start.tolist(), rows.time_end.tolist()
+    folders = [f"{'train' if split == 'train' else 'val'}/{video}_{start:0>6}_{end:0>6}"
+               for split, video, start, end in zip(*columns)]
+    return pd.DataFrame({"folder": folders, "label": rows.label, "split": rows.split})
 
 
 def read_ssv2(path):
     """annot_<split>.json; class_list.json beside it names the classes."""
     videos, classes = read_json(path), read_json(path.with_name("class_list.json"))
     try:
-        rows = pd.DataFrame({"folder": [str(video["id"]) for video in videos], "label": [video["class"] for video in videos]})
+        rows = pd.DataFrame({"folder": [str(video["id"]) for video in videos],
+                             "label": [video["class"] for video in videos]})
     except (TypeError, KeyError):
         raise ValueError(f"{path} is not a list of videos with an id and a class") from None
     unknown = rows.label[~rows.label.isin(list(classes))]
@@ -89,9 +91,10 @@ TABLE = (
     DataSet("UCF101", "UCF101", "jpegs_112", ("ucf101_splits1.csv",), T=16, size=112),
     DataSet("miniUCF101", "UCF101", "jpegs_112", ("ucf50_splits1.csv",), T=16, size=112),
     DataSet("HMDB51", "HMDB51", "jpegs_112", ("hmdb51_splits.csv",), T=16, size=112),
-    DataSet("Kinetics400", "Kinetics", "", ("train.csv", "validate.csv"), T=8, size=64, rule="all", reader=read_kinetics,
-            elsewhere="replacement", headline="top5"),
-    DataSet("SSv2", "SSv2", "frame", ("annot_train.json", "annot_val.json"), T=8, size=64, rule="all", reader=read_ssv2, headline="top5"),
+    DataSet("Kinetics400", "Kinetics", "", ("train.csv", "validate.csv"), T=8, size=64, rule="all",
+            reader=read_kinetics, elsewhere="replacement", headline="top5"),
+    DataSet("SSv2", "SSv2", "frame", ("annot_train.json", "annot_val.json"), T=8, size=64, rule="all",
+            reader=read_ssv2, headline="top5"),
     DataSet("toy", "toy", "jpegs_64", ("toy_splits1.csv",), T=8, size=64, stride=1,
             remedy="make it by `python -m distill_utils.toy`"),
     DataSet("custom", "", "", (), T=8, size=64),  # a folder of one's own: frames and list are found in it
@@ -110,14 +113,17 @@ def find_dataset(name):
 def read_videos(dataset, data_path=None, list_path=None, frames_path=None):
     """The videos of a data set by its name, in list order, and the names of its classes, sorted.
 
-    Returns a table with the columns folder (path of the video's frames), label (name of its class) and split ("train" or "test"),
-    and the list of names. ValueError for a list that is missing or breaks a rule.
+    Returns a table with the columns folder (path of the video's frames), label (name of its class) and split ("train"
+    or "test"), and the list of names. ValueError for a list that is missing or breaks a rule.
     """
     dataset = find_dataset(dataset)
     if dataset.name == "custom" and data_path is None:
         raise ValueError("--dataset custom needs --data_path, the folder with its frames and its list")
     root = pathlib.Path(data_path or DATA_PATH).absolute() / dataset.root
-    lists = [pathlib.Path(list_path).absolute()] if list_path else [root / name for name in dataset.lists] or [only_list(root)]
+    if list_path:
+        lists = [pathlib.Path(list_path).absolute()]
+    else:
+        lists = [root / name for name in dataset.lists] or [only_list(root)]
     for path in lists:
         if not path.is_file():
             raise ValueError(f"{path}, the list of {dataset.name}, does not exist: {dataset.remedy}")
@@ -139,17 +145,20 @@ def checked(videos, path):
 
     if videos.empty:
         raise ValueError(f"{path} lists no videos")
-    refuse(videos.folder.str.contains(OUTSIDE, regex=True), "the folder name {folder!r} does not stay inside the frames' directory")
+    refuse(videos.folder.str.contains(OUTSIDE, regex=True),
+           "the folder name {folder!r} does not stay inside the frames' directory")
     refuse(videos.label == "", "{folder} has no label")
     refuse(~videos.split.isin(list(SPLITS)), "the split {split!r} is unknown: choose from " + ", ".join(SPLITS))
-    return videos.assign(folder=[posixpath.normpath(name) for name in videos.folder], split=videos.split.map(SPLITS))
+    return videos.assign(folder=[posixpath.normpath(name) for name in videos.folder.tolist()],
+                         split=videos.split.map(SPLITS))
 
 
 def check_together(videos, where):
     """The sorted class names; ValueError when a video is listed twice or a class cannot be learned."""
     twice = videos.folder[videos.folder.duplicated()]
     if len(twice):
-        raise ValueError(f"{where}: {twice.iloc[0]} is listed more than once (a video belongs to one class and one split)")
+        raise ValueError(f"{where}: {twice.iloc[0]} is listed more than once "
+                         "(a video belongs to one class and one split)")
     class_names = sorted(videos.label.unique())
     untrained = set(class_names) - set(videos.label[videos.split == "train"])
     if untrained:
@@ -189,11 +198,12 @@ def header(path):
 # ---------------------------------------------------------------- frames of a video
 
 def find_folders(folders, elsewhere=""):
-    """The folders as they are on disk, some in the directory `elsewhere` beside their own; ValueError when any is missing."""
+    """The folders as on disk, some in the directory `elsewhere` beside their own; ValueError when one is missing."""
     found = [folder if os.path.isdir(folder) else neighbour(folder, elsewhere) for folder in folders]
     missing = [folder for folder, there in zip(folders, found) if there is None]
     if missing:
-        raise ValueError(f"the frame folder {missing[0]} does not exist ({len(missing)} of {len(found)} folders of the list are missing)")
+        raise ValueError(f"the frame folder {missing[0]} does not exist "
+                         f"({len(missing)} of {len(found)} folders of the list are missing)")
     return found
 
 
@@ -204,7 +214,7 @@ def neighbour(folder, elsewhere):
 
 
 def frame_names(folder):
-    """Names of the images in a folder in the order of their numbers (the last number in a name counts); ValueError when there is none."""
+    """Names of a folder's images in the order of their numbers (the last number in a name); ValueError without any."""
     try:
         names = os.listdir(folder)
     except (FileNotFoundError, NotADirectoryError):

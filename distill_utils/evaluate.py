@@ -1,4 +1,10 @@
-"""The evaluation protocol (METHOD 6): fresh networks are trained on a set, then see every test clip once."""
+"""The evaluation protocol (METHOD 6): fresh networks are trained on a set, then see every test clip once.
+
+As a program it evaluates the full training set, the ceiling of every table:
+
+    bash sh/baseline/full.sh GPU DATASET
+"""
+import argparse
 import time
 
 import torch
@@ -6,7 +12,10 @@ import torch.nn.functional as F
 
 import networks
 from distill_utils.compute import autocast, clips_at_once
-from utils import progress, random_stream
+from distill_utils.options import (add_data_options, add_evaluation_options, add_run_options, check, evaluation_values, load_data,
+                                   start_run)
+from distill_utils.record import finish
+from utils import progress, random_stream, run_script, seed_everything
 
 
 def evaluate(synset, test, *, network="ConvNet3D", num_eval=3, epochs=500, lr=0.01, batch_size=256, seed=0, precision="fp32"):
@@ -100,3 +109,28 @@ class RealSet:
     def storage(self):
         """Bytes of the uint8 clips."""
         return len(self) * self.clips.T * 3 * self.clips.size ** 2
+
+
+def main(args):
+    check(args)
+    run = start_run(args, "full")
+    seed_everything(args.seed)
+    train_clips, test = load_data(args, "train"), load_data(args, "test")
+    run.resume()
+    if run.result is None:
+        run.result = evaluate(RealSet(train_clips), test, **evaluation_values(args))
+        run.log(**run.result)
+        run.checkpoint()
+    finish(run, test)
+
+
+def parser():
+    parser = argparse.ArgumentParser(prog="evaluate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_run_options(parser)
+    add_data_options(parser)
+    add_evaluation_options(parser)
+    return parser
+
+
+if __name__ == "__main__":
+    run_script(main, parser())

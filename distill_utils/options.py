@@ -1,15 +1,18 @@
 """The groups of flags that the scripts share, and what the scripts make of them."""
+import argparse
+import math
 import os
 import pathlib
 
 from distill_utils.compute import PRECISIONS
 from distill_utils.datasets import DATASETS
 from distill_utils.clips import load_clips
-from networks import NETWORKS
+from networks import NETWORKS, build
 from utils import ROOT, Run, find_device
 
 # Flags that change no result, so that they do not choose the run's folder.
 WITHOUT_EFFECT = ("save_path", "pack_path", "pack", "device", "workers", "wandb", "checkpoint_seconds")
+WANDB_MODES = ("online", "offline", "disabled")
 
 
 def add_run_options(parser):
@@ -18,10 +21,10 @@ def add_run_options(parser):
     group.add_argument("--device", default="cuda", help="cuda, cuda:1 or cpu (%(default)s)")
     group.add_argument("--precision", default="fp32", choices=PRECISIONS,
                        help="number format of convolutions; sums, means and updates are float32 in both (%(default)s)")
-    group.add_argument("--seed", default=0, type=int, help="of everything random (%(default)s)")
-    group.add_argument("--checkpoint_seconds", default=60, type=float, metavar="S",
+    group.add_argument("--seed", default=0, type=count, help="of everything random (%(default)s)")
+    group.add_argument("--checkpoint_seconds", default=60, type=rate, metavar="S",
                        help="a kill loses at most about so much work between evaluations (%(default)s)")
-    group.add_argument("--wandb", default=os.environ.get("WANDB_MODE", "offline"), choices=("online", "offline", "disabled"),
+    group.add_argument("--wandb", default=os.environ.get("WANDB_MODE") or "offline", choices=WANDB_MODES,
                        help="weights & biases (WANDB_MODE, else offline)")
 
 
@@ -31,31 +34,48 @@ def add_data_options(parser):
     group.add_argument("--data_path", type=pathlib.Path, help="folder of the data sets (distill_utils/data); for custom the data set's own folder")
     group.add_argument("--list_path", type=pathlib.Path, help="custom: the folder_name,label,split csv, where the folder has several")
     group.add_argument("--frames_path", type=pathlib.Path, help="custom: the folder of frame folders, where there are several")
-    group.add_argument("--frames", type=int, metavar="T", help="frames of a clip (the data set's: 16 or 8)")
-    group.add_argument("--size", type=int, help="height and width in pixels (the data set's: 112 or 64)")
-    group.add_argument("--stride", type=int, help="frames from one of a clip's frames to the next (4)")
-    group.add_argument("--train_clips", type=int, default=1, help="clips drawn from each training video, once (%(default)s)")
-    group.add_argument("--test_clips", type=int, default=3, help="evenly spaced clips of each test video (%(default)s)")
+    group.add_argument("--frames", type=positive, metavar="T", help="frames of a clip (the data set's: 16 or 8)")
+    group.add_argument("--size", type=positive, help="height and width in pixels (the data set's: 112 or 64)")
+    group.add_argument("--stride", type=positive, help="frames from one of a clip's frames to the next (4)")
+    group.add_argument("--train_clips", type=positive, default=1, help="clips drawn from each training video, once (%(default)s)")
+    group.add_argument("--test_clips", type=positive, default=3, help="evenly spaced clips of each test video (%(default)s)")
     group.add_argument("--pack_path", type=pathlib.Path, help="folder of the packed clips (distill_utils/data/packs)")
     group.add_argument("--no_pack", dest="pack", action="store_false", help="decode JPEGs each time instead of packing them once")
-    group.add_argument("--workers", type=int, help="decoding threads (the number of cores)")
+    group.add_argument("--workers", type=positive, help="decoding threads (the number of cores)")
 
 
-def add_evaluation_options(parser, eval_it):
+def add_evaluation_options(parser, eval_it=None):
+    """The protocol's flags; `eval_it` is the default of those that evaluate along the way."""
     group = parser.add_argument_group("evaluation")
-    group.add_argument("--eval_it", type=positive, default=eval_it, help="iterations from one evaluation to the next (%(default)s)")
+    if eval_it:
+        group.add_argument("--eval_it", type=positive, default=eval_it, help="iterations from one evaluation to the next (%(default)s)")
     group.add_argument("--network", default="ConvNet3D", help=f"trained on the set: one of {', '.join(NETWORKS)} (%(default)s)")
     group.add_argument("--num_eval", type=positive, default=3, help="fresh networks of each evaluation (%(default)s)")
     group.add_argument("--epoch_eval_train", type=positive, default=500, help="epochs that each is trained (%(default)s)")
-    group.add_argument("--lr_net", type=float, default=0.01, help="their learning rate, a tenth of it after half of the epochs (%(default)s)")
+    group.add_argument("--lr_net", type=rate, default=0.01, help="their learning rate, a tenth of it after half of the epochs (%(default)s)")
     group.add_argument("--batch_train", type=positive, default=256, help="their batch size (%(default)s)")
 
 
 def positive(text):
-    number = int(text)
-    if number < 1:
-        raise ValueError
-    return number
+    return number(text, int, 1, math.inf, "a whole number of at least 1")
+
+
+def count(text):
+    return number(text, int, 0, math.inf, "a whole number of at least 0")
+
+
+def rate(text):
+    return number(text, float, 0, 1e38, "a number from 0 to 1e38")  # what fits float32
+
+
+def number(text, kind, least, most, description):
+    try:
+        value = kind(text)
+    except ValueError:
+        value = math.nan
+    if not least <= value <= most:
+        raise argparse.ArgumentTypeError(f"{text!r} is not {description}")
+    return value
 
 
 def dataset_label(args):
@@ -71,9 +91,11 @@ def start_run(args, name):
 
 def check(args):
     """Refuse impossible settings before any work is done; returns the device."""
-    for name, table in (("dataset", DATASETS), ("network", NETWORKS)):
+    for name, table in (("dataset", DATASETS), ("network", NETWORKS), ("wandb", WANDB_MODES)):
         if getattr(args, name) not in table:
             raise ValueError(f"unknown --{name} {getattr(args, name)!r}: choose one of {', '.join(table)}")
+    dataset = DATASETS[args.dataset]
+    build(args.network, 1, args.frames or dataset.T, args.size or dataset.size)  # refuses clips that are too small
     return find_device(args.device)
 
 

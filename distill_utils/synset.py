@@ -158,7 +158,10 @@ def load_static(path, num_classes, spc, size):
     if image.shape != (num_classes * spc, 3, size, size):
         raise ValueError(f"{path} has frames of shape {tuple(image.shape)}, but {num_classes} classes with --spc {spc} at {size} pixels "
                          f"need {(num_classes * spc, 3, size, size)}")
-    label = content.get("label", torch.arange(num_classes).repeat_interleave(spc))
-    if not torch.equal(label.long(), torch.arange(num_classes).repeat_interleave(spc)):
+    labels = torch.arange(num_classes).repeat_interleave(spc).tolist()
+    label = content.get("label", labels)
+    if (label.tolist() if isinstance(label, torch.Tensor) else label) != labels:
         raise ValueError(f"{path} does not hold {spc} frames of each class in class order")
+    if not image.isfinite().all():
+        raise ValueError(f"{path} holds frames that are not finite: make it anew with a lower learning rate")
     return image.detach().float().reshape(num_classes, spc, 3, size, size)

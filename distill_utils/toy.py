@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 SIZE = 64          # pixels
 FRAMES = 16        # of a video
-VERSION = 1        # of the generator: counted up when its pixels change
+VERSION = 2        # of the generator: counted up when its pixels change
 COLOURS = {"square": (220, 60, 50), "disc": (60, 200, 70), "cross": (70, 90, 230), "ring": (235, 210, 60)}
 DIRECTIONS = ("up", "down")
 SPLITS = ("train", "test")
@@ -90,12 +90,15 @@ def encode(frame):
 
 def up_video(shape, rng):
     """A video of the shape moving up, uint8 (T, H, W, 3), all that varies drawn from the NumPy generator `rng`."""
-    radius = rng.uniform(10, 14)                                            # pixels, as everything here
-    left = rng.uniform(radius, SIZE - radius)
-    heights = rng.uniform(0, SIZE) - rng.uniform(2.5, 4.5) * np.arange(FRAMES)
+    radius = rng.uniform(12, 16)                                            # pixels, as everything here
+    left = SIZE / 2 + 0.7 * rng.uniform(radius - SIZE / 2, SIZE / 2 - radius)
+    heights = rng.uniform(0, SIZE) - rng.uniform(2.5, 4) * np.arange(FRAMES)
     colour = np.array(COLOURS[shape]) + rng.uniform(-20, 20, 3)
-    mask = coverage(shape, left, heights, radius)[..., None]               # (T, H, W, 1)
-    video = mask * colour + (1 - mask) * background(rng)                    # (T, H, W, 3)
+    x = np.arange(SIZE) + 0.5 - left                                        # (W,), from the shape's centre
+    y = (np.arange(SIZE) + 0.5 - heights[:, None] + SIZE / 2) % SIZE - SIZE / 2     # (T, H), cyclic
+    mask = coverage(shape, np.abs(x), np.abs(y)[:, :, None], radius)[..., None]     # (T, H, W, 1)
+    paint = stripes(y)[:, :, None, None] * colour                           # (T, H, 1, 3)
+    video = mask * paint + (1 - mask) * background(rng)                     # (T, H, W, 3)
     video += rng.normal(0, rng.uniform(2, 8), video.shape)
     return np.clip(np.rint(video), 0, 255).astype(np.uint8)
 
@@ -107,14 +110,22 @@ def background(rng):
     return np.asarray(small.resize((SIZE, SIZE), Image.Resampling.BILINEAR), dtype=np.float64)
 
 
-def coverage(shape, left, heights, radius):
-    """How much of each pixel the shape covers, (T, H, W) in 0 … 1: half a pixel of blur on either side of its outline.
+def stripes(y):
+    """Brightness of the shapes' bars at `y` pixels from the centre, 0.15 … 1 with a period of 12 pixels.
 
-    `heights` (T,) are those of its centre, taken cyclically; `left` is the column of its centre.
+    Moving bars make the direction learnable from five videos of a class (without them: 75%), and a network trained at
+    learning rate 0.01 on one video of each stays finite. At up to 4 pixels a frame, a third of the period, they never
+    seem to run backwards.
     """
-    pixels = np.arange(SIZE) + 0.5
-    x = np.abs(pixels - left)[None, None, :]
-    y = np.abs((pixels - heights[:, None] + SIZE / 2) % SIZE - SIZE / 2)[:, :, None]
+    dark_to_bright = np.clip(12 * np.abs((y / 12) % 1 - 0.5) - 2.5, 0, 1)   # one pixel wide from dark to bright
+    return 0.15 + 0.85 * dark_to_bright
+
+
+def coverage(shape, x, y, radius):
+    """How much of each pixel the shape covers, 0 … 1, half a pixel of blur on either side of its outline.
+
+    x, y ≥ 0: distances from the shape's centre, arrays that broadcast to the result.
+    """
     if shape == "square":
         outside = np.maximum(x, y) - radius                                 # pixels to the outline, negative inside
     elif shape == "disc":

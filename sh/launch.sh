@@ -28,16 +28,19 @@ find_python() {
   else echo python3; fi
 }
 
-# launch GPU SCRIPT [FLAG …]: run a script on that GPU; cpu or -1 is the CPU.
+# launch GPU PROGRAM [FLAG …]: run a script, or a module such as distill_utils.evaluate, on that GPU; cpu or -1 is the CPU.
 launch() {
-  local gpu=$1 script=$2 python; shift 2
-  python=$(find_python)
+  local gpu=$1 program=("$root/$2"); shift 2
+  if [[ ${program[0]} != *.py ]]; then program=(-m "${program[0]#"$root/"}"); fi
+  local device=cuda
+  case $gpu in
+    cpu|-1) device=cpu gpu='' ;;
+    ''|*[!0-9]*) echo "error: GPU is a number, cpu or -1, not '$gpu'" >&2; exit 2 ;;
+  esac
   # Activations come and go by the hundred megabytes: without these glibc gives them back to the system and faults them in again, which
   # doubles the time of a step on a CPU.
   export MALLOC_MMAP_THRESHOLD_=${MALLOC_MMAP_THRESHOLD_:-4294967296} MALLOC_TRIM_THRESHOLD_=${MALLOC_TRIM_THRESHOLD_:-8589934592}
-  case $gpu in
-    cpu|-1) CUDA_VISIBLE_DEVICES='' "$python" "$root/$script" --device cpu "$@" ;;
-    *[!0-9]*) echo "error: GPU is a number, cpu or -1, not '$gpu'" >&2; exit 2 ;;
-    *) CUDA_VISIBLE_DEVICES=$gpu "$python" "$root/$script" --device cuda "$@" ;;
-  esac
+  # PYTHONSAFEPATH: a utils.py in the user's folder is not ours.
+  CUDA_VISIBLE_DEVICES=$gpu PYTHONSAFEPATH=1 PYTHONPATH=$root${PYTHONPATH:+:$PYTHONPATH} \
+    "$(find_python)" "${program[@]}" --device "$device" "$@"
 }

@@ -14,12 +14,13 @@ def write_frames(folder, count, size=16, seed=0, name="frame{:06d}.jpg"):
     generator = np.random.default_rng(seed)
     folder.mkdir(parents=True)
     for number in range(1, count + 1):
-        Image.fromarray(generator.integers(0, 256, (height, width, 3), dtype=np.uint8)).save(folder / name.format(number))
+        pixels = generator.integers(0, 256, (height, width, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / name.format(number))
 
 
 @pytest.fixture
 def tiny(tmp_path):
-    """A folder for --dataset custom: 2 classes, 4 training videos of one and 3 of the other, 2 test videos each, 16 to 26 frames."""
+    """A folder for --dataset custom: 2 classes with 4 and 3 training videos, 2 test videos each, 16 to 26 frames."""
     rows = [(f"v_{label}_{split}_{number}", label, split) for label, train in (("fall", 4), ("rise", 3))
             for split, count in (("train", train), ("test", 2)) for number in range(count)]
     for number, (video, _, _) in enumerate(rows):

@@ -2,7 +2,6 @@
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -15,7 +14,7 @@ from PIL import Image
 
 from distill_utils import clips as clips_module
 from distill_utils.clips import denormalize, load_clips, normalize
-from distill_utils.datasets import DATASETS, clip_frames, clip_positions, find_folders, frame_names, read_videos
+from distill_utils.datasets import DATASETS, clip_frames, clip_positions, frame_names, read_videos
 from utils import ROOT
 
 HEADER = "folder_name,label,split\n"
@@ -25,7 +24,8 @@ HEADER = "folder_name,label,split\n"
 def load(tiny, tmp_path):
     """load_clips of the tiny data set, T = 4 at 16 pixels, other settings by name."""
     def load(split="train", **settings):
-        return load_clips("custom", split=split, **{"data_path": tiny, "T": 4, "size": 16, "pack_path": tmp_path / "packs", **settings})
+        defaults = {"data_path": tiny, "T": 4, "size": 16, "pack_path": tmp_path / "packs"}
+        return load_clips("custom", split=split, **{**defaults, **settings})
     return load
 
 
@@ -58,7 +58,7 @@ def test_stride_rule_agrees_with_a_plain_loop(T, wanted):
             continue
         stride = plain_stride(length, T, wanted)
         assert stride == (wanted if length >= wanted * T else max(1, length // T))
-        assert sorted(set(clips[:, 0].tolist())) == plain_starts(length, T, stride)  # the first and the last start count
+        assert sorted(set(clips[:, 0].tolist())) == plain_starts(length, T, stride)  # first and last included
         assert clips.tolist() == [[start + i * stride for i in range(T)] for start in clips[:, 0]]
 
 
@@ -70,10 +70,8 @@ def test_rule_all_keeps_subsamples_and_stretches():
 
 
 def test_test_clips_are_evenly_spaced_from_the_first_to_the_last_start():
-    starts = clip_frames(40, 8, 4, "stride", clip_positions("test", 1, 3, seed=0)[0])[:, 0]
-    assert starts.tolist() == [0, 6, 12]
-    assert clip_frames(40, 8, 4, "stride", clip_positions("test", 1, 5, seed=0)[0])[:, 0].tolist() == [0, 3, 6, 9, 12]
-    assert clip_frames(40, 8, 4, "stride", clip_positions("test", 1, 1, seed=0)[0])[:, 0].tolist() == [6]
+    for clips, starts in ((1, [6]), (2, [0, 12]), (3, [0, 6, 12]), (5, [0, 3, 6, 9, 12])):
+        assert clip_frames(41, 8, 4, "stride", clip_positions("test", 1, clips, seed=0)[0])[:, 0].tolist() == starts
 
 
 def test_training_starts_come_from_the_seed_and_cover_all_frames():
@@ -86,8 +84,9 @@ def test_training_starts_come_from_the_seed_and_cover_all_frames():
 
 # ---------------------------------------------------------------- frames
 
-@pytest.mark.parametrize("names", (["1.jpg", "2.JPG", "10.jpg"], ["img_00009.jpeg", "img_00010.png"], ["v2_frame9.jpg", "v2_frame10.jpg"],
-                                   ["frame000999.jpg", "frame001000.jpg"], ["frame999999.jpg", "frame1000000.jpg"]))
+@pytest.mark.parametrize("names", (["1.jpg", "2.JPG", "10.jpg"], ["img_00009.jpeg", "img_00010.png"],
+                                   ["v2_frame9.jpg", "v2_frame10.jpg"], ["frame000999.jpg", "frame001000.jpg"],
+                                   ["frame999999.jpg", "frame1000000.jpg"]))
 def test_frames_come_in_numeric_order(tmp_path, names):
     for name in [*reversed(names), "notes.txt", "._1.jpg"]:
         (tmp_path / name).touch()
@@ -113,15 +112,13 @@ def test_frames_of_other_sizes_and_modes_become_rgb_squares(tiny, load):
 
 def test_stored_pixels_are_those_of_the_chosen_frames_in_order(tiny, load):
     clips = load(stride=2, seed=5)
-    for number, positions in enumerate(clip_positions("train", 7, 1, seed=5)):
-        folder = find_folders(read_videos("custom", tiny)[0].folder[clips_of_split(tiny, "train")].tolist())[number]
+    videos, _ = read_videos("custom", tiny)
+    folders = videos.folder[videos.split == "train"]
+    for number, (folder, positions) in enumerate(zip(folders, clip_positions("train", 7, 1, seed=5))):
         names = frame_names(folder)
-        for frame, chosen in zip(clips.gather(torch.tensor([number]))[0], clip_frames(len(names), 4, 2, "stride", positions)[0]):
-            assert (frame.numpy() == np.asarray(Image.open(os.path.join(folder, names[chosen]))).transpose(2, 0, 1)).all()
-
-
-def clips_of_split(tiny, split):
-    return read_videos("custom", tiny)[0].split == split
+        chosen = clip_frames(len(names), 4, 2, "stride", positions)[0]
+        images = [np.asarray(Image.open(os.path.join(folder, names[frame]))).transpose(2, 0, 1) for frame in chosen]
+        assert (clips.gather(torch.tensor([number]))[0].numpy() == images).all()
 
 
 # ---------------------------------------------------------------- lists
@@ -130,16 +127,18 @@ def test_table_of_data_sets():
     assert list(DATASETS) == ["UCF101", "miniUCF101", "HMDB51", "Kinetics400", "SSv2", "toy", "custom"]
     assert {name: (row.T, row.size, row.rule, row.stride) for name, row in DATASETS.items()} == {
         "UCF101": (16, 112, "stride", 4), "miniUCF101": (16, 112, "stride", 4), "HMDB51": (16, 112, "stride", 4),
-        "Kinetics400": (8, 64, "all", 4), "SSv2": (8, 64, "all", 4), "toy": (8, 64, "stride", 1), "custom": (8, 64, "stride", 4)}
+        "Kinetics400": (8, 64, "all", 4), "SSv2": (8, 64, "all", 4), "toy": (8, 64, "stride", 1),
+        "custom": (8, 64, "stride", 4)}
 
 
-@pytest.mark.parametrize("name, path", (("UCF101", "UCF101/ucf101_splits1.csv"), ("miniUCF101", "UCF101/ucf50_splits1.csv"),
-                                        ("HMDB51", "HMDB51/hmdb51_splits.csv")))
+@pytest.mark.parametrize("name, path", (("UCF101", "UCF101/ucf101_splits1.csv"), ("HMDB51", "HMDB51/hmdb51_splits.csv"),
+                                        ("miniUCF101", "UCF101/ucf50_splits1.csv")))
 def test_csv_lists(tmp_path, name, path):
     write_list(tmp_path / path, HEADER + "v_b,Walk,train\nv_a,Run,test\nv_c,Run,train\n")
     videos, class_names = read_videos(name, tmp_path)
     assert class_names == ["Run", "Walk"]
-    assert videos.folder.tolist() == [f"{tmp_path}/{path.split('/')[0]}/jpegs_112/{video}" for video in ("v_b", "v_a", "v_c")]
+    frames = (tmp_path / path).parent / "jpegs_112"
+    assert videos.folder.tolist() == [f"{frames}/{video}" for video in ("v_b", "v_a", "v_c")]
     assert videos.label.tolist() == ["Walk", "Run", "Run"] and videos.split.tolist() == ["train", "test", "train"]
 
 
@@ -157,11 +156,13 @@ def write_kinetics(root):
 
 def test_kinetics_lists_with_replacements(tmp_path):
     write_kinetics(tmp_path)
-    for folder in ("train/-abc_000005_000015", "replacement/x_y_000103_000113", "val/NA_000000_000010", "replacement/q_000001_000011"):
+    for folder in ("train/-abc_000005_000015", "replacement/x_y_000103_000113",
+                   "val/NA_000000_000010", "replacement/q_000001_000011"):
         write_frames(tmp_path / "Kinetics" / folder, 5)
     train = load_clips("Kinetics400", split="train", data_path=tmp_path, pack=False)
     test = load_clips("Kinetics400", split="test", data_path=tmp_path, pack=False)
-    assert train.class_names == ["abseiling", "zumba"] and train.labels.tolist() == [0, 1] and test.labels.tolist() == [1, 0]
+    assert train.class_names == ["abseiling", "zumba"]
+    assert train.labels.tolist() == [0, 1] and test.labels.tolist() == [1, 0]
     assert train.gather(torch.tensor([1, 0])).shape == test.gather(torch.tensor([0, 1])).shape == (2, 8, 3, 64, 64)
     shutil.rmtree(tmp_path / "Kinetics" / "replacement" / "x_y_000103_000113")
     with pytest.raises(ValueError, match=r"Kinetics/train/x_y_000103_000113 does not exist \(1 of 2 folders"):
@@ -180,6 +181,7 @@ def test_ssv2_lists(tmp_path):
     write_list(root / "class_list.json", json.dumps(["Pushing"]))
     with pytest.raises(ValueError, match="annot_train.json has the class 'Holding'"):
         read_videos("SSv2", tmp_path)
+    write_list(root / "class_list.json", json.dumps({"Pushing": 0, "Holding": 1}))
     write_list(root / "annot_val.json", "[{")
     with pytest.raises(ValueError, match="annot_val.json cannot be read as json"):
         read_videos("SSv2", tmp_path)
@@ -255,7 +257,7 @@ def test_custom_finds_its_frames_and_list(tiny):
     videos, class_names = read_videos("custom", tiny)
     assert len(videos) == 11 and class_names == ["fall", "rise"]
     (tiny / "other").mkdir()
-    with pytest.raises(ValueError, match="one directory of frame folders, found jpegs, other: name it by --frames_path"):
+    with pytest.raises(ValueError, match="one directory of frame folders, found jpegs, other: .* --frames_path"):
         read_videos("custom", tiny)
     assert len(read_videos("custom", tiny, frames_path=tiny / "jpegs")[0]) == 11
     (tiny / "second.csv").write_text(HEADER)
@@ -308,8 +310,8 @@ def test_bad_frames_are_named_and_leave_no_pack(tiny, load, tmp_path, content):
 
 def test_bad_flags(load):
     for flag, settings in (("--frames 0", {"T": 0}), ("--size -1", {"size": -1}), ("--stride 0", {"stride": 0}),
-                           ("--train_clips 0", {"train_clips": 0}), ("--test_clips 0", {"test_clips": 0}), ("--seed -1", {"seed": -1}),
-                           ("--workers 0", {"workers": 0})):
+                           ("--train_clips 0", {"train_clips": 0}), ("--test_clips 0", {"test_clips": 0}),
+                           ("--seed -1", {"seed": -1}), ("--workers 0", {"workers": 0})):
         with pytest.raises(ValueError, match=flag):
             load(**settings)
 
@@ -353,8 +355,10 @@ def test_pack_equals_decoding_on_the_fly(load, split, settings):
 def test_clips_labels_and_videos(load):
     train, test = load(train_clips=2), load("test")
     assert len(train) == 14 and train.counts().tolist() == [8, 6]
-    assert train.labels.tolist() == [0] * 8 + [1] * 6 and train.videos.tolist() == [video for video in range(7) for _ in range(2)]
-    assert len(test) == 12 and test.labels.tolist() == [0] * 6 + [1] * 6 and test.videos.tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2, 3, 3, 3]
+    assert train.labels.tolist() == [0] * 8 + [1] * 6
+    assert train.videos.tolist() == [video for video in range(7) for _ in range(2)]
+    assert len(test) == 12 and test.labels.tolist() == [0] * 6 + [1] * 6
+    assert test.videos.tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2, 3, 3, 3]
     assert (train.K, train.T, train.size, train.dataset, train.class_names) == (2, 4, 16, "custom", ["fall", "rise"])
     assert train.labels.dtype == train.videos.dtype == torch.int64
     assert train.gather(torch.tensor([], dtype=torch.int64)).shape == (0, 4, 3, 16, 16)
@@ -393,54 +397,67 @@ def test_damaged_pack_is_named(load, tmp_path):
         load()
 
 
-SLOW_BUILD = """
-import sys, time
+BUILD_IN_TWO_PARTS = """
+import os, sys, time
 sys.path.insert(0, {root!r})
 from distill_utils import clips
 read = clips.read_frame
-clips.read_frame = lambda path, size: (time.sleep({delay}), read(path, size))[1]
+
+def read_first_video_then_wait(path, size):
+    while "fall_train_0" not in path and not os.path.exists({go!r}):
+        time.sleep(0.01)
+    return read(path, size)
+
+clips.read_frame = read_first_video_then_wait
 packed = clips.load_clips("custom", split="train", data_path={data!r}, T=4, size=16, pack_path={packs!r}, workers=1)
-print(packed.gather(clips.torch.arange(7)).sum().item())
+print(packed.gather(clips.torch.arange(7)).tolist())
 """
 
 
-def start_build(tiny, tmp_path, delay):
-    code = SLOW_BUILD.format(root=str(ROOT), delay=delay, data=str(tiny), packs=str(tmp_path / "packs"))
-    return subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+@pytest.fixture
+def start_build(tiny, tmp_path):
+    """Starts a process that builds the pack of `load` and stops after the first video until tmp_path/go exists."""
+    code = BUILD_IN_TWO_PARTS.format(root=str(ROOT), go=str(tmp_path / "go"), data=str(tiny),
+                                     packs=str(tmp_path / "packs"))
+    children = []
+
+    def start():
+        children.append(subprocess.Popen([sys.executable, "-c", code], text=True, stdout=subprocess.PIPE,
+                                         stderr=subprocess.DEVNULL))
+        return children[-1]
+    yield start
+    for child in children:
+        child.kill()
+        child.wait()
+        child.stdout.close()
 
 
-def wait_for(condition):
-    deadline = time.monotonic() + 30
-    while not condition():
+def wait_for_first_video(tmp_path):
+    deadline = time.monotonic() + 60
+    while not any(path.stat().st_size > 4 * 3 * 16 * 16 for path in packs(tmp_path, "*.tmp")):
         assert time.monotonic() < deadline
         time.sleep(0.01)
 
 
-def test_a_killed_build_leaves_no_pack_and_the_next_is_right(tiny, load, tmp_path):
-    child = start_build(tiny, tmp_path, delay=0.3)
-    wait_for(lambda: any(path.stat().st_size > 200 for path in packs(tmp_path, "*.tmp")))  # past the header, in the middle of the clips
-    child.send_signal(signal.SIGKILL)
-    child.communicate()
+def test_a_killed_build_leaves_no_pack_and_the_next_is_right(load, tmp_path, start_build):
+    child = start_build()
+    wait_for_first_video(tmp_path)
+    child.kill()
+    child.wait()
     assert not packs(tmp_path) and packs(tmp_path, "*.tmp")
     assert torch.equal(load().gather(torch.arange(7)), load(pack=False).gather(torch.arange(7)))
     assert len(packs(tmp_path)) == 1 and not packs(tmp_path, "*.tmp")
 
 
-def test_two_processes_build_the_same_pack(tiny, load, tmp_path):
-    children = [start_build(tiny, tmp_path, delay=0.1) for _ in range(2)]
-    printed = [child.communicate()[0].split("\n") for child in children]
-    total = str(load(pack=False).gather(torch.arange(7)).sum().item())
-    assert [lines[-2] for lines in printed] == [total, total]
+def test_two_processes_build_the_same_pack(load, tmp_path, start_build):
+    first = start_build()
+    wait_for_first_video(tmp_path)
+    second = start_build()
+    assert "waiting for another process" in second.stdout.readline()
+    (tmp_path / "go").touch()
+    clips = load(pack=False).gather(torch.arange(7)).tolist()
+    assert [json.loads(child.communicate()[0]) == clips for child in (first, second)] == [True, True]
     assert len(packs(tmp_path)) == 1 and not packs(tmp_path, "*.tmp")
-
-
-def test_a_second_process_waits_and_says_so(tiny, load, tmp_path):
-    child = start_build(tiny, tmp_path, delay=0.3)
-    wait_for(lambda: packs(tmp_path, "*.tmp"))
-    waiting = start_build(tiny, tmp_path, delay=0)
-    assert "waiting for another process" in waiting.communicate()[0]
-    child.communicate()
-    assert child.returncode == waiting.returncode == 0 and len(packs(tmp_path)) == 1
 
 
 # ---------------------------------------------------------------- drawing

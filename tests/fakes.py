@@ -1,0 +1,31 @@
+"""Stand-ins for the slow parts: clips that need no files, and a network small enough to be checked by plain loops."""
+import torch
+from torch import nn
+
+from distill_utils.clips import Clips
+
+torch.set_num_threads(1)  # small tensors: threads cost more than they bring
+
+
+def random_clips(labels, num_classes, *, T=4, size=8, videos=None, seed=0):
+    """Real Clips of random pixels; labels: the class of each clip, videos: the video of each (its own)."""
+    generator = torch.Generator().manual_seed(seed)
+    pixels = torch.randint(0, 256, (len(labels), T, 3, size, size), dtype=torch.uint8, generator=generator)
+    videos = torch.arange(len(labels)) if videos is None else torch.tensor(videos)
+    names = [f"class{label}" for label in range(num_classes)]
+    return Clips(None, pixels, torch.tensor(labels), videos, names, "toy", T, size, torch.device("cpu"))
+
+
+class TinyNet(nn.Module):
+    """A classifier with the interface of ConvNet3D, no dropout, smooth: gradients agree to rounding."""
+
+    def __init__(self, num_classes, frames, size):
+        super().__init__()
+        self.convolution = nn.Conv3d(3, 5, 3, stride=2)
+        self.logits = nn.Linear(5 * ((frames - 3) // 2 + 1) * ((size - 3) // 2 + 1) ** 2, num_classes)
+
+    def embed(self, clips):
+        return self.convolution(clips.transpose(1, 2)).tanh().flatten(1)
+
+    def forward(self, clips):
+        return self.logits(self.embed(clips))

@@ -1,0 +1,356 @@
+"""Bad input, through the scripts' own command line: one sentence that names flag or file, exit code 2, no traceback."""
+import builtins
+import errno
+import gc
+import importlib
+import json
+import os
+import re
+import shutil
+import subprocess
+
+import pytest
+import torch
+
+import distill_DM
+import networks
+import utils
+from distill_utils.compute import KnownGradient
+from distill_utils.synset import load_static
+from utils import run_script
+
+LOOPS = ("--outer_loop", 1, "--inner_loop", 1)
+SMALL = ("--frames 8 --size 43 --test_clips 1 --device cpu --num_eval 1 --epoch_eval_train 1 "
+         "--batch_real 2 --eval_it 2 --Iteration 2").split()
+
+
+@pytest.fixture
+def script(tiny, tmp_path, capfd, monkeypatch):
+    """script("DM", *flags) runs distill_DM.py with the tiny data's flags and gives (exit code, last line on stderr)."""
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+
+    def script(name, *flags, data=tiny):
+        module = importlib.import_module(f"distill_{name}")
+        monkeypatch.setattr("sys.argv", [f"distill_{name}.py"])  # the parser's name
+        arguments = ["--dataset", "custom", "--data_path", data, "--save_path", tmp_path / "results",
+                     "--pack_path", tmp_path / "packs", *SMALL, *flags]
+        capfd.readouterr()
+        try:
+            run_script(module.main, module.parser(), list(map(str, arguments)))
+            code = 0
+        except SystemExit as stop:
+            code = stop.code
+            stop.__traceback__ = stop.__context__ = None  # they hold the run, and so its lock
+        if (tmp_path / "results").exists():
+            gc.collect()
+        printed = capfd.readouterr()
+        assert "Traceback" not in printed.err
+        lines = [line for line in printed.err.splitlines() if line.strip()]
+        return code, lines[-1] if lines else ""
+    return script
+
+
+@pytest.fixture
+def refused(script, tmp_path):
+    """As script, for what must be refused before any work: no clip decoded, no folder made. Gives the sentence."""
+    def refused(name, *flags, **options):
+        before = sorted(tmp_path.rglob("*"))
+        code, sentence = script(name, *flags, **options)
+        assert code == 2 and sentence.startswith(f"distill_{name}.py: error: "), sentence
+        assert sorted(tmp_path.rglob("*")) == before
+        return sentence.removeprefix(f"distill_{name}.py: error: ")
+    return refused
+
+
+@pytest.fixture
+def stopped(script, tmp_path):
+    """As script, for what must be refused before the first evaluation and iteration. Gives the sentence."""
+    def stopped(name, *flags, **options):
+        code, sentence = script(name, *flags, **options)
+        assert code == 2 and sentence.startswith(f"distill_{name}.py: error: "), sentence
+        assert not list(tmp_path.glob("results/*/*/distilled.*")) + list(tmp_path.glob("results/*/*/checkpoint.pt"))
+        return sentence.removeprefix(f"distill_{name}.py: error: ")
+    return stopped
+
+
+# ---------------------------------------------------------------- names and numbers
+
+def test_unknown_names_come_with_the_choices(refused):
+    for name in ("DM", "DC", "s2d"):
+        assert refused(name, "--dataset", "UCF-101").startswith(
+            "unknown --dataset 'UCF-101': choose one of UCF101, miniUCF101, HMDB51, Kinetics400, SSv2, toy, custom")
+    assert refused("DM", "--network", "ResNet") == ("unknown --network 'ResNet': choose one of "
+                                                    + ", ".join(networks.NETWORKS))
+    assert refused("s2d", "--method", "MTTT").startswith("argument --method: invalid choice: 'MTTT' (choose from ")
+    for name, flag in (("DM", "--init"), ("DC", "--init"), ("s2d", "--init_dynamic"), ("s2d", "--init_hal"),
+                       ("DM", "--precision"), ("DM", "--wandb")):
+        assert refused(name, flag, "nonsense").startswith(f"argument {flag}: invalid choice: 'nonsense' (choose from ")
+
+
+def test_unknown_wandb_mode_in_the_environment(refused, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "maybe")
+    assert refused("DM") == "unknown --wandb 'maybe': choose one of online, offline, disabled"
+
+
+def test_unknown_flag_and_missing_data_set(refused):
+    assert refused("DM", "--learning_rate", "1") == "unrecognized arguments: --learning_rate 1"
+    with pytest.raises(SystemExit) as stop:
+        run_script(None, distill_DM.parser(), [])
+    assert stop.value.code == 2
+
+
+WHOLE = {"DM": "ipc num_eval epoch_eval_train eval_it batch_real batch_train "
+               "frames size stride train_clips test_clips workers",
+         "DC": "spc ipc outer_loop inner_loop", "s2d": "ipc spc dpc"}
+
+
+@pytest.mark.parametrize("name, flag", [(name, f"--{flag}") for name, flags in WHOLE.items() for flag in flags.split()])
+def test_whole_numbers_of_at_least_one(refused, name, flag):
+    for value in ("0", "-1", "1.5", "many", ""):
+        assert refused(name, flag, value) == f"argument {flag}: {value!r} is not a whole number of at least 1"
+
+
+@pytest.mark.parametrize("name, flag", (("DM", "--Iteration"), ("DC", "--Iteration"), ("s2d", "--Iteration"),
+                                        ("DM", "--seed")))
+def test_whole_numbers_of_at_least_zero(refused, name, flag):
+    for value in ("-1", "1.5", "many"):
+        assert refused(name, flag, value) == f"argument {flag}: {value!r} is not a whole number of at least 0"
+
+
+@pytest.mark.parametrize("name, flag", (("DM", "--lr_img"), ("DM", "--lr_net"), ("DC", "--lr_img"),
+                                        ("s2d", "--lr_dynamic"), ("s2d", "--lr_hal"), ("s2d", "--lr_static"),
+                                        ("DM", "--checkpoint_seconds")))
+def test_rates(refused, name, flag):
+    for value in ("-1", "nan", "inf", "1e39", "fast"):
+        assert refused(name, flag, value) == f"argument {flag}: {value!r} is not a number from 0 to 1e38"
+
+
+def test_devices(refused, monkeypatch):
+    for device in ("gpu", "cuda:x", "meta", "mps"):
+        assert refused("DM", "--device", device) == f"--device {device} is no device: give cpu or cuda"
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    for name in ("DM", "DC", "s2d"):
+        assert refused(name, "--device", "cuda", *(("--path_static", "x") if name == "s2d" else ())).startswith(
+            "--device cuda asks for a GPU that PyTorch does not see here")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    assert refused("DM", "--device", "cuda:3").startswith("--device cuda:3 asks for a GPU that PyTorch does not see")
+
+
+def test_clips_too_small_for_the_network(refused):
+    for flags in (("--size", 42), ("--frames", 7)):
+        assert refused("DM", *flags).startswith("ConvNet3D needs at least 8 frames of 43 pixels, not ")
+
+
+# ---------------------------------------------------------------- counts that do not fit
+
+def test_counts_that_do_not_divide(refused):
+    assert refused("s2d", "--ipc", 2, "--spc", 3) == ("--spc 3 is no multiple of --ipc 2: each of a class's 2 videos "
+                                                      "needs the same number of memories")
+    assert refused("s2d", "--ipc", 2, "--dpc", 5).startswith("--dpc 5 is no multiple of --ipc 2")
+    assert refused("s2d", "--ipc", 4, "--spc", 2).startswith("--spc 2 is no multiple of --ipc 4")
+    assert refused("DC", "--spc", 5, "--ipc", 2).startswith("--spc 5 is no multiple of --ipc 2")
+
+
+def test_loops_that_the_paper_does_not_give(refused):
+    assert refused("DC", "--spc", 3) == ("--spc 3 has no loops in the paper (it has 1, 2, 5, 10, 20, 30, 40, 50): "
+                                         "give --outer_loop and --inner_loop")
+    assert refused("DC", "--spc", 3, "--outer_loop", 2).startswith("--spc 3 has no loops")
+
+
+def test_more_videos_than_clips_in_a_class(stopped, script, tmp_path):
+    for name, *flags in (("DM", "--ipc", 4), ("DM", "--ipc", 4, "--init", "noise"), ("DC", "--spc", 4, *LOOPS)):
+        assert stopped(name, *flags) == ("class rise has fewer training clips than the 4 asked for: "
+                                         "lower --ipc, --spc or --dpc, or give more --train_clips")
+    save_static(tmp_path / "static.pt", spc=4)
+    assert stopped("s2d", "--path_static", tmp_path / "static.pt", "--ipc", 2, "--init_dynamic", "residual").startswith(
+        "class rise has fewer training clips than the 4 asked for")
+    assert script("DM", "--ipc", 4, "--train_clips", 2, "--Iteration", 0)[0] == 0
+
+
+# ---------------------------------------------------------------- the static memory
+
+def save_static(path, spc=2, size=43, classes=2, **other):
+    label = torch.arange(classes).repeat_interleave(spc)
+    torch.save({"image": torch.randn(classes * spc, 3, size, size), "label": label, **other}, path)
+
+
+def test_missing_static_memory_names_the_command(refused, tiny, tmp_path):
+    sentence = refused("s2d", "--ipc", 1)
+    assert sentence.startswith("no finished static memory of 2 frames per class for these data in ")
+    command = f"bash sh/s2d/DC.sh GPU custom 2 --data_path {tiny} --size 43 --save_path {tmp_path / 'results'}"
+    assert f"run `{command}` first, or give --path_static" in sentence
+
+
+def test_static_memory_that_does_not_fit(stopped, tmp_path):
+    path = tmp_path / "static.pt"
+    for wrong in ({"spc": 1}, {"size": 48}, {"classes": 3}):
+        save_static(path, **wrong)
+        assert f"{path} has frames of shape (" in (sentence := stopped("s2d", "--path_static", path))
+        assert sentence.endswith("but 2 classes with --spc 2 at 43 pixels need (4, 3, 43, 43)")
+    save_static(path, label=torch.tensor([0, 1, 0, 1]))
+    assert stopped("s2d", "--path_static", path) == f"{path} does not hold 2 frames of each class in class order"
+    save_static(path, image=torch.full((4, 3, 43, 43), float("nan")))
+    assert stopped("s2d", "--path_static", path).startswith(f"{path} holds frames that are not finite")
+    for content in ([1, 2], {"images": torch.zeros(1)}, {"image": [1]}, torch.zeros(3)):
+        torch.save(content, path)
+        assert stopped("s2d", "--path_static", path) == f'{path} is no static memory: it has no tensor "image"'
+
+
+def test_static_memory_that_cannot_be_read(stopped, tmp_path):
+    path = tmp_path / "static.pt"
+    assert stopped("s2d", "--path_static", path) == f"{path} does not exist"
+    assert stopped("s2d", "--path_static", tmp_path) == f"{tmp_path} does not exist"
+    for content in (b"", b"text", b"PK\3\4"):
+        path.write_bytes(content)
+        assert stopped("s2d", "--path_static", path).startswith(f"{path} cannot be read as a file of tensors")
+
+
+def test_the_authors_static_memory_loads(tmp_path):
+    image = torch.randn(4, 3, 43, 43, requires_grad=True)
+    torch.save({"image": image}, tmp_path / "static.pt")
+    assert torch.equal(load_static(tmp_path / "static.pt", 2, 2, 43).flatten(0, 1), image)
+
+
+# ---------------------------------------------------------------- data
+
+def test_data_that_are_not_there(stopped, tmp_path):
+    missing = tmp_path / "nowhere"
+    assert stopped("DM", data=missing) == f"--data_path {missing} is not a directory"
+    assert str(missing) in stopped("DM", "--dataset", "miniUCF101", data=missing)
+    assert str(missing / "toy" / "toy_splits1.csv") in (sentence := stopped("DM", "--dataset", "toy", data=missing))
+    assert "python -m distill_utils.toy" in sentence
+    assert str(missing) in stopped("DM", "--list_path", missing)
+    assert str(missing) in stopped("DM", "--frames_path", missing)
+
+
+@pytest.mark.parametrize("name", ("DM", "DC"))
+@pytest.mark.parametrize("pack", ((), ("--no_pack",)))
+def test_truncated_frame(script, tiny, tmp_path, name, pack):
+    for path in (tiny / "jpegs").glob("v_rise_train_*/*"):  # all, since without a pack only what is drawn is decoded
+        path.write_bytes(path.read_bytes()[:-100])
+    code, sentence = script(name, "--Iteration", 0, *pack)
+    assert code == 2 and sentence.startswith(f"distill_{name}.py: error: {tiny}/jpegs/v_rise_train_")
+    assert "cannot be read as an image" in sentence
+    assert not list(tmp_path.glob("packs/*train*.npy")) and not list(tmp_path.glob("packs/*.tmp"))
+
+
+# ---------------------------------------------------------------- while it runs
+
+class Steep:
+    """KnownGradient with a far larger gradient."""
+    @staticmethod
+    def apply(videos, loss, gradient):
+        return KnownGradient.apply(videos, loss, gradient * 1e6)
+
+
+def finite(folder):
+    """The last good checkpoint loads, and it and the distilled set hold only finite numbers."""
+    for name in ("checkpoint.pt", "distilled.pt"):
+        assert all(tensor.isfinite().all() for tensor in utils.tensors(utils.load(folder / name))), name
+    return utils.load(folder / "checkpoint.pt")
+
+
+@pytest.mark.parametrize("name, flags", (("DM", ("--lr_img", 1e38)), ("DC", ("--lr_img", 1e38)),
+                                         ("s2d", ("--lr_dynamic", 1e38, "--lr_hal", 1e38))))
+@pytest.mark.parametrize("often", (0, 1e9))
+def test_a_loss_that_is_not_finite(script, tmp_path, name, flags, often, monkeypatch):
+    save_static(tmp_path / "static.pt")
+    extra = ("--path_static", tmp_path / "static.pt") if name == "s2d" else ()
+    command = name, *flags, *extra, "--Iteration", 9, "--eval_it", 4, "--checkpoint_seconds", often
+    if name == "DM":  # left alone its gradient vanishes first, since the network standardises its input
+        monkeypatch.setattr(distill_DM, "KnownGradient", Steep)
+    code, sentence = script(*command)
+    folder, = tmp_path.glob("results/*/*")
+    assert code == 2 and sentence.startswith(f"distill_{name}.py: error: the "), sentence
+    assert re.search(r" at iteration \d+: lower the learning rate ", sentence)
+    assert sentence.endswith(f"(the last good checkpoint stays in {folder})")
+    state = finite(folder)
+    assert script(*command) == (2, sentence)  # from that checkpoint, the same again
+    assert utils.load(folder / "checkpoint.pt")["iteration"] == state["iteration"]
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 4 MB; skipped where it cannot be mounted."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", folder], capture_output=True, text=True)
+    if mount.returncode:
+        pytest.skip(f"needs to mount a small disk: {mount.stderr.strip()}")
+    yield folder
+    gc.collect()
+    subprocess.run(["umount", "-l", folder], check=True)
+
+
+def test_full_disk(script, small_disk):
+    filler = small_disk / "filler"
+    seen = set()
+    for kilobytes_left in (0, 8, 16, 20, 300, 900):  # so that the disk is full ever later in the run
+        filler.unlink(missing_ok=True)
+        filler.write_bytes(bytes(shutil.disk_usage(small_disk).free - kilobytes_left * 1024))
+        code, sentence = script("DM", "--save_path", small_disk)
+        assert code == 2, sentence
+        assert sentence.startswith(f"distill_DM.py: error: no space left on the disk for {small_disk}")
+        seen.add(os.path.basename(sentence))
+        assert not list(small_disk.glob("*/*/.*.tmp"))
+    assert len(seen) > 1
+    filler.unlink()
+    assert script("DM", "--save_path", small_disk)[0] == 0
+    folder, = small_disk.glob("*/*")
+    assert [json.loads(line)["iteration"] for line in (folder / "metrics.jsonl").read_text().splitlines()] == [0, 2]
+
+
+def test_disk_full_for_the_pack(script, small_disk):
+    code, sentence = script("DM", "--pack_path", small_disk, "--train_clips", 16)  # 5 MB
+    assert code == 2
+    assert re.search(f"error: {small_disk} has .* free and the pack needs .*: give another --pack_path", sentence)
+    assert not list(small_disk.glob("*.npy")) and not list(small_disk.glob("*.tmp"))
+
+
+@pytest.mark.parametrize("name", ("config.json", "log.txt", "metrics.jsonl", "distilled.pt", "distilled.png",
+                                  "distilled.gif", "checkpoint.pt", "result.json"))
+def test_full_disk_for_each_file(script, monkeypatch, tmp_path, name):
+    """A file's write fails as on a full disk, with no file name in the error. With space again the run goes on."""
+    class Full:
+        def __init__(self, file):
+            self.file = file
+
+        def write(self, content):
+            self.file.write(content[:10])
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+        def __getattr__(self, attribute):
+            return getattr(self.file, attribute)
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            self.file.close()
+
+    def full_open(path, mode="r", *rest, **options):
+        file = real_open(path, mode, *rest, **options)
+        return Full(file) if name in str(path) and mode in ("w", "wb", "a") else file
+
+    real_open = builtins.open
+    with monkeypatch.context() as patch:
+        patch.setattr(builtins, "open", full_open)
+        code, sentence = script("DM", "--Iteration", 0)
+    folder, = tmp_path.glob("results/*/*")
+    assert (code, sentence) == (2, f"distill_DM.py: error: no space left on the disk for {folder / name}")
+    assert not list(folder.glob(".*.tmp"))
+    assert script("DM", "--Iteration", 0)[0] == 0
+    assert [json.loads(line)["iteration"] for line in (folder / "metrics.jsonl").read_text().splitlines()] == [0]
+    assert json.loads((folder / "result.json").read_text())["iteration"] == 0
+
+
+def test_save_path_that_cannot_be_a_folder(script, tmp_path):
+    (tmp_path / "file").write_text("")
+    code, sentence = script("DM", "--save_path", tmp_path / "file")
+    assert code == 2 and sentence.startswith("distill_DM.py: error: ") and str(tmp_path / "file") in sentence
+
+
+def test_traceback_on_request(monkeypatch, tmp_path):
+    monkeypatch.setenv("TRACEBACK", "1")
+    with pytest.raises(ValueError, match="unknown --dataset"):
+        run_script(distill_DM.main, distill_DM.parser(), ["--dataset", "x"])

@@ -1,0 +1,221 @@
+"""Every launcher, dry: a stub in the place of Python writes down its command line; the script's own parser reads it."""
+import importlib
+import json
+import os
+import pathlib
+import re
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from utils import ROOT
+
+LAUNCHERS = {path.relative_to(ROOT).as_posix(): path for path in sorted(ROOT.glob("sh/*/*.sh"))}
+
+# JSON of what it was called with, into the file that CALL names.
+STUB = f"""#!{sys.executable} -SE
+import json, os, sys
+with open(os.environ["CALL"], "w") as file:
+    json.dump({{"command": sys.argv[1:], "folder": os.getcwd(), "environment": dict(os.environ)}}, file)
+"""
+# How a positional of a usage line reaches the script: value to try, and the flag that takes it.
+POSITIONALS = {
+    "sh/baseline/DM.sh": {"DATASET": ("toy", "dataset"), "LR": ("2.5", "lr_img"), "IPC": ("3", "ipc")},
+    "sh/baseline/full.sh": {"DATASET": ("toy", "dataset")},
+    "sh/s2d/DC.sh": {"DATASET": ("toy", "dataset"), "SPC": ("10", "spc")},
+    "sh/s2d/DM.sh": {"DATASET": ("toy", "dataset"), "LR": ("2.5", "lr_dynamic"), "IPC": ("3", "ipc")},
+}
+each_launcher = pytest.mark.parametrize("name", LAUNCHERS)
+
+
+@pytest.fixture
+def launch(tmp_path):
+    """launch(name, *arguments) -> the finished process, and the stub's call (None when it was not called)."""
+    stub, call = tmp_path / "a stub", tmp_path / "call.json"
+    stub.write_text(STUB)
+    stub.chmod(0o755)
+
+    def launch(name, *arguments, root=ROOT, folder=tmp_path, **environment):
+        call.unlink(missing_ok=True)
+        environment = {**os.environ, "PYTHON": str(stub), "CALL": str(call), **environment}
+        process = subprocess.run(["bash", os.path.relpath(root / name, folder), *arguments], cwd=folder,
+                                 env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60)
+        return process, json.loads(call.read_text()) if call.exists() else None
+    return launch
+
+
+def usage(name):
+    """Names of the positionals in the launcher's usage line."""
+    line = re.search(rf"^# Usage: bash {re.escape(name)} (.*?) \[", LAUNCHERS[name].read_text(), re.MULTILINE)
+    return line[1].split()
+
+
+def values(name):
+    """A value for each positional but the GPU."""
+    return [POSITIONALS[name][word][0] for word in usage(name)[1:]]
+
+
+def split(call):
+    """The program of a call: folder of the project, the program's parser, its arguments."""
+    first, *arguments = call["command"]
+    if first == "-m":
+        first, *arguments = arguments
+        root = call["environment"]["PYTHONPATH"].split(":")[0]
+    else:
+        root, first = os.path.split(first)
+        first = first.removesuffix(".py")
+    return pathlib.Path(root), importlib.import_module(first).parser(), arguments
+
+
+def parse(call):
+    """The flags as the program's own parser reads them; SystemExit for one that it refuses."""
+    _, parser, arguments = split(call)
+    return vars(parser.parse_args(arguments))
+
+
+def test_all_launchers_are_tested():
+    assert set(LAUNCHERS) == set(POSITIONALS)
+
+
+@each_launcher
+def test_header_and_house_rules(name):
+    text = LAUNCHERS[name].read_text()
+    assert text.startswith("#!/usr/bin/env bash\n# ") and usage(name)[0] == "GPU"
+    assert "\nset -euo pipefail\n" in text and "CUDA_VISIBLE_DEVICES" not in text
+    assert text.rstrip().splitlines()[-1].endswith('"${flags[@]}" "$@"')
+    assert subprocess.run(["bash", "-n", LAUNCHERS[name]]).returncode == 0
+
+
+@each_launcher
+def test_positionals_land_in_their_flags(launch, name):
+    process, call = launch(name, "cpu", *values(name))
+    assert process.returncode == 0, process.stderr
+    flags = parse(call)
+    for value, flag in POSITIONALS[name].values():
+        assert flags[flag] == type(flags[flag])(value), flag
+    assert flags["device"] == "cpu"
+
+
+@each_launcher
+def test_each_flag_is_written_once_and_known(launch, name):
+    _, call = launch(name, "cpu", *values(name))
+    _, parser, arguments = split(call)
+    written = [word for word in arguments if word.startswith("--")]
+    assert len(written) == len(set(written))
+    known = {option for action in parser._actions for option in action.option_strings}
+    assert set(written) <= known  # whole names: no abbreviation that a new flag would make ambiguous
+
+
+@each_launcher
+def test_extra_flags_override(launch, name):
+    extra = "--num_eval 7 --seed 5 --dataset HMDB51 --no_pack --save_path".split() + ["a folder/of results"]
+    process, call = launch(name, "cpu", *values(name), *extra)
+    assert process.returncode == 0 and call["command"][-len(extra):] == extra
+    flags = parse(call)
+    assert (flags["num_eval"], flags["seed"], flags["dataset"], flags["pack"]) == (7, 5, "HMDB51", False)
+    assert flags["save_path"] == pathlib.Path("a folder/of results")
+
+
+@each_launcher
+def test_any_folder(launch, name, tmp_path):
+    """From a folder elsewhere, from its own, and of a project whose path has spaces: relative paths stay the user's."""
+    spaced = tmp_path / "a project, with spaces"
+    shutil.copytree(ROOT / "sh", spaced / "sh")
+    for root, folder in ((ROOT, tmp_path), (ROOT, ROOT), (ROOT, LAUNCHERS[name].parent), (spaced, tmp_path),
+                         (spaced, (spaced / name).parent)):
+        process, call = launch(name, "cpu", *values(name), root=root, folder=folder)
+        assert process.returncode == 0, process.stderr
+        assert split(call)[0].resolve() == root.resolve() and call["folder"] == str(folder)
+
+
+@each_launcher
+@pytest.mark.parametrize("gpu, device, cuda", (("cpu", "cpu", ""), ("-1", "cpu", ""), ("0", "cuda", "0"),
+                                               ("3", "cuda", "3")))
+def test_gpu(launch, name, gpu, device, cuda):
+    _, call = launch(name, gpu, *values(name))
+    assert parse(call)["device"] == device and call["environment"]["CUDA_VISIBLE_DEVICES"] == cuda
+
+
+@each_launcher
+@pytest.mark.parametrize("gpu", ("gpu0", "-2", "1.5", "0,1", "cuda:0", "", " ", "--help"))
+def test_nonsense_gpu(launch, name, gpu):
+    process, call = launch(name, gpu, *values(name))
+    assert process.returncode == 2 and call is None
+    assert process.stderr == f"error: GPU is a number, cpu or -1, not '{gpu}'\n"
+
+
+@each_launcher
+def test_missing_positionals(launch, name):
+    for given in range(len(usage(name))):
+        process, call = launch(name, *["cpu", *values(name)][:given])
+        assert process.returncode == 2 and call is None and process.stdout == ""
+        assert process.stderr.startswith(f"usage: bash {name} {' '.join(usage(name))} [")
+        assert process.stderr.count("\n") == 1
+
+
+@each_launcher
+def test_exit_code_is_the_scripts(launch, name, tmp_path):
+    failing = tmp_path / "failing"
+    failing.write_text("#!/bin/sh\nexit 2\n")
+    failing.chmod(0o755)
+    process, _ = launch(name, "cpu", *values(name), PYTHON=str(failing))
+    assert process.returncode == 2
+
+
+def test_files_of_the_users_folder_are_not_imported(launch, tmp_path):
+    """With the real Python, from a folder with a utils.py and a networks.py of its own."""
+    (tmp_path / "utils.py").write_text("raise SystemExit(99)")
+    (tmp_path / "networks.py").write_text("raise SystemExit(99)")
+    process, _ = launch("sh/baseline/full.sh", "cpu", "UCF-101", PYTHON=sys.executable)
+    assert process.returncode == 2 and "error: unknown --dataset 'UCF-101'" in process.stderr, process.stderr
+
+
+def test_allocator_settings_can_be_overridden(launch, monkeypatch):
+    monkeypatch.delenv("MALLOC_MMAP_THRESHOLD_", raising=False)
+    name = "sh/baseline/DM.sh"
+    for given, expected in (({}, "4294967296"), ({"MALLOC_MMAP_THRESHOLD_": "7"}, "7")):
+        assert launch(name, "cpu", *values(name), **given)[1]["environment"]["MALLOC_MMAP_THRESHOLD_"] == expected
+
+
+def test_static_dynamic_finds_the_static_memory_of_its_launcher(launch, monkeypatch, tmp_path):
+    """DC.sh with SPC = 2·IPC and DM.sh with the same flags mean the same data: the one takes what the other leaves."""
+    from distill_DC import parser as dc_parser
+    from distill_s2d import find_static, parser
+    from distill_utils.options import start_run
+    monkeypatch.chdir(tmp_path)
+    data = tmp_path / "my videos"
+    data.mkdir()
+    common = ["--data_path", "my videos", "--save_path", "results", "--wandb", "disabled", "--size", "48"]
+
+    def flags(name, *arguments):
+        return launch(name, "cpu", *arguments, *common)[1]["command"][1:]
+
+    arguments = parser().parse_args(flags("sh/s2d/DM.sh", "custom", "1", "5"))
+    with pytest.raises(ValueError) as caught:
+        find_static(arguments, spc=10)
+    command = re.search("`(.*)`", str(caught.value))[1]
+    assert command == "bash sh/s2d/DC.sh GPU custom 10 --data_path 'my videos' --size 48 --save_path results"
+
+    for spc in (10, 10, 2):
+        run = start_run(dc_parser().parse_args(flags("sh/s2d/DC.sh", "custom", str(spc))), f"DC_spc{spc}")
+        run.lock.close()
+    with pytest.raises(ValueError, match="no finished static memory of 10 frames"):  # it has only begun
+        find_static(arguments, spc=10)
+    for folder in tmp_path.glob("results/*/*"):
+        (folder / "result.json").write_text("{}")
+    found = find_static(arguments, spc=10)
+    assert found.name == "distilled.pt" and found.parent.name.startswith("DC_spc10_")
+    for changed in ("--size", "64"), ("--seed", "1"), ("--train_clips", "2"), ("--list_path", "other.csv"):
+        with pytest.raises(ValueError, match="no finished static memory of 10 frames"):
+            find_static(parser().parse_args([*flags("sh/s2d/DM.sh", "custom", "1", "5"), *changed]), spc=10)
+
+    other = start_run(dc_parser().parse_args([*flags("sh/s2d/DC.sh", "custom", "10"), "--lr_img", "3"]), "DC_spc10")
+    (other.folder / "result.json").write_text("{}")
+    other.lock.close()
+    with pytest.raises(ValueError, match="several static memories fit: choose one by --path_static"):
+        find_static(arguments, spc=10)
+    (other.folder / "config.json").write_text("{")
+    with pytest.raises(ValueError, match=f"{other.folder.name}/config.json is damaged"):
+        find_static(arguments, spc=10)

@@ -1,0 +1,230 @@
+"""The toy set: its files, what no still frame can tell, and what ConvNet3D learns from it."""
+import collections
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+
+from distill_utils import toy
+from networks import ConvNet3D
+
+CLASSES = sorted(f"{shape}_{direction}" for shape in toy.COLOURS for direction in toy.DIRECTIONS)
+
+
+def files(root):
+    """Contents of all files below a folder, by relative name."""
+    return {str(path.relative_to(root)): path.read_bytes() for path in root.rglob("*") if path.is_file()}
+
+
+def frames_of(root, folder):
+    return [path.read_bytes() for path in sorted((root / "jpegs_64" / folder).iterdir())]
+
+
+def leftovers(folder):
+    return sorted(path.name for path in folder.iterdir() if not path.name.endswith(".lock"))
+
+
+@pytest.fixture(scope="module")
+def full(tmp_path_factory):
+    """The toy set as users get it."""
+    return toy.make_toy(tmp_path_factory.mktemp("data") / "toy")
+
+
+# ---------------------------------------------------------------- files
+
+def test_counts_and_list(full):
+    videos = pd.read_csv(full / "toy_splits1.csv")
+    assert list(videos) == ["folder_name", "label", "split"]
+    assert sorted(videos.label.unique()) == CLASSES
+    assert videos.groupby("split").label.value_counts().unstack(0).drop_duplicates().to_dict("records") == [{"test": 12, "train": 24}]
+    assert sorted(videos.folder_name) == sorted(path.name for path in (full / "jpegs_64").iterdir())
+    for folder in videos.folder_name:
+        names = sorted(path.name for path in (full / "jpegs_64" / folder).iterdir())
+        assert names == [f"frame{number:06d}.jpg" for number in range(1, 17)]
+    with Image.open(full / "jpegs_64" / videos.folder_name[0] / "frame000001.jpg") as frame:
+        assert (frame.format, frame.mode, frame.size) == ("JPEG", "RGB", (64, 64))
+
+
+def test_no_two_pairs_share_a_frame(full):
+    owners = collections.Counter(jpeg for video in (full / "jpegs_64").iterdir() for jpeg in set(frames_of(full, video.name)))
+    assert set(owners.values()) == {2}                                      # the up and the down video of one pair
+
+
+def test_same_seed_same_bytes_and_another_seed_others(tmp_path):
+    sets = [files(toy.make_toy(tmp_path / str(i), seed=seed, train=1, test=1)) for i, seed in enumerate((3, 3, 4))]
+    assert sets[0] == sets[1]
+    assert not set(sets[0].values()) & {jpeg for name, jpeg in sets[2].items() if name.endswith(".jpg")}
+
+
+def test_more_videos_leave_the_first_as_they_are(tmp_path):
+    few, many = (toy.make_toy(tmp_path / str(train), train=train, test=1) for train in (1, 2))
+    assert files(few / "jpegs_64").items() <= files(many / "jpegs_64").items()
+
+
+def test_a_complete_set_is_left_alone(tmp_path):
+    root = toy.make_toy(tmp_path / "toy", train=1, test=1)
+    before = {path: path.stat().st_mtime_ns for path in root.rglob("*")}
+    assert toy.make_toy(tmp_path / "toy", train=1, test=1) == root
+    assert {path: path.stat().st_mtime_ns for path in root.rglob("*")} == before
+
+
+def test_what_is_not_this_set_is_neither_used_nor_touched(tmp_path):
+    root = toy.make_toy(tmp_path / "toy", train=1, test=1)
+    before = files(root)
+    with pytest.raises(ValueError, match="of other settings.*--out"):
+        toy.make_toy(root, seed=1, train=1, test=1)
+    assert files(root) == before
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "toy_splits1.csv").write_text("mine")
+    with pytest.raises(ValueError, match="not a complete toy set.*--out"):
+        toy.make_toy(tmp_path / "mine")
+    assert files(tmp_path / "mine") == {"toy_splits1.csv": b"mine"}
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, OSError])
+def test_an_interrupted_run_leaves_nothing(tmp_path, monkeypatch, error):
+    encode, made = toy.encode, []
+
+    def fail_later(frame):
+        made.append(frame)
+        if len(made) > 100:
+            raise error
+        return encode(frame)
+
+    monkeypatch.setattr(toy, "encode", fail_later)
+    with pytest.raises(error):
+        toy.make_toy(tmp_path / "toy", train=1, test=1)
+    assert leftovers(tmp_path) == []
+
+
+def test_a_killed_run_leaves_nothing_that_looks_complete_and_the_next_one_cleans_up(tmp_path):
+    script = ("import os, signal; from distill_utils import toy\n"
+              "encode, made = toy.encode, []\n"
+              "def kill_later(frame):\n"
+              "    made.append(frame)\n"
+              "    if len(made) > 100: os.kill(os.getpid(), signal.SIGKILL)\n"
+              "    return encode(frame)\n"
+              "toy.encode = kill_later\n"
+              f"toy.make_toy({str(tmp_path / 'toy')!r}, train=1, test=1)\n")
+    root = toy.DEFAULT_OUT.parents[2]
+    assert subprocess.run([sys.executable, "-c", script], cwd=root, capture_output=True).returncode == -9
+    assert leftovers(tmp_path) == ["toy.partial"]
+    assert files(toy.make_toy(tmp_path / "toy", train=1, test=1)) == files(toy.make_toy(tmp_path / "other", train=1, test=1))
+    assert leftovers(tmp_path) == ["other", "toy"]
+
+
+def test_command_and_its_error(tmp_path):
+    def run(*flags):
+        return subprocess.run([sys.executable, "-m", "distill_utils.toy", *flags], cwd=toy.DEFAULT_OUT.parents[2],
+                              capture_output=True, text=True)
+
+    (tmp_path / "file").write_text("")
+    failed = run("--out", str(tmp_path / "file"))
+    assert failed.returncode == 2
+    assert failed.stderr.startswith("error: ") and failed.stderr.count("\n") == 1 and str(tmp_path / "file") in failed.stderr
+    made = run("--out", str(tmp_path / "toy"), "--seed", "5")
+    assert made.returncode == 0 and made.stdout.strip() == str(tmp_path / "toy")
+    assert json.loads((tmp_path / "toy" / "toy.json").read_text())["seed"] == 5
+
+
+# ---------------------------------------------------------------- what a still frame tells
+
+def test_down_videos_are_the_up_videos_backwards(full):
+    for folder in pd.read_csv(full / "toy_splits1.csv").folder_name:
+        if "_up_" in folder:
+            assert frames_of(full, folder) == frames_of(full, folder.replace("_up_", "_down_"))[::-1]
+
+
+def heights(video):
+    """Height of what moves in each frame of a video (T, H, W, 3), in pixels, cyclic: (T,).
+
+    Angle of the first Fourier coefficient over rows, of what differs from the median over time (the background).
+    """
+    moving = np.abs(video - np.median(video, axis=0)).sum((2, 3))           # (T, H)
+    angle = np.angle((moving * np.exp(2j * np.pi * np.arange(64) / 64)).sum(1))
+    return angle / (2 * np.pi) * 64 % 64
+
+
+def test_what_moves_up_moves_up_and_is_anywhere_at_any_moment():
+    videos = [toy.up_video(shape, np.random.default_rng([seed, 7])) for shape in toy.COLOURS for seed in range(100)]
+    tops = np.stack([heights(video.astype(float)) for video in videos])     # (400, T)
+    steps = (np.diff(tops, axis=1) + 32) % 64 - 32
+    assert -4.2 < np.median(steps, axis=1).min() and np.median(steps, axis=1).max() < -2.3
+    # Uniform at each moment, so nothing in it tells first from last: mean resultant length under the 0.1% bound of Rayleigh's test.
+    assert np.abs(np.exp(2j * np.pi * tops / 64).mean(0)).max() < np.sqrt(np.log(1000 * 16) / len(videos))
+
+
+# ---------------------------------------------------------------- what a network learns
+
+def load(root, split):
+    """Videos of a split in normalised pixels, (n, T, 3, H, W), and their classes (n,)."""
+    videos = pd.read_csv(root / "toy_splits1.csv").query("split == @split")
+    pixels = np.stack([[np.asarray(Image.open(path)) for path in sorted((root / "jpegs_64" / folder).iterdir())]
+                       for folder in videos.folder_name])
+    mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
+    pixels = (torch.from_numpy(pixels).float() / 255 - mean) / std
+    return pixels.movedim(-1, 2), torch.tensor([CLASSES.index(label) for label in videos.label])
+
+
+def cut(videos, starts):
+    """Clips of 8 frames, (n, 8, 3, H, W)."""
+    return torch.stack([video[start:start + 8] for video, start in zip(videos, starts.tolist())])
+
+
+def still(videos, moments):
+    """One frame of each video, eight times."""
+    return videos[torch.arange(len(videos)), moments][:, None].expand(-1, 8, -1, -1, -1)
+
+
+def train(clips, labels, epochs):
+    net = ConvNet3D(8, 8, 64)
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.01, momentum=0.9, weight_decay=5e-4)
+    schedule = torch.optim.lr_scheduler.StepLR(optimizer, epochs - 2, 0.1)
+    for _ in range(epochs):
+        for batch in torch.randperm(len(clips)).split(32):
+            mirrored = torch.where(torch.rand(len(batch), 1, 1, 1, 1) < 0.5, clips[batch], clips[batch].flip(-1))
+            loss = F.cross_entropy(net(mirrored), labels[batch])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        schedule.step()
+    return net.eval()
+
+
+@torch.no_grad()
+def predict(net, clips):
+    return torch.cat([net(batch).argmax(1) for batch in clips.split(48)])
+
+
+def percent(right):
+    return 100 * right.float().mean().item()
+
+
+def test_clips_are_learned(full):
+    torch.manual_seed(0)
+    (videos, labels), (test_videos, test_labels) = load(full, "train"), load(full, "test")
+    net = train(cut(videos, torch.randint(0, 9, labels.shape)), labels, epochs=9)
+    assert percent(predict(net, cut(test_videos, torch.full_like(test_labels, 4))) == test_labels) > 90
+
+
+def test_stills_show_the_appearance_and_toss_a_coin_for_the_direction(full):
+    torch.manual_seed(0)
+    (videos, labels), (test_videos, test_labels) = load(full, "train"), load(full, "test")
+    net = train(still(videos, torch.randint(0, 16, labels.shape)), labels, epochs=7)
+    moments = torch.randint(0, 16, test_labels.shape)
+    appearance = torch.tensor([CLASSES.index(name) // 2 for name in CLASSES])
+    for clips in (still(test_videos, moments), cut(test_videos, torch.full_like(test_labels, 4))):
+        predicted = predict(net, clips)
+        assert percent(appearance[predicted] == appearance[test_labels]) > 90
+        assert 40 < percent(predicted == test_labels) < 60
+    # Both videos of a pair give the same frames, so over all frames the direction is right exactly half of the time.
+    frames = predict(net, test_videos[:, ::3].reshape(-1, 1, 3, 64, 64).expand(-1, 8, -1, -1, -1))
+    backwards = predict(net, test_videos.flip(1)[:, ::3].reshape(-1, 1, 3, 64, 64).expand(-1, 8, -1, -1, -1))
+    both = torch.cat([frames, backwards]) == test_labels.repeat_interleave(6).repeat(2)
+    assert percent(both) <= 50
