@@ -12,8 +12,7 @@ import torch.nn.functional as F
 
 from distill_utils.compute import autocast
 from distill_utils.evaluate import evaluate
-from distill_utils.options import (add_data_options, add_evaluation_options, add_run_options, check, count, evaluation_values,
-                                   load_data, positive, rate, start_run)
+from distill_utils import options
 from distill_utils.record import finish, record
 from distill_utils.synset import StillSet, check_divides, initial_static
 from networks import ConvNet
@@ -93,14 +92,14 @@ def loops(spc, outer_loop, inner_loop):
 
 
 def main(args):
-    device = check(args)
-    outer_loop, inner_loop = loops(args.spc, args.outer_loop, args.inner_loop)
     check_divides(args.ipc or args.spc, spc=args.spc)
-    run = start_run(args, f"DC_spc{args.spc}")
+    device = options.check(args, args.spc)
+    outer_loop, inner_loop = loops(args.spc, args.outer_loop, args.inner_loop)
+    run = options.start_run(args, f"DC_spc{args.spc}")
     seed_everything(args.seed)
 
     # One random frame of each training video; the test is of whole clips, for which a frame is repeated.
-    train, test = load_data(args, "train", T=1), load_data(args, "test")
+    train, test = options.load_data(args, "train", T=1), options.load_data(args, "test")
     synset = StillSet(initial_static(train, args.spc, args.init), args.ipc or args.spc, test.T).to(device)
     matching = GradientMatching(train, args.batch_real, outer_loop, inner_loop, args.lr_net, args.batch_train, args.precision)
     optimizer = torch.optim.SGD(synset.parameters(), lr=args.lr_img, momentum=0.5)
@@ -108,7 +107,7 @@ def main(args):
 
     for _ in run.iterations(args.Iteration):
         if run.due(args.eval_it, args.Iteration):
-            record(run, synset, test, evaluate(synset, test, **evaluation_values(args)))
+            record(run, synset, test, evaluate(synset, test, **options.evaluation_values(args)))
         if run.iteration == args.Iteration:
             break
         with run.timed_step():
@@ -118,17 +117,16 @@ def main(args):
 
 def parser():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_run_options(parser)
-    add_data_options(parser)
-    add_evaluation_options(parser, eval_it=1000)
+    options.add_run_options(parser)
+    options.add_data_options(parser)
+    options.add_evaluation_options(parser, eval_it=1000)
+    options.add_distillation_options(parser, videos=False)
     group = parser.add_argument_group("static learning")
-    group.add_argument("--spc", type=positive, default=2, help="frames per class (%(default)s)")
-    group.add_argument("--ipc", type=positive, help="in evaluation, videos per class that share the frames: each draws one of spc/ipc (spc)")
-    group.add_argument("--lr_img", type=rate, default=0.1, help="learning rate of the frames (%(default)s)")
-    group.add_argument("--Iteration", type=count, default=3000, help="fresh networks; 0 evaluates the initial frames (%(default)s)")
-    group.add_argument("--batch_real", type=positive, default=256, help="real frames per class and step, as far as there are so many (%(default)s)")
-    group.add_argument("--outer_loop", type=positive, help="steps of the frames per network (the paper's for spc)")
-    group.add_argument("--inner_loop", type=positive, help="epochs of the network between two steps (the paper's for spc)")
+    group.add_argument("--spc", type=options.positive, default=2, help="frames per class (%(default)s)")
+    group.add_argument("--ipc", type=options.positive, help="in evaluation, videos per class that share the frames: each draws one of spc/ipc (spc)")
+    group.add_argument("--lr_img", type=options.rate, default=0.1, help="learning rate of the frames (%(default)s)")
+    group.add_argument("--outer_loop", type=options.positive, help="steps of the frames per network (the paper's for spc)")
+    group.add_argument("--inner_loop", type=options.positive, help="epochs of the network between two steps (the paper's for spc)")
     group.add_argument("--init", default="real", choices=("real", "noise"), help="start from real frames or noise (%(default)s)")
     return parser
 

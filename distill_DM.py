@@ -11,8 +11,7 @@ import torch
 import networks
 from distill_utils.compute import KnownGradient, autocast, clips_at_once
 from distill_utils.evaluate import evaluate
-from distill_utils.options import (add_data_options, add_evaluation_options, add_run_options, check, count, evaluation_values,
-                                   load_data, positive, rate, start_run)
+from distill_utils import options
 from distill_utils.record import finish, record
 from distill_utils.synset import PixelSet, initial_videos
 from utils import run_script, seed_everything
@@ -60,12 +59,12 @@ class DistributionMatching:
 
 def main(args):
     # Everything that can be refused is, before long work starts.
-    device = check(args)
-    run = start_run(args, f"DM_ipc{args.ipc}_lr{args.lr_img:g}")
+    device = options.check(args, args.ipc)
+    run = options.start_run(args, f"DM_ipc{args.ipc}_lr{args.lr_img:g}")
     seed_everything(args.seed)
 
     # Real clips, and the videos that are to stand for them.
-    train, test = load_data(args, "train"), load_data(args, "test")
+    train, test = options.load_data(args, "train"), options.load_data(args, "test")
     synset = PixelSet(initial_videos(train, args.ipc, args.init), train.K).to(device)
     matching = DistributionMatching(train, args.batch_real, args.precision)
     optimizer = torch.optim.SGD(synset.param_groups(args.lr_img), momentum=0.5)
@@ -73,7 +72,7 @@ def main(args):
 
     for _ in run.iterations(args.Iteration):
         if run.due(args.eval_it, args.Iteration):
-            record(run, synset, test, evaluate(synset, test, **evaluation_values(args)))
+            record(run, synset, test, evaluate(synset, test, **options.evaluation_values(args)))
         if run.iteration == args.Iteration:
             break
         with run.timed_step():
@@ -87,14 +86,12 @@ def main(args):
 
 def parser():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_run_options(parser)
-    add_data_options(parser)
-    add_evaluation_options(parser, eval_it=500)
+    options.add_run_options(parser)
+    options.add_data_options(parser)
+    options.add_evaluation_options(parser, eval_it=500)
+    options.add_distillation_options(parser)
     group = parser.add_argument_group("distribution matching")
-    group.add_argument("--ipc", type=positive, default=1, help="synthetic videos per class (%(default)s)")
-    group.add_argument("--lr_img", type=rate, default=30, help="learning rate of the pixels (%(default)s)")
-    group.add_argument("--Iteration", type=count, default=5000, help="steps; 0 evaluates the initial videos (%(default)s)")
-    group.add_argument("--batch_real", type=positive, default=64, help="real clips per class and step, as far as there are so many (%(default)s)")
+    group.add_argument("--lr_img", type=options.rate, default=30, help="learning rate of the pixels (%(default)s)")
     group.add_argument("--init", default="real", choices=("real", "noise", "still"),
                        help="start from random real clips, noise, or one real frame repeated (%(default)s)")
     return parser

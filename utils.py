@@ -243,8 +243,8 @@ class Run:
                     self.checkpoint(self.iteration + 1)
 
     def due(self, every, total):
-        """Whether this iteration is to be evaluated: every so many, the first and the last, each once."""
-        due = (self.iteration % every == 0 or self.iteration == total) and self.evaluated != self.iteration
+        """Whether this iteration is to be evaluated: the first and every so many (none of these where `every` exceeds `total`), and the last."""
+        due = (every <= total and self.iteration % every == 0 or self.iteration == total) and self.evaluated != self.iteration
         if due:
             self.finite_state()
         return due

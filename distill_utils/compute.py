@@ -10,11 +10,13 @@ def autocast(device, precision):
 
 
 def clips_at_once(frames, size, device):
-    """How many clips of T frames go through ConvNet3D together within the memory budget (0.5 GB on a CPU, a quarter of a GPU's free memory).
+    """How many clips of T frames go through ConvNet3D together within the memory budget: 0.5 GB on a CPU, an eighth of a GPU's memory.
+
+    Of all its memory, not of what is free: the split decides how sums are rounded, and a resumed run must split as before.
 
     A clip's activations are mostly those of the first block, 64·T·(size/2)² numbers, kept about four times.
     """
-    budget = torch.cuda.mem_get_info(device)[0] / 4 if device.type == "cuda" else 2 ** 29
+    budget = torch.cuda.mem_get_info(device)[1] / 8 if device.type == "cuda" else 2 ** 29
     return max(1, min(1024, int(budget / (4 * 4 * 64 * frames * (size / 2) ** 2))))
 
 

@@ -33,7 +33,7 @@ def evaluate(synset, test, *, network="ConvNet3D", num_eval=3, epochs=500, lr=0.
     frozen, scores = synset.frozen(), []
     with progress(total=num_eval * epochs, desc="evaluating", unit="epoch", leave=False) as bar:
         for number in range(num_eval):
-            with random_stream(seed * 1000 + number):
+            with random_stream(seed * 1000 + 1 + number):
                 net = networks.build(network, test.K, test.T, test.size).to(test.device)
                 train_top1 = train(net, frozen, epochs, lr, batch_size, at_once, precision, bar)
             scores.append({**score(predict(net, test, precision), test), "train_top1": train_top1})
@@ -92,7 +92,7 @@ def score(logits, test):
 
 
 class RealSet:
-    """Real training clips in the place of a synthetic set: the full data, or a selection of them by clip number."""
+    """Real training clips in the place of a synthetic set."""
 
     def __init__(self, clips):
         self.clips = clips

@@ -1,11 +1,12 @@
 """The groups of flags that the scripts share, and what the scripts make of them."""
 import argparse
+import hashlib
 import math
 import os
 import pathlib
 
 from distill_utils.compute import PRECISIONS
-from distill_utils.datasets import DATASETS
+from distill_utils.datasets import DATASETS, read_videos
 from distill_utils.clips import load_clips
 from networks import NETWORKS, build
 from utils import ROOT, Run, find_device
@@ -48,12 +49,23 @@ def add_evaluation_options(parser, eval_it=None):
     """The protocol's flags; `eval_it` is the default of those that evaluate along the way."""
     group = parser.add_argument_group("evaluation")
     if eval_it:
-        group.add_argument("--eval_it", type=positive, default=eval_it, help="iterations from one evaluation to the next (%(default)s)")
+        group.add_argument("--eval_it", type=positive, default=eval_it,
+                           help="iterations from one evaluation to the next; more than --Iteration: only at the end (%(default)s)")
     group.add_argument("--network", default="ConvNet3D", help=f"trained on the set: one of {', '.join(NETWORKS)} (%(default)s)")
     group.add_argument("--num_eval", type=positive, default=3, help="fresh networks of each evaluation (%(default)s)")
     group.add_argument("--epoch_eval_train", type=positive, default=500, help="epochs that each is trained (%(default)s)")
     group.add_argument("--lr_net", type=rate, default=0.01, help="their learning rate, a tenth of it after half of the epochs (%(default)s)")
     group.add_argument("--batch_train", type=positive, default=256, help="their batch size (%(default)s)")
+
+
+def add_distillation_options(parser, videos=True):
+    """The flags of what is distilled and how long; static learning has frames instead of videos."""
+    group = parser.add_argument_group("distillation")
+    if videos:
+        group.add_argument("--ipc", type=positive, default=1, help="synthetic videos per class (%(default)s)")
+    group.add_argument("--Iteration", type=count, default=5000 if videos else 3000, help="steps; 0 evaluates the start (%(default)s)")
+    group.add_argument("--batch_real", type=positive, default=64 if videos else 256, metavar="B",
+                       help="real clips per class and step, as far as there are so many (%(default)s)")
 
 
 def positive(text):
@@ -83,20 +95,32 @@ def dataset_label(args):
     return f"custom-{args.data_path.resolve().name}" if args.dataset == "custom" and args.data_path else args.dataset
 
 
-def start_run(args, name):
-    """The run folder <save_path>/<data set>/<name>_<hash of the settings>."""
+def start_run(args, name, *files):
+    """The run folder <save_path>/<data set>/<name>_<hash of the settings, of the list and of `files`>."""
     settings = {key: str(value.resolve()) if isinstance(value, pathlib.Path) else value for key, value in vars(args).items()}
+    videos, _ = list_videos(args)
+    content = [videos.to_csv(index=False).encode(), *(pathlib.Path(path).read_bytes() for path in files)]
+    settings["digest"] = hashlib.sha256(b"".join(content)).hexdigest()[:16]
     return Run(settings, args.save_path / dataset_label(args), name, WITHOUT_EFFECT, args.wandb, args.checkpoint_seconds)
 
 
-def check(args):
-    """Refuse impossible settings before any work is done; returns the device."""
+def list_videos(args):
+    return read_videos(args.dataset, args.data_path, args.list_path, args.frames_path)
+
+
+def check(args, per_class=1):
+    """Refuse impossible settings before any work is done, among them classes of fewer than `per_class` clips; returns the device."""
     for name, table in (("dataset", DATASETS), ("network", NETWORKS), ("wandb", WANDB_MODES)):
         if getattr(args, name) not in table:
             raise ValueError(f"unknown --{name} {getattr(args, name)!r}: choose one of {', '.join(table)}")
-    dataset = DATASETS[args.dataset]
+    dataset, device = DATASETS[args.dataset], find_device(args.device)
     build(args.network, 1, args.frames or dataset.T, args.size or dataset.size)  # refuses clips that are too small
-    return find_device(args.device)
+    videos, _ = list_videos(args)
+    counts = videos.label[videos.split == "train"].value_counts() * (args.train_clips if dataset.rule == "stride" else 1)
+    if counts.min() < per_class:
+        raise ValueError(f"class {counts.idxmin()} has fewer training clips than the {per_class} asked for: "
+                         "lower --ipc, --spc or --dpc, or give more --train_clips")
+    return device
 
 
 def load_data(args, split, **other):

@@ -8,7 +8,7 @@ import copy
 import torch
 from torch import nn
 
-from networks import Hallucinator
+from utils import load
 
 
 class SyntheticSet(nn.Module):
@@ -136,21 +136,44 @@ def initial_static(clips, spc, init):
     return initial_videos(clips, spc, init).reshape(clips.K, spc, 3, clips.size, clips.size)
 
 
-def initial_dynamic(clips, dpc, init):
+def initial_dynamic(clips, static, ipc, dpc, init):
     """Start of the dynamic memory (K, dpc, T, 1, H, W): `noise` from N(0, 1), or the `residual` of real clips.
 
-    The residual is the grey difference between a real clip's frames and its middle frame.
+    The residual is the grey difference between a real clip's frames and the static memory (K, spc, 3, H, W) that it is to move, so that
+    static plus dynamic memory is the clip but for the motion of its colours. Each static memory gets the clips of its class that have
+    the frame nearest to it: of any other clip the residual would show the still picture's negative.
     """
-    if init == "residual":
-        videos = real_videos(clips, dpc)
-        dynamic = (videos - videos[:, clips.T // 2, None]).mean(2, keepdim=True)
-        return dynamic.reshape(clips.K, dpc, *dynamic.shape[1:])
-    return torch.randn(clips.K, dpc, clips.T, 1, clips.size, clips.size).to(clips.device)
+    K, spc = static.shape[:2]
+    if init == "noise":
+        return torch.randn(K, dpc, clips.T, 1, clips.size, clips.size).to(clips.device)
+    if clips.counts().min() < dpc:
+        raise ValueError(f"class {clips.class_names[clips.counts().argmin()]} has fewer training clips than --dpc {dpc}: "
+                         "lower it, or give more --train_clips")
+    dynamic = []
+    for label in range(K):
+        index, taken = (clips.labels == label).nonzero().flatten(), []
+        distance = frame_distance(clips, index, static[label].to(clips.device))     # (spc, clips of the class)
+        for number in range(dpc):
+            slot, member = divmod(number, dpc // ipc)
+            partner = slot * (spc // ipc) + member % (spc // ipc)
+            nearest = next(i for i in distance[partner].argsort().tolist() if i not in taken)
+            taken.append(nearest)
+            residual = clips.draw(index[[nearest]])[0] - static[label, partner].to(clips.device)
+            dynamic.append(residual.mean(1, keepdim=True))                          # (T, 1, H, W)
+    return torch.stack(dynamic).unflatten(0, (K, dpc))
+
+
+def frame_distance(clips, index, frames):
+    """Mean squared difference of frames (M, 3, H, W) to the nearest frame of each clip, (M, len(index)) on the CPU."""
+    rows = []
+    for part in index.split(16):
+        drawn = clips.draw(part)                                                    # (B, T, 3, H, W)
+        rows.append(torch.stack([(drawn - frame).square().mean((2, 3, 4)).amin(1) for frame in frames]))
+    return torch.cat(rows, 1).cpu()
 
 
 def load_static(path, num_classes, spc, size):
     """Static memory (K, spc, 3, H, W) from a file with "image" (K·spc, 3, H, W), of distill_DC.py or the paper's authors."""
-    from utils import load
     content = load(path)
     image = content.get("image") if isinstance(content, dict) else None
     if not isinstance(image, torch.Tensor):

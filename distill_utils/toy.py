@@ -22,8 +22,8 @@ from tqdm import tqdm
 
 SIZE = 64          # pixels
 FRAMES = 16        # of a video
-VERSION = 2        # of the generator: counted up when its pixels change
-COLOURS = {"square": (220, 60, 50), "disc": (60, 200, 70), "cross": (70, 90, 230), "ring": (235, 210, 60)}
+VERSION = 5        # of the generator: counted up when its pixels change
+COLOURS = {"square": (250, 120, 110), "disc": (120, 240, 130), "cross": (130, 150, 250), "ring": (245, 230, 110)}
 DIRECTIONS = ("up", "down")
 SPLITS = ("train", "test")
 DEFAULT_OUT = Path(__file__).resolve().parent / "data" / "toy"
@@ -72,7 +72,8 @@ def write_set(root, settings):
         jpegs = [encode(frame) for frame in up_video(shape, rng)]
         for direction in DIRECTIONS:
             label = f"{shape}_{direction}"
-            folder = root / f"jpegs_{SIZE}" / f"{label}_{split}{i:03d}"
+            # The generator's version and seed are in the name: packs go by the list, and those of another set must not be taken.
+            folder = root / f"jpegs_{SIZE}" / f"{label}_{split}{i:03d}_v{VERSION}s{settings['seed']}"
             folder.mkdir(parents=True)
             for number, jpeg in enumerate(jpegs if direction == "up" else reversed(jpegs), start=1):
                 (folder / f"frame{number:06d}.jpg").write_bytes(jpeg)
@@ -90,42 +91,31 @@ def encode(frame):
 
 def up_video(shape, rng):
     """A video of the shape moving up, uint8 (T, H, W, 3), all that varies drawn from the NumPy generator `rng`."""
-    radius = rng.uniform(12, 16)                                            # pixels, as everything here
-    left = SIZE / 2 + 0.7 * rng.uniform(radius - SIZE / 2, SIZE / 2 - radius)
-    heights = rng.uniform(0, SIZE) - rng.uniform(2.5, 4) * np.arange(FRAMES)
+    radius = rng.uniform(11, 14)                                            # pixels, as everything here
+    left = SIZE / 2 + 0.6 * rng.uniform(radius - SIZE / 2, SIZE / 2 - radius)
+    heights = rng.uniform(0, SIZE) - rng.uniform(2.5, 4.5) * np.arange(FRAMES)
     colour = np.array(COLOURS[shape]) + rng.uniform(-20, 20, 3)
-    x = np.arange(SIZE) + 0.5 - left                                        # (W,), from the shape's centre
-    y = (np.arange(SIZE) + 0.5 - heights[:, None] + SIZE / 2) % SIZE - SIZE / 2     # (T, H), cyclic
-    mask = coverage(shape, np.abs(x), np.abs(y)[:, :, None], radius)[..., None]     # (T, H, W, 1)
-    paint = stripes(y)[:, :, None, None] * colour                           # (T, H, 1, 3)
-    video = mask * paint + (1 - mask) * background(rng)                     # (T, H, W, 3)
-    video += rng.normal(0, rng.uniform(2, 8), video.shape)
+    mask = coverage(shape, left, heights, radius)[..., None]               # (T, H, W, 1)
+    video = mask * colour + (1 - mask) * background(rng)                    # (T, H, W, 3)
+    video += rng.normal(0, rng.uniform(2, 6), video.shape)
     return np.clip(np.rint(video), 0, 255).astype(np.uint8)
 
 
 def background(rng):
-    """A smooth random picture of muted colours, (H, W, 3) between 40 and 170."""
-    grid = rng.uniform(50, 150, (5, 5, 1)) + rng.uniform(-20, 20, (5, 5, 3))
+    """A smooth random picture of dark, muted colours, (H, W, 3) between 35 and 95."""
+    grid = rng.uniform(45, 85, (5, 5, 1)) + rng.uniform(-10, 10, (5, 5, 3))
     small = Image.fromarray(np.rint(grid).astype(np.uint8))
     return np.asarray(small.resize((SIZE, SIZE), Image.Resampling.BILINEAR), dtype=np.float64)
 
 
-def stripes(y):
-    """Brightness of the shapes' bars at `y` pixels from the centre, 0.15 … 1 with a period of 12 pixels.
+def coverage(shape, left, heights, radius):
+    """How much of each pixel the shape covers, (T, H, W) in 0 … 1: half a pixel of blur on either side of its outline.
 
-    Moving bars make the direction learnable from five videos of a class (without them: 75%), and a network trained at
-    learning rate 0.01 on one video of each stays finite. At up to 4 pixels a frame, a third of the period, they never
-    seem to run backwards.
+    `heights` (T,) are those of its centre, taken cyclically; `left` is the column of its centre.
     """
-    dark_to_bright = np.clip(12 * np.abs((y / 12) % 1 - 0.5) - 2.5, 0, 1)   # one pixel wide from dark to bright
-    return 0.15 + 0.85 * dark_to_bright
-
-
-def coverage(shape, x, y, radius):
-    """How much of each pixel the shape covers, 0 … 1, half a pixel of blur on either side of its outline.
-
-    x, y ≥ 0: distances from the shape's centre, arrays that broadcast to the result.
-    """
+    pixels = np.arange(SIZE) + 0.5
+    x = np.abs(pixels - left)[None, None, :]
+    y = np.abs((pixels - heights[:, None] + SIZE / 2) % SIZE - SIZE / 2)[:, :, None]
     if shape == "square":
         outside = np.maximum(x, y) - radius                                 # pixels to the outline, negative inside
     elif shape == "disc":

@@ -186,7 +186,8 @@ def test_static_dynamic_finds_the_static_memory_of_its_launcher(launch, monkeypa
     from distill_utils.options import start_run
     monkeypatch.chdir(tmp_path)
     data = tmp_path / "my videos"
-    data.mkdir()
+    (data / "frames").mkdir(parents=True)
+    (data / "list.csv").write_text("folder_name,label,split\na,walk,train\n")
     common = ["--data_path", "my videos", "--save_path", "results", "--wandb", "disabled", "--size", "48"]
 
     def flags(name, *arguments):

@@ -201,7 +201,7 @@ def test_a_class_with_too_few_clips_is_refused_by_name():
     clips = random_clips([0, 0, 0, 1, 2, 2, 2], K, T=T, size=SIZE)
     assert len(real_videos(clips, 1)) == 3
     for start in (lambda: real_videos(clips, 2), lambda: initial_static(clips, 3, "real"),
-                  lambda: initial_dynamic(clips, 2, "residual")):
+                  lambda: initial_dynamic(clips, torch.zeros(K, 2, 3, SIZE, SIZE), 2, 2, "residual")):
         with pytest.raises(ValueError, match="class class1 has fewer training clips"):
             start()
 
@@ -230,17 +230,24 @@ def test_static_memory_starts_from_frames_of_its_class():
 
 def test_dynamic_memory_starts_from_noise_or_the_motion_of_real_clips():
     clips = training_clips()
-    noise = initial_dynamic(clips, 5, "noise")  # more memories than clips: noise needs none
+    noise = initial_dynamic(clips, torch.zeros(K, 2, 3, SIZE, SIZE), 1, 5, "noise")  # more memories than clips: noise needs none
     assert noise.shape == (K, 5, T, 1, SIZE, SIZE) and abs(noise.mean()) < 0.1 and abs(noise.std() - 1) < 0.1
-    residual = initial_dynamic(clips, 2, "residual")
+    chosen = [(clips.labels == label).nonzero().flatten()[:2].tolist() for label in range(K)]
+    frames = torch.stack([normalize(clips.resident[index])[:, 3] for index in chosen])   # (K, 2, 3, H, W): frame 3 of two clips of each class
+    residual = initial_dynamic(clips, frames, 2, 2, "residual")
     assert residual.shape == (K, 2, T, 1, SIZE, SIZE)
     for label in range(K):
-        expected = []
-        for clip in normalize(clips.resident[clips.labels == label]):
-            grey = (clip[:, 0] + clip[:, 1] + clip[:, 2]) / 3                        # (T, H, W)
-            expected.append(torch.stack([frame - grey[T // 2] for frame in grey]))
-        for memory in residual[label, :, :, 0]:
-            assert any(torch.allclose(memory, each, atol=1e-5) for each in expected)
+        for slot in range(2):  # the frame's own clip is nearest to it: static plus dynamic memory has that clip's brightness
+            clip = normalize(clips.resident[chosen[label][slot]])
+            grey = (frames[label, slot] + residual[label, slot]).mean(1)                 # (T, H, W)
+            assert torch.allclose(grey, clip.mean(1), atol=1e-5)
+
+
+def test_memories_of_one_slot_start_from_different_clips():
+    clips = training_clips()
+    static = normalize(clips.resident[[int((clips.labels == label).nonzero()[0]) for label in range(K)]])[:, :1]
+    residual = initial_dynamic(clips, static, 1, 3, "residual")
+    assert all(not torch.equal(each[i], each[j]) for each in residual for i in range(3) for j in range(i))
 
 
 # ---------------------------------------------------------------- the file of a static memory

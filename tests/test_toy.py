@@ -42,7 +42,8 @@ def test_counts_and_list(full):
     videos = pd.read_csv(full / "toy_splits1.csv")
     assert list(videos) == ["folder_name", "label", "split"]
     assert sorted(videos.label.unique()) == CLASSES
-    assert videos.groupby("split").label.value_counts().unstack(0).drop_duplicates().to_dict("records") == [{"test": 12, "train": 24}]
+    counts = videos.groupby(["split", "label"]).size()
+    assert len(counts) == 16 and (counts["train"] == 24).all() and (counts["test"] == 12).all()
     assert sorted(videos.folder_name) == sorted(path.name for path in (full / "jpegs_64").iterdir())
     for folder in videos.folder_name:
         names = sorted(path.name for path in (full / "jpegs_64" / folder).iterdir())
@@ -52,14 +53,16 @@ def test_counts_and_list(full):
 
 
 def test_no_two_pairs_share_a_frame(full):
-    owners = collections.Counter(jpeg for video in (full / "jpegs_64").iterdir() for jpeg in set(frames_of(full, video.name)))
+    videos = [path.name for path in (full / "jpegs_64").iterdir()]
+    owners = collections.Counter(jpeg for folder in videos for jpeg in set(frames_of(full, folder)))
     assert set(owners.values()) == {2}                                      # the up and the down video of one pair
 
 
 def test_same_seed_same_bytes_and_another_seed_others(tmp_path):
     sets = [files(toy.make_toy(tmp_path / str(i), seed=seed, train=1, test=1)) for i, seed in enumerate((3, 3, 4))]
     assert sets[0] == sets[1]
-    assert not set(sets[0].values()) & {jpeg for name, jpeg in sets[2].items() if name.endswith(".jpg")}
+    assert not set(sets[0].values()) & set(sets[2].values())
+    assert not sets[0].keys() & {name for name in sets[2] if name.endswith(".jpg")}     # other pixels, another list
 
 
 def test_more_videos_leave_the_first_as_they_are(tmp_path):
@@ -115,7 +118,8 @@ def test_a_killed_run_leaves_nothing_that_looks_complete_and_the_next_one_cleans
     root = toy.DEFAULT_OUT.parents[2]
     assert subprocess.run([sys.executable, "-c", script], cwd=root, capture_output=True).returncode == -9
     assert leftovers(tmp_path) == ["toy.partial"]
-    assert files(toy.make_toy(tmp_path / "toy", train=1, test=1)) == files(toy.make_toy(tmp_path / "other", train=1, test=1))
+    after, other = (toy.make_toy(tmp_path / name, train=1, test=1) for name in ("toy", "other"))
+    assert files(after) == files(other)
     assert leftovers(tmp_path) == ["other", "toy"]
 
 
@@ -127,7 +131,7 @@ def test_command_and_its_error(tmp_path):
     (tmp_path / "file").write_text("")
     failed = run("--out", str(tmp_path / "file"))
     assert failed.returncode == 2
-    assert failed.stderr.startswith("error: ") and failed.stderr.count("\n") == 1 and str(tmp_path / "file") in failed.stderr
+    assert failed.stderr.startswith(f"error: {tmp_path / 'file'} ") and failed.stderr.count("\n") == 1
     made = run("--out", str(tmp_path / "toy"), "--seed", "5")
     assert made.returncode == 0 and made.stdout.strip() == str(tmp_path / "toy")
     assert json.loads((tmp_path / "toy" / "toy.json").read_text())["seed"] == 5
@@ -155,8 +159,9 @@ def test_what_moves_up_moves_up_and_is_anywhere_at_any_moment():
     videos = [toy.up_video(shape, np.random.default_rng([seed, 7])) for shape in toy.COLOURS for seed in range(100)]
     tops = np.stack([heights(video.astype(float)) for video in videos])     # (400, T)
     steps = (np.diff(tops, axis=1) + 32) % 64 - 32
-    assert -4.2 < np.median(steps, axis=1).min() and np.median(steps, axis=1).max() < -2.3
-    # Uniform at each moment, so nothing in it tells first from last: mean resultant length under the 0.1% bound of Rayleigh's test.
+    # A slow shape is partly in the median itself, so the estimate is rough; its sign is what counts.
+    assert -5 < np.median(steps, axis=1).min() and np.median(steps, axis=1).max() < -1
+    # Uniform at each moment, so that nothing tells first from last: under the 0.1% bound of Rayleigh's test.
     assert np.abs(np.exp(2j * np.pi * tops / 64).mean(0)).max() < np.sqrt(np.log(1000 * 16) / len(videos))
 
 
@@ -185,7 +190,7 @@ def still(videos, moments):
 def train(clips, labels, epochs):
     net = ConvNet3D(8, 8, 64)
     optimizer = torch.optim.SGD(net.parameters(), lr=0.01, momentum=0.9, weight_decay=5e-4)
-    schedule = torch.optim.lr_scheduler.StepLR(optimizer, epochs - 2, 0.1)
+    schedule = torch.optim.lr_scheduler.StepLR(optimizer, epochs - 3, 0.1)
     for _ in range(epochs):
         for batch in torch.randperm(len(clips)).split(32):
             mirrored = torch.where(torch.rand(len(batch), 1, 1, 1, 1) < 0.5, clips[batch], clips[batch].flip(-1))
@@ -209,7 +214,7 @@ def percent(right):
 def test_clips_are_learned(full):
     torch.manual_seed(0)
     (videos, labels), (test_videos, test_labels) = load(full, "train"), load(full, "test")
-    net = train(cut(videos, torch.randint(0, 9, labels.shape)), labels, epochs=9)
+    net = train(cut(videos, torch.randint(0, 9, labels.shape)), labels, epochs=10)
     assert percent(predict(net, cut(test_videos, torch.full_like(test_labels, 4))) == test_labels) > 90
 
 
@@ -223,8 +228,9 @@ def test_stills_show_the_appearance_and_toss_a_coin_for_the_direction(full):
         predicted = predict(net, clips)
         assert percent(appearance[predicted] == appearance[test_labels]) > 90
         assert 40 < percent(predicted == test_labels) < 60
-    # Both videos of a pair give the same frames, so over all frames the direction is right exactly half of the time.
-    frames = predict(net, test_videos[:, ::3].reshape(-1, 1, 3, 64, 64).expand(-1, 8, -1, -1, -1))
-    backwards = predict(net, test_videos.flip(1)[:, ::3].reshape(-1, 1, 3, 64, 64).expand(-1, 8, -1, -1, -1))
-    both = torch.cat([frames, backwards]) == test_labels.repeat_interleave(6).repeat(2)
-    assert percent(both) <= 50
+    # Both videos of a pair hold the same frames: over first and last frames exactly half of the directions are right.
+    predicted = predict(net, test_videos[:, ::15].reshape(-1, 1, 3, 64, 64).expand(-1, 8, -1, -1, -1))
+    truth = test_labels.repeat_interleave(2)
+    appearance_right = appearance[predicted] == appearance[truth]
+    right = predicted[appearance_right] == truth[appearance_right]
+    assert percent(right) == pytest.approx(50, abs=1)                       # near ties may round either way
