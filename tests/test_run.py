@@ -13,6 +13,7 @@ import sys
 import time
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from conftest import write_frames
@@ -389,6 +390,7 @@ def test_every_flag_with_an_effect_chooses_another_folder(command, whole, tmp_pa
     from distill_DM import parser
     from distill_utils.options import WITHOUT_EFFECT, start_run
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("distill_utils.options.list_videos", lambda args: (pd.DataFrame({"folder": ["a"]}), ["a"]))
     common = command.arguments("distill_DM", tmp_path, ["--wandb", "disabled"])
 
     def folder(*flags):
@@ -401,6 +403,22 @@ def test_every_flag_with_an_effect_chooses_another_folder(command, whole, tmp_pa
         if action.dest != "help":
             changed = folder(action.option_strings[0], *([] if action.nargs == 0 else [other.get(action.dest, "17")]))
             assert (changed.name == first.name) == (action.dest in WITHOUT_EFFECT), action.dest
+
+
+def test_an_edited_list_or_static_memory_is_another_run(tiny, tmp_path):
+    from distill_DM import parser
+    from distill_utils.options import start_run
+    static = tmp_path / "static.pt"
+    arguments = parser().parse_args(["--dataset", "custom", "--data_path", str(tiny), "--save_path", str(tmp_path), "--wandb", "disabled"])
+    names = []
+    for memory, line in ((b"1", ""), (b"1", ""), (b"2", ""), (b"2", "v_more,fall,train\n")):
+        static.write_bytes(memory)
+        with open(tiny / "list.csv", "a") as file:
+            file.write(line)
+        run = start_run(arguments, "DM", static)
+        run.lock.close()
+        names.append(run.folder.name)
+    assert names[0] == names[1] and len(set(names)) == 3
 
 
 def test_the_folder_of_the_working_directory_does_not_matter(command, tmp_path, monkeypatch):
@@ -436,7 +454,7 @@ def test_config(whole):
     from distill_DM import parser
     folder, _ = whole("distill_DM")
     config = json.loads((folder / "config.json").read_text())
-    assert set(config["settings"]) == {action.dest for action in parser()._actions} - {"help"}
+    assert set(config["settings"]) == {action.dest for action in parser()._actions} - {"help"} | {"digest"}
     assert (config["settings"]["lr_img"], config["settings"]["seed"], config["settings"]["device"]) == (10, 0, "cpu")
     assert "device" not in config["chosen"] and config["chosen"]["lr_img"] == 10
     assert config["versions"]["torch"] == importlib.metadata.version("torch")
