@@ -26,7 +26,7 @@ def results(folder):
                      "evaluated in s": f"{result['seconds']:.0f}", "GB": f"{result['peak_memory'] / 2 ** 30:.2f}"})
     if not rows:
         raise ValueError(f"no finished run below {folder}")
-    return pd.DataFrame(rows).fillna("")
+    return pd.DataFrame(rows, dtype=object).fillna("")
 
 
 def main(args):
