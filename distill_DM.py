@@ -75,12 +75,7 @@ def main(args):
             record(run, synset, test, evaluate(synset, test, **options.evaluation_values(args)))
         if run.iteration == args.Iteration:
             break
-        with run.timed_step():
-            optimizer.zero_grad()
-            loss = matching(synset)
-            run.check_loss(loss)
-            loss.backward()
-            optimizer.step()
+        run.step(lambda: matching(synset), optimizer)
     finish(run, test)
 
 

@@ -159,7 +159,7 @@ class Run:
     those named in `without_effect` (paths, device, logging) do not choose the folder.
     """
 
-    COUNTERS = ("iteration", "seconds", "steps", "evaluated", "best", "result")
+    COUNTERS = ("iteration", "seconds", "steps", "loss", "evaluated", "best", "result")
 
     def __init__(self, settings, save_path, name, without_effect=(), wandb_mode="disabled", checkpoint_seconds=60):
         chosen = {key: value for key, value in sorted(settings.items()) if key not in without_effect}
@@ -170,7 +170,7 @@ class Run:
         for leftover in self.folder.glob(".*.tmp"):  # of a write that was killed
             leftover.unlink()
         self.metrics, self.wandb = self.folder / "metrics.jsonl", None
-        self.iteration, self.seconds, self.steps = 0, 0.0, 0
+        self.iteration, self.seconds, self.steps, self.loss = 0, 0.0, 0, None
         self.evaluated, self.best, self.result = None, None, None  # iteration of the last evaluation, the best one, the last one
         self.checkpoint_seconds, self.saved_at = checkpoint_seconds, time.monotonic()
         self.stateful = {}
@@ -272,14 +272,22 @@ class Run:
         yield
         self.seconds, self.steps = self.seconds + time.perf_counter() - start, self.steps + 1
 
+    def step(self, loss_of, optimizer):
+        """One step down the gradient of loss_of()."""
+        with self.timed_step():
+            optimizer.zero_grad()
+            loss = loss_of()
+            self.check_loss(loss)
+            loss.backward()
+            optimizer.step()
+
     def check_loss(self, loss):
-        """The loss (a tensor or a number) as a number; ValueError when it is not finite."""
-        loss = torch.as_tensor(loss).item()
-        if not math.isfinite(loss):
-            raise ValueError(f"the loss is {loss} at iteration {self.iteration}: lower the learning rate "
+        """Remember the loss, a tensor or a number; ValueError when it is not finite."""
+        self.loss = torch.as_tensor(loss).item()
+        if not math.isfinite(self.loss):
+            raise ValueError(f"the loss is {self.loss} at iteration {self.iteration}: lower the learning rate "
                              f"(the last good checkpoint stays in {self.folder})")
-        self.bar.set_postfix(loss=f"{loss:.4g}", refresh=False)
-        return loss
+        self.bar.set_postfix(loss=f"{self.loss:.4g}", refresh=False)
 
     def keep_best(self, value, **result):
         """Remember the best evaluation along the way; returns it."""

@@ -9,7 +9,7 @@ def record(run, synset, clips, result):
     headline = DATASETS[clips.dataset].headline
     best = run.keep_best(result[headline], std=result[f"{headline}_std"])
     run.evaluated = run.iteration
-    run.log(**result)
+    run.log(loss=run.loss, **result)
     run.say(f"iteration {run.iteration}: {summary(result, headline)}; best on test {best['value']:.1f} at iteration {best['iteration']}")
     save({"kind": type(synset).__name__, **synset.content(), "ipc": synset.N, "class_names": clips.class_names,
           "dataset": clips.dataset, "iteration": run.iteration}, run.folder / "distilled.pt")
