@@ -61,6 +61,7 @@ def run(script, arguments, output, environment, die):
         return 1
 
 for line in sys.stdin:
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # as in a terminal: what runs in a shell's background ignores it
     child = os.fork()
     if child == 0:
         code = run(**json.loads(line))
