@@ -7,6 +7,7 @@ DM (Zhao & Bilen 2023, arXiv 2110.04181) on pixels, METHOD 5. Loss = Σ_c ‖ me
 import argparse
 
 import torch
+from torch import nn
 
 import networks
 from distill_utils.compute import KnownGradient, autocast, clips_at_once
@@ -17,17 +18,18 @@ from distill_utils.synset import PixelSet, initial_videos
 from utils import run_script, seed_everything
 
 
-class DistributionMatching:
+class DistributionMatching(nn.Module):
     """`matching(synset)` is the loss in the feature space of a fresh ConvNet3D.
 
     Neither branch ever holds more than `clips_at_once` clips, so that memory does not grow with the number of classes.
     """
 
     def __init__(self, clips, batch_real, precision="fp32"):
+        super().__init__()
         self.clips, self.batch_real, self.precision = clips, batch_real, precision
         self.at_once = clips_at_once(clips.T, clips.size, clips.device)
 
-    def __call__(self, synset):
+    def forward(self, synset):
         net = networks.build("ConvNet3D", self.clips.K, self.clips.T, self.clips.size).to(self.clips.device).requires_grad_(False)
         real = self.real_means(net)                                        # (K, F)
         videos, _ = synset(torch.arange(len(synset)))                      # (K·N, T, 3, H, W), in class order
@@ -39,7 +41,7 @@ class DistributionMatching:
             distance = (real[classes] - means).square().sum()              # this piece's terms of the sum over c
             gradient[rows], = torch.autograd.grad(distance, piece)
             loss = loss + distance.detach()
-        return KnownGradient.apply(videos, loss, gradient)
+        return KnownGradient.apply(loss, [gradient], videos)
 
     @torch.inference_mode()
     def real_means(self, net):
@@ -56,6 +58,23 @@ class DistributionMatching:
         with autocast(clips.device, self.precision):
             return net.embed(clips).float()
 
+    def eval_lr(self):
+        """The learning rate that networks are trained with on the set, where no flag gives one."""
+        return 0.01
+
+
+def prepare(args):
+    """Files besides the clips that the matching reads; none."""
+    return []
+
+
+def make_matching(args, clips):
+    return DistributionMatching(clips, args.batch_real, args.precision)
+
+
+def add_matching_options(parser):
+    options.add_batch_real(parser.add_argument_group("distribution matching"), 64)
+
 
 def main(args):
     # Everything that can be refused is, before long work starts.
@@ -66,7 +85,7 @@ def main(args):
     # Real clips, and the videos that are to stand for them.
     train, test = options.load_data(args, "train"), options.load_data(args, "test")
     synset = PixelSet(initial_videos(train, args.ipc, args.init), train.K).to(device)
-    matching = DistributionMatching(train, args.batch_real, args.precision)
+    matching = make_matching(args, train)
     optimizer = torch.optim.SGD(synset.param_groups(args.lr_img), momentum=0.5)
     run.resume(synset=synset, optimizer=optimizer)
 
@@ -84,11 +103,9 @@ def parser():
     options.add_run_options(parser)
     options.add_data_options(parser)
     options.add_evaluation_options(parser, eval_it=500)
-    options.add_distillation_options(parser)
-    group = parser.add_argument_group("distribution matching")
-    group.add_argument("--lr_img", type=options.rate, default=30, help="learning rate of the pixels (%(default)s)")
-    group.add_argument("--init", default="real", choices=("real", "noise", "still"),
-                       help="start from random real clips, noise, or one real frame repeated (%(default)s)")
+    options.add_distillation_options(parser, 5000)
+    options.add_pixel_options(parser, lr_img=30)
+    add_matching_options(parser)
     return parser
 
 

@@ -13,6 +13,7 @@ import resource
 import subprocess
 import sys
 import time
+import zipfile
 
 import torch
 from tqdm import tqdm
@@ -60,12 +61,15 @@ def save(content, path):
         file.write(buffer.getbuffer())
 
 
-def load(path):
-    """Tensors and plain values of a file that torch.save wrote; ValueError for anything else, pickled objects included."""
+def load(path, on_disk=False):
+    """Tensors and plain values of a file that torch.save wrote; ValueError for anything else, pickled objects included.
+
+    `on_disk` leaves the tensors there until they are used, in files of today's format.
+    """
     if not pathlib.Path(path).is_file():
         raise ValueError(f"{path} does not exist")
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=on_disk and zipfile.is_zipfile(path))
     except Exception as error:
         raise ValueError(f"{path} cannot be read as a file of tensors ({type(error).__name__})") from error
 
@@ -100,6 +104,11 @@ def random_stream(seed):
         yield
     finally:
         set_random_state(before)
+
+
+def stream_seed(*names):
+    """A seed for random_stream that is a function of `names`, words and numbers, and of nothing else."""
+    return int(hashlib.sha256(json.dumps(names).encode()).hexdigest()[:15], 16)
 
 
 def find_device(name):
@@ -159,7 +168,7 @@ class Run:
     those named in `without_effect` (paths, device, logging) do not choose the folder.
     """
 
-    COUNTERS = ("iteration", "seconds", "steps", "loss", "evaluated", "best", "result")
+    COUNTERS = ("iteration", "seconds", "steps", "refused", "loss", "evaluated", "best", "result")
 
     def __init__(self, settings, save_path, name, without_effect=(), wandb_mode="disabled", checkpoint_seconds=60):
         chosen = {key: value for key, value in sorted(settings.items()) if key not in without_effect}
@@ -170,7 +179,7 @@ class Run:
         for leftover in self.folder.glob(".*.tmp"):  # of a write that was killed
             leftover.unlink()
         self.metrics, self.wandb = self.folder / "metrics.jsonl", None
-        self.iteration, self.seconds, self.steps, self.loss = 0, 0.0, 0, None
+        self.iteration, self.seconds, self.steps, self.refused, self.loss = 0, 0.0, 0, 0, None
         self.evaluated, self.best, self.result = None, None, None  # iteration of the last evaluation, the best one, the last one
         self.checkpoint_seconds, self.saved_at = checkpoint_seconds, time.monotonic()
         self.stateful = {}
@@ -197,6 +206,7 @@ class Run:
                 raise ValueError("--wandb online needs an account: run `wandb login` first, or give --wandb offline")
             self.wandb = wandb.init(project="video-distillation", name=name, id=self.id, resume="allow", dir=self.folder, mode=mode,
                                     config=settings, settings=wandb.Settings(silent=True, console="off"))
+            self.wandb.define_metric("*", step_metric="iteration")
         except wandb.Error as error:
             raise ValueError(f"--wandb {mode} does not work here: give --wandb offline or disabled ({error})") from error
 
@@ -209,7 +219,7 @@ class Run:
         line = {"iteration": self.iteration, **values}
         append(self.metrics, json.dumps(line))
         if self.wandb:
-            self.wandb.log(line, step=self.iteration)
+            self.wandb.log(line)
 
     def resume(self, **stateful):
         """Take up the checkpoint, if there is one; `stateful` are the things with a state_dict that make up the run's state."""
@@ -232,9 +242,9 @@ class Run:
         else:
             self.metrics.write_bytes(b"")
 
-    def iterations(self, total):
+    def iterations(self, total, desc="distilling", unit="it"):
         """Yield iteration numbers up to and including `total`: the last is for the final evaluation, no step follows it."""
-        with progress(total=total, initial=self.iteration, desc="distilling", unit="it") as self.bar:
+        with progress(total=total, initial=self.iteration, desc=desc, unit=unit) as self.bar:
             for self.iteration in range(self.iteration, total + 1):
                 yield self.iteration
                 if self.iteration < total:
@@ -272,14 +282,22 @@ class Run:
         yield
         self.seconds, self.steps = self.seconds + time.perf_counter() - start, self.steps + 1
 
-    def step(self, loss_of, optimizer):
-        """One step down the gradient of loss_of()."""
+    def step(self, loss_of, optimizer, last_good=None):
+        """One step down the gradient of loss_of(). With a LastGood, one that leads to a loss that is not finite is taken back and counted."""
         with self.timed_step():
             optimizer.zero_grad()
             loss = loss_of()
-            self.check_loss(loss)
-            loss.backward()
-            optimizer.step()
+            if last_good is None:
+                self.check_loss(loss)
+            if loss.isfinite():
+                loss.backward()
+            if last_good is None:
+                optimizer.step()
+            elif last_good.step(loss):
+                self.check_loss(loss)
+            else:
+                self.refused += 1
+                self.bar.set_postfix(loss=loss.item(), refused=self.refused, refresh=False)
 
     def check_loss(self, loss):
         """Remember the loss, a tensor or a number; ValueError when it is not finite."""
@@ -298,7 +316,7 @@ class Run:
     def finish(self, **result):
         path = self.folder / "result.json"
         if not path.exists():  # a finished run that is started again changes nothing
-            save_json({"iteration": self.iteration, **result, "best_on_test": self.best, "steps": self.steps,
+            save_json({"iteration": self.iteration, **result, "best_on_test": self.best, "steps": self.steps, "refused": self.refused,
                        "seconds_per_iteration": self.seconds / self.steps if self.steps else None}, path)
         if self.wandb:
             self.wandb.finish()

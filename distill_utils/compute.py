@@ -21,16 +21,16 @@ def clips_at_once(frames, size, device):
 
 
 class KnownGradient(torch.autograd.Function):
-    """A loss whose gradient with respect to `videos` is already there: `loss.backward()` hands it on to whatever made the videos.
+    """A loss whose gradients with respect to `tensors` are already there: `loss.backward()` hands them on to whatever made the tensors.
 
     With it a matching computes its gradient piece by piece, each piece's graph freed before the next, and still returns a loss.
     """
 
     @staticmethod
-    def forward(context, videos, loss, gradient):
-        context.save_for_backward(gradient)
+    def forward(context, loss, gradients, *tensors):
+        context.save_for_backward(*gradients)
         return loss.clone()
 
     @staticmethod
     def backward(context, outer):
-        return outer * context.saved_tensors[0], None, None
+        return None, None, *(outer * gradient for gradient in context.saved_tensors)

@@ -27,7 +27,7 @@ def evaluate(synset, test, *, network="ConvNet3D", num_eval=3, epochs=500, lr=0.
         seed: of the evaluation's own random stream; the run's random state is left as it was.
 
     Returns a dict of plain values: `top1`, `top5` over clips and `video_top1` (logits averaged over a video's clips), each the mean over
-    networks in percent with its `_std`; `per_class` top-1 in percent; `storage` in bytes; `seconds`; `train_top1` on the set itself.
+    networks in percent with its `_std`; `per_class` top-1 in percent; `storage` in bytes; `lr`; `seconds`; `train_top1` on the set itself.
     """
     start, at_once = time.perf_counter(), clips_at_once(test.T, test.size, test.device)
     frozen, scores = synset.frozen(), []
@@ -43,29 +43,36 @@ def evaluate(synset, test, *, network="ConvNet3D", num_eval=3, epochs=500, lr=0.
         result |= {name: values.mean().item(), f"{name}_std": values.std(correction=0).item()}
     result["per_class"] = torch.stack([each["per_class"] for each in scores]).mean(0).tolist()
     result["train_top1"] = sum(each["train_top1"] for each in scores) / num_eval
-    return {**result, "networks": [each["top1"] for each in scores], "storage": synset.storage(), "seconds": time.perf_counter() - start}
+    return {**result, "networks": [each["top1"] for each in scores], "storage": synset.storage(), "lr": lr,
+            "seconds": time.perf_counter() - start}
 
 
 def train(net, synset, epochs, lr, batch_size, at_once, precision, bar):
     """SGD with momentum 0.9 and weight decay 5e-4, lr × 0.1 after half of the epochs. Returns top-1 on the set in the last epoch, in percent."""
-    net.train()
     optimizer = torch.optim.SGD(net.parameters(), lr=lr, momentum=0.9, weight_decay=5e-4)
     schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, [max(1, epochs // 2)])
     for _ in range(epochs):
-        correct = 0
-        for index in torch.randperm(len(synset)).split(batch_size):
-            optimizer.zero_grad()
-            for part in index.split(at_once):
-                videos, labels = synset(part)
-                with autocast(videos.device, precision):
-                    logits = net(videos).float()
-                # A part's share of the batch's mean: the parts' gradients add up to the batch's.
-                (F.cross_entropy(logits, labels, reduction="sum") / len(index)).backward()
-                correct += (logits.argmax(1) == labels).sum()
-            optimizer.step()
+        _, top1 = train_epoch(net, synset, optimizer, batch_size, at_once, precision)
         schedule.step()
         bar.update()
-    return 100 * float(correct) / len(synset)
+    return top1
+
+
+def train_epoch(net, synset, optimizer, batch_size, at_once, precision):
+    """All videos once, in shuffled batches, at most `at_once` through the network together. Returns mean loss, and top-1 in percent."""
+    net.train()
+    total = correct = 0
+    for index in torch.randperm(len(synset)).split(batch_size):
+        optimizer.zero_grad()
+        for part in index.split(at_once):
+            videos, labels = synset(part)
+            with autocast(videos.device, precision):
+                logits = net(videos).float()
+            loss = F.cross_entropy(logits, labels, reduction="sum")
+            (loss / len(index)).backward()  # a part's share of the batch's mean: the parts' gradients add up to the batch's
+            total, correct = total + loss.detach(), correct + (logits.argmax(1) == labels).sum()
+        optimizer.step()
+    return float(total) / len(synset), 100 * float(correct) / len(synset)
 
 
 @torch.inference_mode()

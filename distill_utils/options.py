@@ -4,15 +4,17 @@ import hashlib
 import math
 import os
 import pathlib
+import shlex
 
 from distill_utils.compute import PRECISIONS
 from distill_utils.datasets import DATASETS, read_videos
 from distill_utils.clips import load_clips
 from networks import NETWORKS, build
-from utils import ROOT, Run, find_device
+from utils import ROOT, Run, find_device, read_config
 
 # Flags that change no result, so that they do not choose the run's folder.
-WITHOUT_EFFECT = ("save_path", "pack_path", "pack", "device", "workers", "wandb", "checkpoint_seconds")
+WITHOUT_EFFECT = ("save_path", "pack_path", "pack", "device", "workers", "wandb", "checkpoint_seconds",
+                  "path_static", "buffer_path")  # the last two by their content, not by where it lies
 WANDB_MODES = ("online", "offline", "disabled")
 
 
@@ -45,8 +47,8 @@ def add_data_options(parser):
     group.add_argument("--workers", type=positive, help="decoding threads (the number of cores)")
 
 
-def add_evaluation_options(parser, eval_it=None):
-    """The protocol's flags; `eval_it` is the default of those that evaluate along the way."""
+def add_evaluation_options(parser, eval_it=None, lr_net=0.01):
+    """The protocol's flags; `eval_it` is the default of those that evaluate along the way. Without `lr_net` the matching has a say."""
     group = parser.add_argument_group("evaluation")
     if eval_it:
         group.add_argument("--eval_it", type=positive, default=eval_it,
@@ -54,17 +56,29 @@ def add_evaluation_options(parser, eval_it=None):
     group.add_argument("--network", default="ConvNet3D", help=f"trained on the set: one of {', '.join(NETWORKS)} (%(default)s)")
     group.add_argument("--num_eval", type=positive, default=3, help="fresh networks of each evaluation (%(default)s)")
     group.add_argument("--epoch_eval_train", type=positive, default=500, help="epochs that each is trained (%(default)s)")
-    group.add_argument("--lr_net", type=rate, default=0.01, help="their learning rate, a tenth of it after half of the epochs (%(default)s)")
+    group.add_argument("--lr_net", type=rate, default=lr_net, help="their learning rate, a tenth of it after half of the epochs "
+                       f"({lr_net or 'the step size that trajectory matching learned, else 0.01'})")
     group.add_argument("--batch_train", type=positive, default=256, help="their batch size (%(default)s)")
 
 
-def add_distillation_options(parser, videos=True):
+def add_distillation_options(parser, iterations, videos=True):
     """The flags of what is distilled and how long; static learning has frames instead of videos."""
     group = parser.add_argument_group("distillation")
     if videos:
         group.add_argument("--ipc", type=positive, default=1, help="synthetic videos per class (%(default)s)")
-    group.add_argument("--Iteration", type=count, default=5000 if videos else 3000, help="steps; 0 evaluates the start (%(default)s)")
-    group.add_argument("--batch_real", type=positive, default=64 if videos else 256, metavar="B",
+    group.add_argument("--Iteration", type=count, default=iterations, help="steps; 0 evaluates the start (%(default)s)")
+
+
+def add_pixel_options(parser, lr_img):
+    """The flags of a set of pixels, the baselines' kind."""
+    group = parser.add_argument_group("pixels")
+    group.add_argument("--lr_img", type=rate, default=lr_img, help="learning rate of the pixels (%(default)s)")
+    group.add_argument("--init", default="real", choices=("real", "noise", "still"),
+                       help="start from random real clips, noise, or one real frame repeated (%(default)s)")
+
+
+def add_batch_real(group, default):
+    group.add_argument("--batch_real", type=positive, default=default, metavar="B",
                        help="real clips per class and step, as far as there are so many (%(default)s)")
 
 
@@ -97,11 +111,54 @@ def dataset_label(args):
 
 def start_run(args, name, *files):
     """The run folder <save_path>/<data set>/<name>_<hash of the settings, of the list and of `files`>."""
-    settings = {key: str(value.resolve()) if isinstance(value, pathlib.Path) else value for key, value in vars(args).items()}
-    videos, _ = list_videos(args)
-    content = [videos.to_csv(index=False).encode(), *(pathlib.Path(path).read_bytes() for path in files)]
-    settings["digest"] = hashlib.sha256(b"".join(content)).hexdigest()[:16]
+    settings = {key: as_setting(value) for key, value in vars(args).items()}
+    settings |= {"list_digest": list_digest(args), "digest": digest(map(tail, files))}
     return Run(settings, args.save_path / dataset_label(args), name, WITHOUT_EFFECT, args.wandb, args.checkpoint_seconds)
+
+
+def as_setting(value):
+    return str(value.resolve()) if isinstance(value, pathlib.Path) else value
+
+
+def digest(contents):
+    return hashlib.sha256(b"".join(contents)).hexdigest()[:16]
+
+
+def list_digest(args):
+    return digest([list_videos(args)[0].to_csv(index=False).encode()])
+
+
+def tail(path, size=2 ** 20):
+    """What tells a file from others without reading gigabytes: its size and its last MB, where torch.save has the checksums of its tensors."""
+    with open(path, "rb") as file:
+        file.seek(max(0, os.stat(path).st_size - size))
+        return str(os.stat(path).st_size).encode() + file.read()
+
+
+def find_run(args, name, same, wanted, launcher, flag):
+    """Folder of the finished run `name`_<hash> of the same list and the same settings `same`; ValueError says how to make it.
+
+    wanted: what it is, in words; launcher: its command's first words; flag: the one that names a folder or file instead.
+    """
+    folder, mine, defaults = args.save_path / dataset_label(args), vars(args), argparse.ArgumentParser()
+    add_run_options(defaults), add_data_options(defaults)
+    found = [path.parent for path in sorted(folder.glob(f"{name}_*/result.json")) if not differing(args, path.parent, same)]
+    if not found:
+        given = [word for key in (*same, "save_path") if mine[key] != defaults.get_default(key) for word in (f"--{key}", str(mine[key]))]
+        raise ValueError(f"no finished {wanted} for these data in {folder}: run `{shlex.join(launcher + given)}` first, or give {flag}")
+    if len(found) > 1:
+        raise ValueError(f"several fit as {wanted}: choose one by {flag}: {', '.join(map(str, found))}")
+    return found[0]
+
+
+def differing(args, folder, same):
+    """Which of the settings `same`, or "list_digest", are not those that the run in `folder` was made with; None stands for the data set's own."""
+    made, row = read_config(folder / "config.json")["settings"], DATASETS[args.dataset]
+    mine, own = vars(args) | {"list_digest": list_digest(args)}, {"frames": row.T, "size": row.size, "stride": row.stride}
+
+    def value(settings, key):
+        return own.get(key) if settings.get(key) is None else as_setting(settings[key])
+    return [key for key in (*same, "list_digest") if value(mine, key) != value(made, key)]
 
 
 def list_videos(args):
@@ -131,7 +188,7 @@ def load_data(args, split, **other):
     return load_clips(args.dataset, split=split, **(values | other))
 
 
-def evaluation_values(args):
-    """The named values of `evaluate` that the flags give."""
-    return dict(network=args.network, num_eval=args.num_eval, epochs=args.epoch_eval_train, lr=args.lr_net, batch_size=args.batch_train,
-                seed=args.seed, precision=args.precision)
+def evaluation_values(args, lr=None):
+    """The named values of `evaluate` that the flags give; `lr` where they give no --lr_net."""
+    return dict(network=args.network, num_eval=args.num_eval, epochs=args.epoch_eval_train, lr=lr if args.lr_net is None else args.lr_net,
+                batch_size=args.batch_train, seed=args.seed, precision=args.precision)

@@ -4,15 +4,16 @@ from distill_utils.pictures import save_pictures
 from utils import peak_memory, save
 
 
-def record(run, synset, clips, result):
-    """Log the evaluation `result` of the run's iteration and write the set as it is now."""
+def record(run, synset, clips, result, matching=None):
+    """Log the evaluation `result` of the run's iteration and write the set as it is now, with what the matching learned beside it."""
+    learned = {name: parameter.item() for name, parameter in matching.named_parameters()} if matching else {}
     headline = DATASETS[clips.dataset].headline
     best = run.keep_best(result[headline], std=result[f"{headline}_std"])
     run.evaluated = run.iteration
-    run.log(loss=run.loss, **result)
+    run.log(loss=run.loss, **learned, refused=run.refused, **result)
     run.say(f"iteration {run.iteration}: {summary(result, headline)}; best on test {best['value']:.1f} at iteration {best['iteration']}")
     save({"kind": type(synset).__name__, **synset.content(), "ipc": synset.N, "class_names": clips.class_names,
-          "dataset": clips.dataset, "iteration": run.iteration}, run.folder / "distilled.pt")
+          "dataset": clips.dataset, "iteration": run.iteration, "lr": result["lr"], **learned}, run.folder / "distilled.pt")
     save_pictures(synset, run.folder)
     run.result = result
     run.checkpoint()
@@ -30,3 +31,5 @@ def finish(run, clips):
     run.finish(**run.result, peak_memory=peak_memory(clips.device))
     run.say(f"result: {summary(run.result, DATASETS[clips.dataset].headline)}; "
             f"{run.seconds / max(run.steps, 1):.3f} s per iteration, peak memory {peak_memory(clips.device) / 2 ** 30:.2f} GB; {run.folder}")
+    if run.refused:
+        run.say(f"{run.refused} of {run.steps} steps were taken back because the loss after them was not finite: lower the learning rates")

@@ -17,6 +17,8 @@ def results(folder):
     rows = []
     for path in sorted(folder.rglob("result.json"), key=lambda path: path.stat().st_mtime):
         result, settings = json.loads(path.read_text()), json.loads((path.parent / "config.json").read_text())["settings"]
+        if "storage" not in result:  # a buffer of experts
+            continue
         headline = DATASETS[settings["dataset"]].headline
         seconds = result["seconds_per_iteration"] or 0
         rows.append({"data": path.parts[-3], "run": path.parent.name, "steps": result["steps"], "ipc": settings.get("ipc"),

@@ -1,6 +1,7 @@
 """Network modules: tensors in, tensors out. `build` makes one by name."""
 from .convnet import ConvNet
 from .convnet3d import ConvNet3D
+from .flat import FlatNetwork
 from .hallucinator import Hallucinator
 from .standardize import standardize
 

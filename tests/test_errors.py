@@ -239,8 +239,8 @@ def test_truncated_frame(script, tiny, tmp_path, name, pack):
 class Steep:
     """KnownGradient with a far larger gradient."""
     @staticmethod
-    def apply(videos, loss, gradient):
-        return KnownGradient.apply(videos, loss, gradient * 1e6)
+    def apply(loss, gradients, videos):
+        return KnownGradient.apply(loss, [gradient * 1e6 for gradient in gradients], videos)
 
 
 def finite(folder):

@@ -1,0 +1,88 @@
+"""Expert trajectories: networks trained on the real clips, with a snapshot of their parameters after each epoch (METHOD 5).
+
+Trajectory matching (MTT, Cazenavette et al. 2022, arXiv 2203.11932) reads them. Plain SGD, no momentum, no decay.
+
+    bash sh/baseline/buffer.sh GPU DATASET
+"""
+import argparse
+import math
+
+import pandas as pd
+import torch
+
+import networks
+from distill_utils import options
+from distill_utils.compute import clips_at_once
+from distill_utils.evaluate import RealSet, predict, score, train_epoch
+from distill_utils.trajectories import check_space, expert_bytes, snapshot
+from utils import peak_memory, progress, random_stream, run_script, save, stream_seed
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+def train_expert(net, clips, epochs, lr, batch_size, precision, seeds):
+    """Train `net`; yields the epoch, its mean loss and its top-1 in percent after each. An epoch draws from a stream of its own.
+
+    seeds: what the expert's streams are named by, so that an epoch depends on its start and its names alone.
+    """
+    optimizer, at_once = torch.optim.SGD(net.parameters(), lr=lr), clips_at_once(clips.T, clips.size, clips.device)
+    for epoch in range(1, epochs + 1):
+        with random_stream(stream_seed(*seeds, epoch)):
+            loss, top1 = train_epoch(net, RealSet(clips), optimizer, batch_size, at_once, precision)
+        if not math.isfinite(loss):
+            raise ValueError(f"an expert's loss is {loss} in epoch {epoch}: lower --lr_teacher")
+        yield epoch, loss, top1
+
+
+def main(args):
+    device = options.check(args)
+    run = options.start_run(args, "buffer")
+    train, test = options.load_data(args, "train"), options.load_data(args, "test")
+    dtype = DTYPES[args.buffer_dtype]
+    size = expert_bytes(networks.build(args.network, train.K, train.T, train.size), args.train_epochs, dtype)
+    run.resume()
+    run.say(f"{args.num_experts} experts of {args.train_epochs} epochs take {args.num_experts * size / 1e9:.2f} GB in {run.folder}")
+    check_space(run.folder, (args.num_experts - run.iteration) * size)
+
+    for number in run.iterations(args.num_experts, "experts", "expert"):
+        if number == args.num_experts:
+            break
+        seeds = "expert", args.seed, number
+        with random_stream(stream_seed(*seeds)):
+            net = networks.build(args.network, train.K, train.T, train.size).to(device)
+        trajectory = [snapshot(net, dtype)]
+        with run.timed_step(), progress(total=args.train_epochs, desc=f"expert {number}", unit="epoch", leave=False) as bar:
+            for epoch, loss, top1 in train_expert(net, train, args.train_epochs, args.lr_teacher, args.batch_train, args.precision, seeds):
+                trajectory.append(snapshot(net, dtype))
+                tested = score(predict(net, test, args.precision), test)
+                run.log(epoch=epoch, loss=loss, train_top1=top1, **{name: tested[name] for name in ("top1", "top5", "video_top1")})
+                bar.set_postfix(loss=f"{loss:.3f}", train=f"{top1:.1f}", test=f"{tested['top1']:.1f}", refresh=False)
+                bar.update()
+        save([trajectory], run.folder / f"replay_buffer_{number}.pt")
+        run.checkpoint(number + 1)
+
+    metrics = pd.read_json(run.metrics, lines=True)
+    accuracy = metrics[metrics.epoch == args.train_epochs].top1
+    run.finish(experts_top1=accuracy.mean(), experts_top1_std=accuracy.std(ddof=0), bytes=args.num_experts * size, peak_memory=peak_memory(device))
+    run.say(f"result: {args.num_experts} experts of {accuracy.mean():.1f} ± {accuracy.std(ddof=0):.1f} % top1; "
+            f"{run.seconds / max(run.steps, 1):.1f} s per expert, peak memory {peak_memory(device) / 2 ** 30:.2f} GB; {run.folder}")
+
+
+def parser():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_run_options(parser)
+    options.add_data_options(parser)
+    group = parser.add_argument_group("experts")
+    group.add_argument("--num_experts", type=options.positive, default=30, help="experts, a file each (%(default)s)")
+    group.add_argument("--train_epochs", type=options.positive, default=10,
+                       help="of each; matching reads max_start_epoch + expert_epochs - 1 and no more (%(default)s)")
+    group.add_argument("--lr_teacher", type=options.rate, default=0.01, help="learning rate (%(default)s)")
+    group.add_argument("--batch_train", type=options.positive, default=256, help="batch size (%(default)s)")
+    group.add_argument("--buffer_dtype", default="float32", choices=DTYPES,
+                       help="number format on disk; bfloat16 halves it, and rounds by about as much as a few small steps move (%(default)s)")
+    parser.set_defaults(network="ConvNet3D")
+    return parser
+
+
+if __name__ == "__main__":
+    run_script(main, parser())

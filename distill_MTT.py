@@ -1,0 +1,186 @@
+"""Trajectory matching: videos on which a student takes the way that experts took on the real clips.
+
+MTT (Cazenavette et al. 2022, arXiv 2203.11932) on pixels, METHOD 5. A student starts at an expert's epoch t and takes n = syn_steps steps
+θ_{i+1} = θ_i − α ∇CE(θ_i; videos). Loss = ‖θ_n − θ*_{t+M}‖² / ‖θ*_t − θ*_{t+M}‖², M = expert_epochs, equation 2.
+
+    bash sh/baseline/buffer.sh GPU DATASET; bash sh/baseline/MTT.sh GPU DATASET LR IPC
+"""
+import argparse
+import pathlib
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import networks
+from distill_utils import options
+from distill_utils.compute import KnownGradient, autocast, clips_at_once
+from distill_utils.evaluate import evaluate
+from distill_utils.last_good import LastGood
+from distill_utils.record import finish, record
+from distill_utils.synset import PixelSet, initial_videos
+from distill_utils.trajectories import Experts, buffer_files
+from networks import FlatNetwork
+from utils import random_stream, run_script, seed_everything
+
+LEAST_STEP_SIZE = 0.001  # α never falls below
+
+
+class TrajectoryMatching(nn.Module):
+    """`matching(synset)` is the loss of one expert and one start; its parameter is the step size α.
+
+    The gradient is that of the unrolled steps, by exact replay: only the vectors θ_0 … θ_n are kept, and the way back computes each step
+    anew, so that memory does not grow with n. A step's random numbers come from a stream of its own, the same both times.
+    """
+
+    def __init__(self, experts, student, clips, *, syn_steps, expert_epochs, max_start_epoch, step_size, learn_step_size, batch_syn=None,
+                 precision="fp32"):
+        super().__init__()
+        self.experts, self.student, self.device, self.precision = experts, student, clips.device, precision
+        self.syn_steps, self.expert_epochs, self.max_start_epoch, self.batch_syn = syn_steps, expert_epochs, max_start_epoch, batch_syn
+        self.at_once = max(1, clips_at_once(clips.T, clips.size, clips.device) // 2)  # a graph of gradients takes twice the memory
+        self.step_size = nn.Parameter(torch.tensor(float(step_size)), requires_grad=learn_step_size)
+        self.register_buffer("visits", torch.tensor(0))
+
+    def eval_lr(self):
+        """The learning rate that networks are trained with on the set, where no flag gives one: α."""
+        return max(self.step_size.item(), LEAST_STEP_SIZE)
+
+    def forward(self, synset):
+        with torch.no_grad():
+            self.step_size.clamp_(min=LEAST_STEP_SIZE)
+        first = int(torch.randint(self.max_start_epoch, ()))
+        start, target = (vector.to(self.device) for vector in self.experts.draw(int(self.visits), (first, first + self.expert_epochs)))
+        self.visits += 1
+        steps, alpha = self.plan(len(synset)), self.step_size.item()
+
+        students = [start]                                                 # θ_0 … θ_n, each (P,)
+        for index, seed in steps:
+            students.append(students[-1].sub(self.step_gradient(students[-1], synset, index, seed), alpha=alpha))
+        scale = (start - target).square().sum()
+        remaining = students.pop().sub_(target)
+        loss = remaining.square().sum() / scale
+        if not loss.isfinite():
+            return loss                                                    # there is nothing to go back along
+
+        # With the gradient v of the loss by θ_{i+1} and g = ∇CE(θ_i; videos): that by α is −v·g, that by whatever g depends on is −α ∂(v·g).
+        learned = [parameter for parameter in synset.parameters() if parameter.requires_grad]
+        gradients, by_alpha, v = [torch.zeros_like(parameter) for parameter in learned], 0, remaining.mul_(2 / scale)
+        for (index, seed), theta in zip(reversed(steps), reversed(students)):
+            product, by_theta, by_learned = self.replay(theta, v, synset, learned, index, seed)
+            by_alpha = by_alpha - product
+            for gradient, piece in zip(gradients, by_learned):
+                gradient.sub_(piece, alpha=alpha)
+            v = v.sub(by_theta, alpha=alpha)
+        return KnownGradient.apply(loss, [*gradients, by_alpha], *learned, self.step_size)
+
+    def plan(self, videos):
+        """Each step's video numbers, shuffled batches of all, and the seed of its random numbers."""
+        batches = []
+        while len(batches) < self.syn_steps:
+            batches += torch.randperm(videos).split(self.batch_syn or videos)
+        return list(zip(batches, torch.randint(2 ** 62, (self.syn_steps,)).tolist()))
+
+    def step_gradient(self, theta, synset, index, seed):
+        """g = ∇CE(θ; videos), (P,)."""
+        theta, gradient = theta.detach().requires_grad_(), torch.zeros_like(theta)
+        with random_stream(seed):
+            with torch.no_grad():
+                videos, labels = synset(index)
+            for loss in self.losses(theta, videos, labels):
+                gradient += torch.autograd.grad(loss, theta)[0]
+        return gradient
+
+    def replay(self, theta, v, synset, learned, index, seed):
+        """v·g, its gradient by θ, and those by what the set has `learned`; g as in step_gradient."""
+        theta, product, by_theta = theta.detach().requires_grad_(), 0, torch.zeros_like(theta)
+        with random_stream(seed):
+            videos, labels = synset(index)
+            leaf = videos.detach().requires_grad_()
+            by_videos = torch.zeros_like(leaf)
+            for loss in self.losses(theta, leaf, labels):
+                gradient, = torch.autograd.grad(loss, theta, create_graph=True)
+                for total, piece in zip((by_theta, by_videos), torch.autograd.grad(gradient, (theta, leaf), v)):
+                    total += piece
+                product = product + v @ gradient.detach()
+        return product, by_theta, torch.autograd.grad(videos, learned, by_videos)
+
+    def losses(self, theta, videos, labels):
+        """Cross-entropy of the batch in pieces that add up to its mean, each of at most `at_once` videos."""
+        for part, target in zip(videos.split(self.at_once), labels.split(self.at_once)):
+            with autocast(videos.device, self.precision):
+                logits = self.student(theta, part).to(theta.dtype)
+            yield F.cross_entropy(logits, target, reduction="sum") / len(videos)
+
+
+def prepare(args):
+    """Files besides the clips that the matching reads: the buffer's."""
+    if args.train_lr and args.lr_teacher < LEAST_STEP_SIZE:
+        raise ValueError(f"--lr_teacher {args.lr_teacher:g} must be at least {LEAST_STEP_SIZE}, below which the step size never falls")
+    same = "frames", "size", "stride", "train_clips", "data_path", "list_path", "frames_path"
+    if not args.buffer_path:
+        args.buffer_path = options.find_run(args, "buffer", same, "buffer of experts", ["bash", "sh/baseline/buffer.sh", "GPU", args.dataset],
+                                            "--buffer_path")
+    elif (args.buffer_path / "config.json").exists() and (other := options.differing(args, args.buffer_path, ("frames", "size"))):
+        raise ValueError(f"the experts in {args.buffer_path} were trained on other data: {', '.join(other)} differs")
+    return buffer_files(args.buffer_path)
+
+
+def make_matching(args, clips):
+    net = networks.build("ConvNet3D", clips.K, clips.T, clips.size).to(clips.device)
+    experts = Experts(buffer_files(args.buffer_path), [parameter.shape for parameter in net.parameters()],
+                      args.max_start_epoch + args.expert_epochs, args.seed)
+    return TrajectoryMatching(experts, FlatNetwork(net), clips, syn_steps=args.syn_steps, expert_epochs=args.expert_epochs,
+                              max_start_epoch=args.max_start_epoch, step_size=args.lr_teacher, learn_step_size=args.train_lr,
+                              batch_syn=args.batch_syn, precision=args.precision).to(clips.device)
+
+
+def add_matching_options(parser):
+    group = parser.add_argument_group("trajectory matching")
+    group.add_argument("--buffer_path", type=pathlib.Path,
+                       help="folder of replay_buffer_<n>.pt (the one that sh/baseline/buffer.sh made of the same data)")
+    group.add_argument("--syn_steps", type=options.positive, default=10, help="steps of the student, n (%(default)s)")
+    group.add_argument("--expert_epochs", type=options.positive, default=1, help="epochs of the expert that they are to match, M (%(default)s)")
+    group.add_argument("--max_start_epoch", type=options.positive, default=10, help="the student starts at an epoch below this (%(default)s)")
+    group.add_argument("--batch_syn", type=options.positive, help="videos of a student's step (all)")
+    group.add_argument("--lr_teacher", type=options.rate, default=0.01, help="step size of the student, α, at the start (%(default)s)")
+    group.add_argument("--train_lr", action=argparse.BooleanOptionalAction, default=True, help="learn the step size (%(default)s)")
+    group.add_argument("--lr_lr", type=options.rate, default=1e-5, help="learning rate of the step size (%(default)s)")
+
+
+def main(args):
+    device, files = options.check(args, args.ipc), prepare(args)
+    run = options.start_run(args, f"MTT_ipc{args.ipc}_lr{args.lr_img:g}", *files)
+    seed_everything(args.seed)
+
+    # Real clips, and the videos that are to stand for them.
+    train, test = options.load_data(args, "train"), options.load_data(args, "test")
+    synset = PixelSet(initial_videos(train, args.ipc, args.init), train.K).to(device)
+    matching = make_matching(args, train)
+    groups = [*synset.param_groups(args.lr_img), {"params": list(matching.parameters()), "lr": args.lr_lr}]
+    optimizer = torch.optim.SGD(groups, momentum=0.5)
+    last_good = LastGood(optimizer)
+    run.resume(synset=synset, matching=matching, optimizer=optimizer, last_good=last_good)
+
+    for _ in run.iterations(args.Iteration):
+        if run.due(args.eval_it, args.Iteration):
+            record(run, synset, test, evaluate(synset, test, **options.evaluation_values(args, matching.eval_lr())), matching)
+        if run.iteration == args.Iteration:
+            break
+        run.step(lambda: matching(synset), optimizer, last_good)
+    finish(run, test)
+
+
+def parser():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_run_options(parser)
+    options.add_data_options(parser)
+    options.add_evaluation_options(parser, eval_it=500, lr_net=None)
+    options.add_distillation_options(parser, 8000)
+    options.add_pixel_options(parser, lr_img=1e5)
+    add_matching_options(parser)
+    return parser
+
+
+if __name__ == "__main__":
+    run_script(main, parser())

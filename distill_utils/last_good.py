@@ -1,0 +1,49 @@
+"""Steps that make the loss non-finite are taken back: losses that explode are what users of trajectory matching report most often."""
+import copy
+
+import torch
+
+
+class LastGood:
+    """What an optimizer steps on, as it was before its last step.
+
+    After `patience` steps that were taken back, with none between that held, ValueError: then a learning rate is too high.
+    """
+
+    def __init__(self, optimizer, patience=20):
+        self.optimizer, self.patience = optimizer, patience
+        self.kept, self.in_a_row = None, 0
+        self.learned = [value for group in optimizer.param_groups for value in group["params"] if value.requires_grad]
+
+    def step(self, loss):
+        """Step down the gradients that are there; False when these or `loss` are not finite, and the step before is taken back."""
+        if finite([loss]) and finite(value.grad for value in self.learned):
+            if self.kept:  # the step before has held
+                self.in_a_row = 0
+            self.kept = {"learned": [value.detach().clone() for value in self.learned], "optimizer": copy.deepcopy(self.optimizer.state_dict())}
+            self.optimizer.step()
+            if finite(self.learned):
+                return True
+        self.take_back(loss)
+        return False
+
+    def take_back(self, loss):
+        self.in_a_row += 1
+        if self.in_a_row >= self.patience:
+            raise ValueError(f"{self.in_a_row} steps in a row were taken back, the last loss is {loss.item()}: lower the learning rates")
+        if self.kept:
+            with torch.no_grad():
+                for value, kept in zip(self.learned, self.kept["learned"]):
+                    value.copy_(kept)
+            self.optimizer.load_state_dict(self.kept["optimizer"])
+            self.kept = None
+
+    def state_dict(self):
+        return {"kept": self.kept, "in_a_row": self.in_a_row}
+
+    def load_state_dict(self, state):
+        self.kept, self.in_a_row = state["kept"], state["in_a_row"]
+
+
+def finite(tensors):
+    return all(tensor.isfinite().all() for tensor in tensors)

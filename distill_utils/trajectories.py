@@ -1,0 +1,83 @@
+"""Expert trajectories on disk: `replay_buffer_<n>.pt` holds a list of experts, each a list of epochs, each a list of parameter tensors in
+the order of `net.parameters()`, as mtt-distillation writes them (METHOD 5).
+"""
+import re
+import shutil
+
+import torch
+
+from utils import load, stream_seed
+
+
+def snapshot(net, dtype):
+    """The parameters as they are now. A copy: on a CPU `.detach().cpu()` would be a view of living weights."""
+    return [parameter.detach().to("cpu", dtype, copy=True) for parameter in net.parameters()]
+
+
+def expert_bytes(net, epochs, dtype):
+    """Bytes of one expert on disk: its start and a snapshot after each epoch."""
+    return (epochs + 1) * sum(parameter.numel() for parameter in net.parameters()) * dtype.itemsize
+
+
+def check_space(folder, size):
+    free = shutil.disk_usage(folder).free
+    if size > free:
+        raise ValueError(f"{folder} has {free / 1e9:.1f} GB free and the experts need {size / 1e9:.1f} GB: give another --save_path, "
+                         "fewer --num_experts or --train_epochs, or --buffer_dtype bfloat16")
+
+
+def buffer_files(folder):
+    """The files of a buffer, by their number."""
+    found = {int(match[1]): path for path in folder.glob("replay_buffer_*.pt") if (match := re.fullmatch(r"replay_buffer_(\d+)", path.stem))}
+    if not found:
+        raise ValueError(f"{folder} holds no replay_buffer_<n>.pt: make the experts by sh/baseline/buffer.sh")
+    return [found[number] for number in sorted(found)]
+
+
+class Experts:
+    """The experts of all `files`: networks with parameters of `shapes`, at least `epochs` snapshots each.
+
+    Tensors stay on disk until they are drawn. ValueError for files that hold anything else.
+    """
+
+    def __init__(self, files, shapes, epochs, seed=0):
+        self.experts, self.seed = [], seed
+        for path in files:
+            experts = load(path, on_disk=True)
+            check_experts(path, experts, [tuple(shape) for shape in shapes], epochs)
+            self.experts += [(path, number, expert) for number, expert in enumerate(experts)]
+
+    def __len__(self):
+        return len(self.experts)
+
+    def order(self, turn):
+        """All experts, shuffled, each once: those of the turn-th pass."""
+        return torch.randperm(len(self), generator=torch.Generator().manual_seed(stream_seed("experts", self.seed, turn)))
+
+    def draw(self, visit, epochs):
+        """Parameter vectors (P,) float32, on the CPU, of the visit-th expert after each of `epochs`."""
+        turn, place = divmod(visit, len(self))
+        path, number, expert = self.experts[self.order(turn)[place]]
+        vectors = [torch.cat([tensor.detach().flatten() for tensor in expert[epoch]]).float() for epoch in epochs]
+        if not all(vector.isfinite().all() for vector in vectors):
+            raise ValueError(f"{path}: expert {number} is not finite within epochs {epochs}: train it with a lower learning rate")
+        if torch.equal(vectors[0], vectors[-1]):
+            raise ValueError(f"{path}: expert {number} is the same after epochs {epochs}: its snapshots are not copies, or it was not trained")
+        return vectors
+
+
+def check_experts(path, experts, shapes, epochs):
+    if not (isinstance(experts, list) and experts and all(isinstance(expert, list) for expert in experts)):
+        raise ValueError(f"{path} is no list of experts")
+    for number, expert in enumerate(experts):
+        if len(expert) < epochs:
+            raise ValueError(f"{path}: expert {number} has {len(expert)} snapshots, but --max_start_epoch and --expert_epochs need {epochs}: "
+                             "lower them, or train the experts longer")
+        for snapshot in expert:
+            found = [tuple(tensor.shape) if isinstance(tensor, torch.Tensor) else type(tensor).__name__ for tensor in snapshot] \
+                if isinstance(snapshot, list) else type(snapshot).__name__
+            if found == shapes:
+                continue
+            if found[:-2] == shapes[:-2] and len(found) == len(shapes) and len(found[-1]) == 1:
+                raise ValueError(f"{path} was trained on {found[-1][0]} classes, the data have {shapes[-1][0]}")
+            raise ValueError(f"{path} is not of ConvNet3D: its parameters are of shapes {found}, not {shapes}")

@@ -1,0 +1,19 @@
+#!/usr/bin/env bash
+# Experts for trajectory matching: networks trained on the real clips, a snapshot per epoch. sh/baseline/MTT.sh and sh/s2d/MTT.sh find them.
+# Usage: bash sh/baseline/buffer.sh GPU DATASET [any flag of buffer.py]
+# 14.6 MB a snapshot: 4.8 GB with these numbers. The paper trains 50 epochs, of which its matching reads the first 10.
+set -euo pipefail
+source "$(dirname "${BASH_SOURCE[0]}")/../launch.sh"
+positionals 2 "$@"
+gpu=$1 dataset=$2
+shift 2
+
+flags=(
+  --dataset "$dataset"
+  --num_experts 30
+  --train_epochs 10         # max_start_epoch + expert_epochs - 1 of the matching: more is never read
+  --lr_teacher 0.01
+  --batch_train 256         # a set of fewer clips makes one step an epoch: lower it
+  --buffer_dtype float32    # bfloat16 halves the disk
+)
+launch "$gpu" buffer.py "${flags[@]}" "$@"
