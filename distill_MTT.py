@@ -14,7 +14,7 @@ from torch import nn
 
 import networks
 from distill_utils import options
-from distill_utils.compute import KnownGradient, autocast, clips_at_once
+from distill_utils.compute import DiskStack, KnownGradient, autocast, clips_at_once
 from distill_utils.evaluate import evaluate
 from distill_utils.last_good import LastGood
 from distill_utils.record import finish, record
@@ -29,8 +29,8 @@ LEAST_STEP_SIZE = 0.001  # α never falls below
 class TrajectoryMatching(nn.Module):
     """`matching(synset)` is the loss of one expert and one start; its parameter is the step size α.
 
-    The gradient is that of the unrolled steps, by exact replay: only the vectors θ_0 … θ_n are kept, and the way back computes each step
-    anew, so that memory does not grow with n. A step's random numbers come from a stream of its own, the same both times.
+    The gradient is that of the unrolled steps, by exact replay: only the vectors θ_0 … θ_n are kept, on a CPU on disk, and the way back
+    computes each step anew, so that memory does not grow with n. A step's random numbers come from a stream of its own, the same both times.
     """
 
     def __init__(self, experts, student, clips, *, syn_steps, expert_epochs, max_start_epoch, step_size, learn_step_size, batch_syn=None,
@@ -54,11 +54,12 @@ class TrajectoryMatching(nn.Module):
         self.visits += 1
         steps, alpha = self.plan(len(synset)), self.step_size.item()
 
-        students = [start]                                                 # θ_0 … θ_n, each (P,)
+        theta, students = start, [] if self.device.type == "cuda" else DiskStack()   # θ_0 … θ_{n−1}, each (P,)
         for index, seed in steps:
-            students.append(students[-1].sub(self.step_gradient(students[-1], synset, index, seed), alpha=alpha))
+            students.append(theta)
+            theta = theta.sub(self.step_gradient(theta, synset, index, seed), alpha=alpha)
         scale = (start - target).square().sum()
-        remaining = students.pop().sub_(target)
+        remaining = theta.sub_(target)
         loss = remaining.square().sum() / scale
         if not loss.isfinite():
             return loss                                                    # there is nothing to go back along
@@ -66,8 +67,8 @@ class TrajectoryMatching(nn.Module):
         # With the gradient v of the loss by θ_{i+1} and g = ∇CE(θ_i; videos): that by α is −v·g, that by whatever g depends on is −α ∂(v·g).
         learned = [parameter for parameter in synset.parameters() if parameter.requires_grad]
         gradients, by_alpha, v = [torch.zeros_like(parameter) for parameter in learned], 0, remaining.mul_(2 / scale)
-        for (index, seed), theta in zip(reversed(steps), reversed(students)):
-            product, by_theta, by_learned = self.replay(theta, v, synset, learned, index, seed)
+        for index, seed in reversed(steps):
+            product, by_theta, by_learned = self.replay(students.pop(), v, synset, learned, index, seed)
             by_alpha = by_alpha - product
             for gradient, piece in zip(gradients, by_learned):
                 gradient.sub_(piece, alpha=alpha)

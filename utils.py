@@ -153,7 +153,7 @@ def run_script(main, parser, arguments=None):
 
 def sentence(error):
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-        return f"no space left on the disk for {error.filename}"
+        return f"no space left on the disk for {error.filename or 'temporary files: set TMPDIR'}"
     if isinstance(error, OSError) and error.strerror and error.filename:
         return f"{error.strerror}: {error.filename}"
     return " ".join(str(error).split())

@@ -1,4 +1,6 @@
-"""How much is computed at once, and in which number format."""
+"""How much is computed at once, in which number format, and what is kept of it where."""
+import tempfile
+
 import torch
 
 PRECISIONS = ("fp32", "bf16")
@@ -34,3 +36,25 @@ class KnownGradient(torch.autograd.Function):
     @staticmethod
     def backward(context, outer):
         return None, None, *(outer * gradient for gradient in context.saved_tensors)
+
+
+class DiskStack:
+    """Vectors of one length, appended and popped like a list's, in a temporary file: the process's memory does not grow with their number."""
+
+    def __init__(self):
+        self.file, self.length = tempfile.TemporaryFile(), 0
+
+    def __len__(self):
+        return self.length
+
+    def append(self, vector):
+        self.file.seek(self.length * vector.nbytes)
+        self.file.write(vector.numpy().data)
+        self.length, self.like = self.length + 1, vector
+
+    def pop(self):
+        self.length -= 1
+        vector = torch.empty_like(self.like)
+        self.file.seek(self.length * vector.nbytes)
+        self.file.readinto(vector.numpy().data)
+        return vector

@@ -1,12 +1,15 @@
-"""Loading, DM iteration and evaluation against their plain forms, alternating in one process, median of five.
+"""Loading, DM iteration, MTT step, expert epoch and evaluation against their plain forms, alternating in one process, median of five.
 
-    bash sh/quickstart.sh; .venv/bin/python tests/benchmark.py
+    bash sh/quickstart.sh; .venv/bin/python tests/benchmark.py [loading dm evaluation mtt memory experts]
 
 The plain forms are what the known implementations do: PIL decoding per access, float32 clips preloaded, one class at a time, the real
-branch with its graph, contiguous layout. Sizes: the toy set, 8 classes of 24 clips of 8 frames at 64 pixels.
+branch with its graph, contiguous layout, the unrolled graph of all the student's steps. Sizes: the toy set, 8 classes of 24 clips of 8 frames at 64 pixels.
 """
+import os
 import pathlib
+import resource
 import statistics
+import subprocess
 import sys
 import time
 
@@ -19,10 +22,12 @@ from torchvision.transforms.functional import to_tensor
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 import networks
 from distill_DM import DistributionMatching
+from distill_MTT import TrajectoryMatching
 from distill_utils.clips import load_clips
 from distill_utils.datasets import frame_names, read_videos
-from distill_utils.evaluate import predict, train
+from distill_utils.evaluate import RealSet, predict, train, train_epoch
 from distill_utils.synset import PixelSet, real_videos
+from networks import FlatNetwork
 from utils import random_stream
 
 GFLOP = 1.8  # forward of one clip through ConvNet3D at 64 pixels, 8 frames
@@ -101,17 +106,55 @@ def fast_evaluation(synset, test, epochs, precision):
     predict(net, test, precision)
 
 
-def main():
-    torch.manual_seed(0)
-    clips, test = load_clips("toy", split="train"), load_clips("toy", split="test")
-    videos, _ = read_videos("toy")
-    folders = {split: videos.folder[videos.split == split].tolist() for split in ("train", "test")}
-    print(f"{torch.get_num_threads()} threads, torch {torch.__version__}")
+class TwoSnapshots:
+    """The experts of a step: parameters as they are made, and a little further."""
 
+    def __init__(self, net):
+        self.start = torch.cat([parameter.detach().flatten() for parameter in net.parameters()])
+
+    def draw(self, visit, epochs):
+        return self.start.clone(), self.start * 1.001
+
+
+def trajectory_matching(clips, syn_steps, precision="fp32", build=lambda: networks.ConvNet3D(8, 8, 64)):
+    net = build()
+    return TrajectoryMatching(TwoSnapshots(net), FlatNetwork(net), clips, syn_steps=syn_steps, expert_epochs=1, max_start_epoch=1,
+                              step_size=0.01, learn_step_size=True, precision=precision)
+
+
+def unrolled_mtt(matching, synset):
+    """The graph of all steps, as MTT is usually written."""
+    start, target = matching.experts.draw(0, (0, 1))
+    theta = start.clone().requires_grad_()
+    for index, _ in matching.plan(len(synset)):
+        videos, labels = synset(index)
+        gradient, = torch.autograd.grad(F.cross_entropy(matching.student(theta, videos), labels), theta, create_graph=True)
+        theta = theta - matching.step_size * gradient
+    ((theta - target).square().sum() / (start - target).square().sum()).backward()
+
+
+def plain_epoch(clips, labels, batch_size=16):
+    """An expert's epoch from float32 clips in memory."""
+    net = contiguous(networks.ConvNet3D(8, 8, 64))
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.01)
+    for index in torch.randperm(len(clips)).split(batch_size):
+        optimizer.zero_grad()
+        F.cross_entropy(net(clips[index]), labels[index]).backward()
+        optimizer.step()
+
+
+def fast_epoch(clips, precision, batch_size=16):
+    net = networks.ConvNet3D(8, 8, 64)
+    train_epoch(net, RealSet(clips), torch.optim.SGD(net.parameters(), lr=0.01), batch_size, 64, precision)
+
+
+def benchmark_loading(clips, test, folders):
     index = torch.arange(32)
     report("loading, a clip", alternate({"plain": lambda: plain_loading(folders["train"][:32]), "pack, uint8": lambda: clips.gather(index),
                                          "pack, normalised": lambda: clips.draw(index)}), unit=32)
 
+
+def benchmark_dm(clips, test, folders):
     synset = PixelSet(real_videos(clips, 1), 8)
     preloaded = clips.draw(torch.arange(len(clips)))
     fp32, bf16 = (DistributionMatching(clips, 24, precision) for precision in ("fp32", "bf16"))
@@ -119,23 +162,87 @@ def main():
                          "bf16": lambda: bf16(synset).backward()})
     report("DM iteration, 192 clips and 8 videos", seconds)
     work = GFLOP * (192 + 8 * 2)  # the gradient with respect to the videos is one more forward
-    a = torch.randn(64, 64, 10, 34, 34).to(memory_format=torch.channels_last_3d)
-    w = torch.randn(128, 64, 3, 7, 7)
-    outputs = F.conv3d(a, w, stride=(1, 2, 2)).numel()
-    for precision, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
-        x, y = a.to(dtype), w.to(dtype)
-        with torch.inference_mode():
-            rate = 2 * outputs * w[0].numel() / alternate({"conv": lambda: F.conv3d(x, y, stride=(1, 2, 2))})["conv"] / 1e9
-        print(f"{precision}: {work / seconds[precision]:.0f} GFLOP/s of {rate:.0f} of the middle convolution alone "
-              f"({work / seconds[precision] / rate:.0%})", flush=True)
+    for precision in ("fp32", "bf16"):
+        share(precision, work / seconds[precision])
 
-    synset, epochs = synset.frozen(), 20
+
+def share(precision, reached):
+    """What is reached, in GFLOP/s, beside the rate of the middle convolution alone."""
+    x = torch.randn(64, 64, 10, 34, 34).to(memory_format=torch.channels_last_3d)
+    w = torch.randn(128, 64, 3, 7, 7)
+    outputs = F.conv3d(x, w, stride=(1, 2, 2)).numel()
+    if precision == "bf16":
+        x, w = x.bfloat16(), w.bfloat16()
+    with torch.inference_mode():
+        rate = 2 * outputs * w[0].numel() / alternate({"conv": lambda: F.conv3d(x, w, stride=(1, 2, 2))})["conv"] / 1e9
+    print(f"{precision}: {reached:.0f} GFLOP/s of {rate:.0f} of the middle convolution alone ({reached / rate:.0%})", flush=True)
+
+
+def benchmark_evaluation(clips, test, folders):
+    synset, epochs = PixelSet(real_videos(clips, 1), 8).frozen(), 20
     seconds = alternate({"plain": lambda: plain_evaluation(synset.videos, synset.labels, folders["test"], epochs),
                          "fp32": lambda: fast_evaluation(synset, test, epochs, "fp32"),
-                         "bf16": lambda: fast_evaluation(synset, test, epochs, "bf16")}, repeats=5)
+                         "bf16": lambda: fast_evaluation(synset, test, epochs, "bf16")})
     report(f"evaluation, {epochs} epochs of 8 videos, 288 test clips", seconds)
+
+
+def benchmark_mtt(clips, test, folders):
+    synset = PixelSet(real_videos(clips, 1), 8)
+    for syn_steps in (5, 10):
+        unrolled = trajectory_matching(clips, syn_steps, build=lambda: contiguous(networks.ConvNet3D(8, 8, 64)))
+        ours, fp32, bf16 = (trajectory_matching(clips, syn_steps, precision) for precision in ("fp32", "fp32", "bf16"))
+        seconds = alternate({"plain": lambda: unrolled_mtt(unrolled, synset), "unrolled, our layout": lambda: unrolled_mtt(ours, synset),
+                             "fp32": lambda: fp32(synset).backward(), "bf16": lambda: bf16(synset).backward()})
+        report(f"MTT step, 8 videos, {syn_steps} inner steps", seconds)
+        for precision in ("fp32", "bf16"):
+            share(precision, 12 * GFLOP * 8 * syn_steps / seconds[precision])  # a step and its replay are about twelve forwards
+
+
+def benchmark_memory(clips, test, folders):
+    """Each cell in a process of its own: peak memory of one MTT step, and how much of it is above what was there before."""
+    for form in ("replay", "unrolled"):
+        for syn_steps in (1, 5, 10, 20, 40):
+            subprocess.run([sys.executable, __file__, "memory", form, str(syn_steps)], check=True)
+
+
+def memory(form, syn_steps):
+    clips = load_clips("toy", split="train")
+    synset, matching = PixelSet(real_videos(clips, 1), 8), trajectory_matching(clips, syn_steps)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    if form == "replay":
+        matching(synset).backward()
+    else:
+        unrolled_mtt(matching, synset)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    print(f"MTT step of 8 videos, {form}, {syn_steps} inner steps: peak {peak:.0f} MB, {peak - before:.0f} above the start", flush=True)
+
+
+def benchmark_experts(clips, test, folders):
+    preloaded = clips.draw(torch.arange(len(clips)))
+    seconds = alternate({"plain": lambda: plain_epoch(preloaded, clips.labels), "fp32": lambda: fast_epoch(clips, "fp32"),
+                         "bf16": lambda: fast_epoch(clips, "bf16")})
+    report("an expert's epoch, 192 clips in batches of 16", seconds)
+
+
+SECTIONS = {"loading": benchmark_loading, "dm": benchmark_dm, "evaluation": benchmark_evaluation, "mtt": benchmark_mtt,
+            "memory": benchmark_memory, "experts": benchmark_experts}
+
+
+def main(sections):
+    torch.manual_seed(0)
+    clips, test = load_clips("toy", split="train"), load_clips("toy", split="test")
+    videos, _ = read_videos("toy")
+    folders = {split: videos.folder[videos.split == split].tolist() for split in ("train", "test")}
+    print(f"{torch.get_num_threads()} threads, torch {torch.__version__}")
+    if "MALLOC_MMAP_THRESHOLD_" not in os.environ:
+        print("the launchers set the allocator's thresholds: set them here too (sh/launch.sh)")
+    for section in sections or SECTIONS:
+        SECTIONS[section](clips, test, folders)
 
 
 if __name__ == "__main__":
     with random_stream(0):
-        main()
+        if len(sys.argv) == 4:
+            memory(sys.argv[2], int(sys.argv[3]))
+        else:
+            main(sys.argv[1:])

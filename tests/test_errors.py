@@ -13,6 +13,7 @@ import pytest
 import torch
 
 import distill_DM
+import distill_MTT
 import networks
 import utils
 from distill_utils.compute import KnownGradient
@@ -20,8 +21,8 @@ from distill_utils.synset import load_static
 from utils import run_script
 
 LOOPS = ("--outer_loop", 1, "--inner_loop", 1)
-SMALL = ("--frames 8 --size 43 --test_clips 1 --device cpu --num_eval 1 --epoch_eval_train 1 "
-         "--batch_real 2 --eval_it 2 --Iteration 2").split()
+SMALL = "--frames 8 --size 43 --test_clips 1 --device cpu --num_eval 1 --epoch_eval_train 1 --eval_it 2 --Iteration 2".split()
+OF_MATCHING = {"MTT": ("--syn_steps", 1, "--max_start_epoch", 1)}
 
 
 @pytest.fixture
@@ -33,7 +34,7 @@ def script(tiny, tmp_path, capfd, monkeypatch):
         module = importlib.import_module(f"distill_{name}")
         monkeypatch.setattr("sys.argv", [f"distill_{name}.py"])  # the parser's name
         arguments = ["--dataset", "custom", "--data_path", data, "--save_path", tmp_path / "results",
-                     "--pack_path", tmp_path / "packs", *SMALL, *flags]
+                     "--pack_path", tmp_path / "packs", *SMALL, *OF_MATCHING.get(name, ("--batch_real", 2)), *flags]
         capfd.readouterr()
         try:
             run_script(module.main, module.parser(), list(map(str, arguments)))
@@ -76,7 +77,7 @@ def stopped(script, tmp_path):
 # ---------------------------------------------------------------- names and numbers
 
 def test_unknown_names_come_with_the_choices(refused):
-    for name in ("DM", "DC", "s2d"):
+    for name in ("DM", "DC", "MTT", "s2d"):
         assert refused(name, "--dataset", "UCF-101").startswith(
             "unknown --dataset 'UCF-101': choose one of UCF101, miniUCF101, HMDB51, Kinetics400, SSv2, toy, custom")
     assert refused("DM", "--network", "ResNet") == ("unknown --network 'ResNet': choose one of "
@@ -101,7 +102,8 @@ def test_unknown_flag_and_missing_data_set(refused):
 
 WHOLE = {"DM": "ipc num_eval epoch_eval_train eval_it batch_real batch_train "
                "frames size stride train_clips test_clips workers",
-         "DC": "spc ipc outer_loop inner_loop", "s2d": "ipc spc dpc"}
+         "DC": "spc ipc outer_loop inner_loop batch_real", "s2d": "ipc spc dpc batch_real syn_steps",
+         "MTT": "ipc syn_steps expert_epochs max_start_epoch batch_syn"}
 
 
 @pytest.mark.parametrize("name, flag", [(name, f"--{flag}") for name, flags in WHOLE.items() for flag in flags.split()])
@@ -118,7 +120,8 @@ def test_whole_numbers_of_at_least_zero(refused, name, flag):
 
 
 @pytest.mark.parametrize("name, flag", (("DM", "--lr_img"), ("DM", "--lr_net"), ("DC", "--lr_img"),
-                                        ("s2d", "--lr_dynamic"), ("s2d", "--lr_hal"), ("s2d", "--lr_static"),
+                                        ("s2d", "--lr_dynamic"), ("s2d", "--lr_hal"), ("s2d", "--lr_static"), ("s2d", "--lr_lr"),
+                                        ("MTT", "--lr_img"), ("MTT", "--lr_lr"), ("MTT", "--lr_teacher"), ("MTT", "--lr_net"),
                                         ("DM", "--checkpoint_seconds")))
 def test_rates(refused, name, flag):
     for value in ("-1", "nan", "inf", "1e39", "fast"):
@@ -211,6 +214,51 @@ def test_the_authors_static_memory_loads(tmp_path):
     assert torch.equal(load_static(tmp_path / "static.pt", 2, 2, 43).flatten(0, 1), image)
 
 
+# ---------------------------------------------------------------- the experts
+
+@pytest.fixture
+def buffer(tmp_path):
+    """A folder with one expert of two snapshots, for the tiny data."""
+    folder, net = tmp_path / "experts", networks.ConvNet3D(2, 8, 43)
+    folder.mkdir()
+    start = [parameter.detach().clone() for parameter in net.parameters()]
+    torch.save([[start, [tensor + 1e-3 * torch.randn_like(tensor) for tensor in start]]], folder / "replay_buffer_0.pt")
+    return folder
+
+
+def test_missing_experts_name_the_command(refused, tiny, tmp_path):
+    save_static(tmp_path / "static.pt")
+    for name, *flags in ("MTT",), ("s2d", "--method", "MTT", "--path_static", tmp_path / "static.pt"):
+        sentence = refused(name, *flags)
+        command = f"bash sh/baseline/buffer.sh GPU custom --frames 8 --size 43 --data_path {tiny} --save_path {tmp_path / 'results'}"
+        assert sentence.startswith("no finished buffer of experts for these data in ")
+        assert f"run `{command}` first, or give --buffer_path" in sentence
+        assert refused(name, *flags, "--buffer_path", tmp_path).startswith(f"{tmp_path} holds no replay_buffer_<n>.pt: make the experts by ")
+
+
+def test_experts_that_do_not_fit(stopped, buffer, tmp_path):
+    """Of another network or number of classes, of too few epochs, damaged, with an object inside."""
+    save_static(tmp_path / "static.pt")
+    path = buffer / "replay_buffer_0.pt"
+    for name, *flags in (("MTT", "--buffer_path", buffer),
+                         ("s2d", "--method", "MTT", "--path_static", tmp_path / "static.pt", "--buffer_path", buffer)):
+        assert stopped(name, *flags, "--max_start_epoch", 2).startswith(
+            f"{path}: expert 0 has 2 snapshots, but --max_start_epoch and --expert_epochs need 3")
+    flags = "--buffer_path", buffer
+    for net, sentence in ((networks.ConvNet3D(5, 8, 43), " was trained on 5 classes, the data have 2"),
+                          (networks.ConvNet(2, 43), " is not of ConvNet3D: its parameters are of shapes")):
+        torch.save([[list(net.parameters())] * 2], path)
+        assert stopped("MTT", *flags).startswith(f"{path}{sentence}")
+    torch.save([[[print]]], path)
+    assert stopped("MTT", *flags).startswith(f"{path} cannot be read as a file of tensors")
+    path.write_bytes(path.read_bytes()[:50])
+    assert stopped("MTT", *flags).startswith(f"{path} cannot be read as a file of tensors")
+
+
+def test_a_step_size_below_its_least(refused, buffer):
+    assert refused("MTT", "--buffer_path", buffer, "--lr_teacher", 1e-4).startswith("--lr_teacher 0.0001 must be at least 0.001")
+
+
 # ---------------------------------------------------------------- data
 
 def test_data_that_are_not_there(stopped, tmp_path):
@@ -237,10 +285,11 @@ def test_truncated_frame(script, tiny, tmp_path, name, pack):
 # ---------------------------------------------------------------- while it runs
 
 class Steep:
-    """KnownGradient with a far larger gradient."""
+    """KnownGradient with far larger gradients, that of a step size upwards."""
     @staticmethod
-    def apply(loss, gradients, videos):
-        return KnownGradient.apply(loss, [gradient * 1e6 for gradient in gradients], videos)
+    def apply(loss, gradients, *tensors):
+        gradients = [gradient * 1e6 if gradient.dim() else -gradient.abs() * 1e6 for gradient in gradients]
+        return KnownGradient.apply(loss, gradients, *tensors)
 
 
 def finite(folder):
@@ -250,13 +299,10 @@ def finite(folder):
     return utils.load(folder / "checkpoint.pt")
 
 
-@pytest.mark.parametrize("name, flags", (("DM", ("--lr_img", 1e38)), ("DC", ("--lr_img", 1e38)),
-                                         ("s2d", ("--lr_dynamic", 1e38, "--lr_hal", 1e38))))
+@pytest.mark.parametrize("name, flags", (("DM", ("--lr_img", 1e38)), ("DC", ("--lr_img", 1e38))))
 @pytest.mark.parametrize("often", (0, 1e9))
 def test_a_loss_that_is_not_finite(script, tmp_path, name, flags, often, monkeypatch):
-    save_static(tmp_path / "static.pt")
-    extra = ("--path_static", tmp_path / "static.pt") if name == "s2d" else ()
-    command = name, *flags, *extra, "--Iteration", 9, "--eval_it", 4, "--checkpoint_seconds", often
+    command = name, *flags, "--Iteration", 9, "--eval_it", 4, "--checkpoint_seconds", often
     if name == "DM":  # left alone its gradient vanishes first, since the network standardises its input
         monkeypatch.setattr(distill_DM, "KnownGradient", Steep)
     code, sentence = script(*command)
@@ -267,6 +313,31 @@ def test_a_loss_that_is_not_finite(script, tmp_path, name, flags, often, monkeyp
     state = finite(folder)
     assert script(*command) == (2, sentence)  # from that checkpoint, the same again
     assert utils.load(folder / "checkpoint.pt")["iteration"] == state["iteration"]
+
+
+@pytest.mark.parametrize("name, flags", (("s2d", ("--lr_dynamic", 1e38, "--lr_hal", 1e38)), ("MTT", ("--lr_lr", 1e30)),
+                                         ("s2d", ("--method", "MTT", "--lr_lr", 1e30))))
+def test_steps_that_are_taken_back(script, buffer, tmp_path, name, flags, monkeypatch):
+    """Counted and reported while there are few; a sentence when none holds."""
+    save_static(tmp_path / "static.pt")
+    monkeypatch.setattr(distill_MTT, "KnownGradient", Steep)
+    if name == "s2d":
+        flags = *flags, "--path_static", tmp_path / "static.pt"
+    if "MTT" in (name, *flags):
+        flags = *flags, "--buffer_path", buffer, *OF_MATCHING["MTT"]
+    command = name, *flags, "--lr_net", 0.01, "--checkpoint_seconds", 0
+    assert script(*command, "--Iteration", 9, "--eval_it", 4)[0] == 0
+    folder, = tmp_path.glob("results/*/*")
+    finite(folder)
+    result, log = json.loads((folder / "result.json").read_text()), (folder / "log.txt").read_text()
+    assert 4 <= result["refused"] <= 9
+    assert f"{result['refused']} of 9 steps were taken back because the loss after them was not finite: lower the learning rates" in log
+    metrics = [json.loads(line)["refused"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert metrics == sorted(metrics) and metrics[-1] == result["refused"]
+    code, sentence = script(*command, "--Iteration", 90, "--eval_it", 100)
+    assert code == 2 and re.search(r"error: 20 steps in a row were taken back, the last loss is .*: lower the learning rates$", sentence)
+    folder, = set(tmp_path.glob("results/*/*")) - {folder}
+    assert utils.load(folder / "checkpoint.pt")["refused"] >= 19
 
 
 @pytest.fixture

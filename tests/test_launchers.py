@@ -23,9 +23,12 @@ with open(os.environ["CALL"], "w") as file:
 # How a positional of a usage line reaches the script: value to try, and the flag that takes it.
 POSITIONALS = {
     "sh/baseline/DM.sh": {"DATASET": ("toy", "dataset"), "LR": ("2.5", "lr_img"), "IPC": ("3", "ipc")},
+    "sh/baseline/MTT.sh": {"DATASET": ("toy", "dataset"), "LR": ("2.5", "lr_img"), "IPC": ("3", "ipc")},
+    "sh/baseline/buffer.sh": {"DATASET": ("toy", "dataset")},
     "sh/baseline/full.sh": {"DATASET": ("toy", "dataset")},
     "sh/s2d/DC.sh": {"DATASET": ("toy", "dataset"), "SPC": ("10", "spc")},
     "sh/s2d/DM.sh": {"DATASET": ("toy", "dataset"), "LR": ("2.5", "lr_dynamic"), "IPC": ("3", "ipc")},
+    "sh/s2d/MTT.sh": {"DATASET": ("toy", "dataset"), "LR": ("2.5", "lr_dynamic"), "IPC": ("3", "ipc")},
 }
 each_launcher = pytest.mark.parametrize("name", LAUNCHERS)
 
@@ -110,11 +113,11 @@ def test_each_flag_is_written_once_and_known(launch, name):
 
 @each_launcher
 def test_extra_flags_override(launch, name):
-    extra = "--num_eval 7 --seed 5 --dataset HMDB51 --no_pack --save_path".split() + ["a folder/of results"]
+    extra = "--batch_train 7 --seed 5 --dataset HMDB51 --no_pack --save_path".split() + ["a folder/of results"]
     process, call = launch(name, "cpu", *values(name), *extra)
     assert process.returncode == 0 and call["command"][-len(extra):] == extra
     flags = parse(call)
-    assert (flags["num_eval"], flags["seed"], flags["dataset"], flags["pack"]) == (7, 5, "HMDB51", False)
+    assert (flags["batch_train"], flags["seed"], flags["dataset"], flags["pack"]) == (7, 5, "HMDB51", False)
     assert flags["save_path"] == pathlib.Path("a folder/of results")
 
 
@@ -208,15 +211,55 @@ def test_static_dynamic_finds_the_static_memory_of_its_launcher(launch, monkeypa
         (folder / "result.json").write_text("{}")
     found = find_static(arguments, spc=10)
     assert found.name == "distilled.pt" and found.parent.name.startswith("DC_spc10_")
+    shutil.copy(data / "list.csv", tmp_path / "other.csv")
     for changed in ("--size", "64"), ("--seed", "1"), ("--train_clips", "2"), ("--list_path", "other.csv"):
         with pytest.raises(ValueError, match="no finished static memory of 10 frames"):
             find_static(parser().parse_args([*flags("sh/s2d/DM.sh", "custom", "1", "5"), *changed]), spc=10)
 
+    with open(data / "list.csv", "a") as file:
+        file.write("b,walk,train\n")
+    with pytest.raises(ValueError, match="no finished static memory of 10 frames"):  # it was made of another list
+        find_static(arguments, spc=10)
+    (data / "list.csv").write_text((tmp_path / "other.csv").read_text())
+
     other = start_run(dc_parser().parse_args([*flags("sh/s2d/DC.sh", "custom", "10"), "--lr_img", "3"]), "DC_spc10")
     (other.folder / "result.json").write_text("{}")
     other.lock.close()
-    with pytest.raises(ValueError, match="several static memories fit: choose one by --path_static"):
+    with pytest.raises(ValueError, match="several fit as static memory of 10 frames per class: choose one by --path_static"):
         find_static(arguments, spc=10)
     (other.folder / "config.json").write_text("{")
     with pytest.raises(ValueError, match=f"{other.folder.name}/config.json is damaged"):
         find_static(arguments, spc=10)
+
+
+def test_trajectory_matching_finds_the_experts_of_its_launcher(launch, monkeypatch, tmp_path):
+    """On both launchers, with the data set's own values given or not; experts of other data are refused."""
+    import buffer
+    from distill_MTT import prepare
+    from distill_utils.options import start_run
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "toy").mkdir()
+    (tmp_path / "toy" / "toy_splits1.csv").write_text("folder_name,label,split\na,walk,train\n")
+    common = ["--data_path", str(tmp_path), "--save_path", "results", "--wandb", "disabled"]
+
+    def flags(name, *arguments):
+        _, call = launch(name, "cpu", "toy", *arguments, *common)
+        return split(call)[1].parse_args(call["command"][1:])
+
+    for name in "sh/baseline/MTT.sh", "sh/s2d/MTT.sh":
+        with pytest.raises(ValueError) as caught:
+            prepare(flags(name, "1", "5"))
+        command = re.search("`(.*)`", str(caught.value))[1]
+        assert command == f"bash sh/baseline/buffer.sh GPU toy --data_path {tmp_path} --save_path results"
+    run = start_run(flags("sh/baseline/buffer.sh"), "buffer")
+    for name in "replay_buffer_0.pt", "result.json":
+        (run.folder / name).write_text("{}")
+    for name in "sh/baseline/MTT.sh", "sh/s2d/MTT.sh":
+        for same in (), ("--frames", "8", "--size", "64"), ("--seed", "3"), ("--buffer_path", str(run.folder)):
+            assert [path.resolve() for path in prepare(flags(name, "1", "5", *same))] == [run.folder / "replay_buffer_0.pt"]
+        for other in ("--size", "112"), ("--frames", "16"):
+            with pytest.raises(ValueError, match="no finished buffer of experts"):
+                prepare(flags(name, "1", "5", *other))
+            with pytest.raises(ValueError, match=f"were trained on other data: {other[0][2:]} differs"):
+                prepare(flags(name, "1", "5", *other, "--buffer_path", str(run.folder)))
+    assert buffer.parser().get_default("train_epochs") == 10

@@ -28,7 +28,7 @@ from utils import ROOT, Run, atomic_write
 SERVER = """
 import importlib, json, os, signal, sys, traceback
 sys.path.insert(0, {root!r})
-scripts = {{name: importlib.import_module(name) for name in ("distill_DC", "distill_DM", "distill_s2d")}}
+scripts = {{name: importlib.import_module(name) for name in ("buffer", "distill_DC", "distill_DM", "distill_MTT", "distill_s2d")}}
 import utils
 
 def die_at_replace(number):
@@ -82,13 +82,13 @@ class Commands:
                                        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
     def arguments(self, script, save_path, flags=()):
-        return [*FLAGS["data"], *FLAGS[script], "--data_path", str(self.folder / "data"),
+        return [*FLAGS["data"], *(FLAGS["evaluation"] if script != "buffer" else ()), *FLAGS[script], "--data_path", str(self.folder / "data"),
                 "--pack_path", str(self.folder / "packs"), "--save_path", str(save_path), "--device", "cpu",
                 *map(str, flags)]
 
     def start(self, script, save_path, *flags, die=0, **environment):
         self.output = self.folder / f"output{next(self.numbers)}"
-        job = {"script": script, "arguments": self.arguments(script, save_path, flags), "output": str(self.output),
+        job = {"script": script.split()[0], "arguments": self.arguments(script, save_path, flags), "output": str(self.output),
                "environment": environment, "die": die}
         print(json.dumps(job), file=self.server.stdin, flush=True)
         return int(self.server.stdout.readline())
@@ -110,10 +110,14 @@ class Commands:
 
 
 FLAGS = {
-    "data": "--dataset custom --frames 8 --size 43 --test_clips 1 --num_eval 1 --epoch_eval_train 1".split(),
+    "data": "--dataset custom --frames 8 --size 43 --test_clips 1".split(),
+    "evaluation": "--num_eval 1 --epoch_eval_train 1".split(),
     "distill_DM": "--ipc 1 --lr_img 10 --Iteration 3 --eval_it 2 --batch_real 2".split(),
     "distill_DC": "--spc 2 --lr_img 1 --Iteration 3 --eval_it 2 --outer_loop 2 --inner_loop 1 --batch_real 3".split(),
+    "distill_MTT": "--ipc 1 --lr_img 100 --Iteration 3 --eval_it 2 --syn_steps 2 --max_start_epoch 2 --lr_lr 1e-6".split(),
+    "buffer": "--num_experts 2 --train_epochs 2 --batch_train 3 --lr_teacher 0.1".split(),
     "distill_s2d": "--ipc 1 --lr_dynamic 10 --lr_hal 1e-3 --Iteration 3 --eval_it 2 --batch_real 2".split(),
+    "distill_s2d MTT": "--method MTT --ipc 1 --lr_dynamic 100 --lr_hal 1e-3 --Iteration 3 --eval_it 2 --syn_steps 2 --max_start_epoch 2".split(),
 }
 
 
@@ -137,9 +141,13 @@ def whole(command):
     """Results of uninterrupted runs: whole(script) gives (run folder, flags that the script needs besides)."""
     save_path, done = command.folder / "whole", {}
 
+    def needs(script):
+        static = ("--path_static", whole("distill_DC")[0] / "distilled.pt") if script.startswith("distill_s2d") else ()
+        return static + (("--buffer_path", whole("buffer")[0]) if script.endswith("MTT") else ())
+
     def whole(script):
         if script not in done:
-            extra = () if script != "distill_s2d" else ("--path_static", whole("distill_DC")[0] / "distilled.pt")
+            extra = needs(script)
             before = set(save_path.glob("*/*/"))
             code, output = command(script, save_path, *extra)
             assert code == 0, output
@@ -209,7 +217,7 @@ def test_atomic_write_that_fails_leaves_the_old_file_and_no_other(tmp_path, erro
 
 # ---------------------------------------------------------------- resuming
 
-SCRIPTS = ("distill_DM", "distill_DC", "distill_s2d")
+SCRIPTS = ("distill_DM", "distill_DC", "distill_MTT", "distill_s2d", "distill_s2d MTT")
 
 
 def test_killed_at_each_kind_of_write(command, whole, tmp_path):
@@ -241,6 +249,29 @@ def test_killed_at_random_moments(command, whole, script, tmp_path):
     assert_same_outcome(only_folder(tmp_path), reference)
 
 
+def experts(folder):
+    """What the files of a buffer hold, bitwise, and its metrics."""
+    lines = [leaves(json.loads(line)) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return {path.name: leaves(torch.load(path, weights_only=True)) for path in folder.glob("replay_buffer_*.pt")}, lines
+
+
+def test_experts_killed_at_random_moments(command, whole, tmp_path):
+    """Also between an expert's file and the checkpoint that knows of it."""
+    reference, _ = whole("buffer")
+    moments, killed, codes = random.Random(1), 0, []
+    for die in (-2, 3, 0, 0, 0):  # config.json is the first renaming, the first expert the second, its checkpoint the third
+        code, output = (command("buffer", tmp_path, die=die) if die else
+                        command.killed_after(moments.uniform(0.1, 0.6), "buffer", tmp_path))
+        killed += code == -signal.SIGKILL
+        codes.append(code)
+    assert killed >= 3, codes
+    code, output = command("buffer", tmp_path)
+    assert code == 0, output
+    folder = only_folder(tmp_path)
+    assert experts(folder) == experts(reference)
+    assert {path.name for path in folder.iterdir()} == {path.name for path in reference.iterdir()}
+
+
 def test_the_script_itself_killed(command, whole, tmp_path):
     """Not through the server: python distill_DM.py in a process of its own, kill -9 once it has a checkpoint."""
     arguments = command.arguments("distill_DM", tmp_path, ["--checkpoint_seconds", 0, "--wandb", "disabled"])
@@ -257,7 +288,7 @@ def test_the_script_itself_killed(command, whole, tmp_path):
 
 
 def test_evaluating_more_often_does_not_change_the_set(command, whole, tmp_path):
-    for script in ("distill_DM", "distill_s2d"):
+    for script in ("distill_DM", "distill_s2d", "distill_s2d MTT"):
         reference, extra = whole(script)
         assert command(script, tmp_path / script, *extra, "--eval_it", 1)[0] == 0
         folder = only_folder(tmp_path / script)
@@ -455,7 +486,7 @@ def test_config(whole):
     from distill_DM import parser
     folder, _ = whole("distill_DM")
     config = json.loads((folder / "config.json").read_text())
-    assert set(config["settings"]) == {action.dest for action in parser()._actions} - {"help"} | {"digest"}
+    assert set(config["settings"]) == {action.dest for action in parser()._actions} - {"help"} | {"digest", "list_digest"}
     assert (config["settings"]["lr_img"], config["settings"]["seed"], config["settings"]["device"]) == (10, 0, "cpu")
     assert "device" not in config["chosen"] and config["chosen"]["lr_img"] == 10
     assert config["versions"]["torch"] == importlib.metadata.version("torch")
@@ -476,6 +507,9 @@ def test_the_distilled_set(whole):
     assert learned["static"].shape == (2, 2, 3, 43, 43) and learned["dynamic"].shape == (2, 2, 8, 1, 43, 43)
     assert torch.equal(learned["static"].flatten(0, 1), files["distill_DC"]["image"])  # frozen
     assert sum(tensor.numel() for tensor in learned["hallucinator"].values()) == 327
+    for script in ("distill_MTT", "distill_s2d MTT"):  # what it was evaluated with is what was learned
+        assert files[script]["lr"] == files[script]["step_size"] != 0.01
+    assert files["distill_DM"]["lr"] == files["distill_s2d"]["lr"] == 0.01 and "step_size" not in files["distill_DM"]
 
 
 def test_pictures(whole):

@@ -8,7 +8,7 @@ positionals 4 "$@"
 gpu=$1 dataset=$2 lr=$3 ipc=$4
 shift 4
 
-if ((ipc >= 5)); then steps=5 every=200; else steps=10 every=400; fi    # the paper's for IPC 5 and 1
+case $ipc in [1-4]) steps=10 every=400 ;; *) steps=5 every=200 ;; esac  # the paper's for IPC 1 and 5
 flags=(
   --method MTT
   --dataset "$dataset"

@@ -1,0 +1,488 @@
+"""Trajectory matching: the replayed gradient against the unrolled graph in float64, experts on disk, and steps that are taken back."""
+import copy
+import json
+import pickle
+import shutil
+
+import pytest
+import torch
+import torch.nn.functional as F
+from fakes import TinyNet, random_clips
+
+import buffer
+import networks
+from distill_MTT import LEAST_STEP_SIZE, TrajectoryMatching
+from distill_utils.last_good import LastGood
+from distill_utils.synset import PixelSet, StaticDynamicSet
+from distill_utils.trajectories import Experts, buffer_files, snapshot
+from networks import FlatNetwork, Hallucinator
+from utils import load, random_stream, run_script, save, stream_seed
+
+K = 3
+
+
+@pytest.fixture(autouse=True)
+def seeded():
+    torch.manual_seed(0)
+
+
+# ---------------------------------------------------------------- the gradient
+
+class OneExpert:
+    """An expert of two snapshots, in the precision of its vectors."""
+
+    def __init__(self, net, distance=0.01):
+        start = torch.cat([parameter.detach().flatten() for parameter in net.parameters()])
+        self.vectors = start, start + distance * torch.randn_like(start)
+
+    def draw(self, visit, epochs):
+        return [vector.clone() for vector in self.vectors]
+
+
+def matching_of(net, clips, alpha=0.05, learn=True, syn_steps=3, batch_syn=None):
+    matching = TrajectoryMatching(OneExpert(net), FlatNetwork(net), clips, syn_steps=syn_steps, expert_epochs=1, max_start_epoch=1,
+                                  step_size=alpha, learn_step_size=learn, batch_syn=batch_syn)
+    matching.step_size.data = torch.tensor(alpha, dtype=next(net.parameters()).dtype)
+    return matching
+
+
+def unrolled(matching, synset):
+    """The loss with the graph of all steps alive, as its definition says: the same videos and random numbers as the replay's."""
+    torch.randint(matching.max_start_epoch, ())
+    start, target = matching.experts.vectors
+    theta = start.clone().requires_grad_()
+    for index, seed in matching.plan(len(synset)):
+        with random_stream(seed):
+            videos, labels = synset(index)
+            logits = torch.cat([matching.student(theta, piece) for piece in videos.split(matching.at_once)])
+        gradient, = torch.autograd.grad(F.cross_entropy(logits, labels), theta, create_graph=True)
+        theta = theta - matching.step_size * gradient
+    return (theta - target).square().sum() / (start - target).square().sum()
+
+
+def gradients(module):
+    return {name: parameter.grad for name, parameter in module.named_parameters() if parameter.grad is not None}
+
+
+def static_dynamic(T, size, ipc=2, spc=4, dpc=2):
+    static, dynamic = torch.randn(K, spc, 3, size, size), torch.randn(K, dpc, T, 1, size, size)
+    return StaticDynamicSet(static, dynamic, Hallucinator(), ipc).double()
+
+
+def assert_same_gradients(matching, synset):
+    reference, reference_set = copy.deepcopy(matching), copy.deepcopy(synset)
+    torch.manual_seed(5)
+    loss = matching(synset)
+    (2 * loss).backward()
+    after = torch.rand(1)
+    torch.manual_seed(5)
+    expected = unrolled(reference, reference_set)
+    (2 * expected).backward()
+    assert torch.equal(after, torch.rand(1))  # neither has drawn more from the run's stream
+    assert abs(loss.item() - expected.item()) < 1e-12 * expected.item()
+    for found, plain in (gradients(synset), gradients(reference_set)), (gradients(matching), gradients(reference)):
+        assert found.keys() == plain.keys()
+        for name in plain:
+            assert plain[name].norm() > 0
+            assert (found[name] - plain[name]).norm() < 1e-9 * plain[name].norm(), name
+    return gradients(synset), gradients(matching)
+
+
+@pytest.mark.parametrize("at_once", [1, 2, 1000])
+@pytest.mark.parametrize("syn_steps, batch_syn", [(1, None), (4, None), (5, 2), (2, 100)])
+def test_replay_of_pixels_is_the_unrolled_graph(at_once, syn_steps, batch_syn):
+    net, clips = TinyNet(K, 4, 8).double(), random_clips([0, 1, 2], K)
+    matching = matching_of(net, clips, syn_steps=syn_steps, batch_syn=batch_syn)
+    matching.at_once = at_once
+    of_set, of_matching = assert_same_gradients(matching, PixelSet(torch.randn(K * 2, 4, 3, 8, 8).double(), K))
+    assert set(of_set) == {"videos"} and set(of_matching) == {"step_size"}
+
+
+@pytest.mark.parametrize("lr_static", [0, 1])
+@pytest.mark.parametrize("batch_syn", [None, 4])
+def test_replay_of_static_and_dynamic_memory_is_the_unrolled_graph(lr_static, batch_syn):
+    net, clips, synset = TinyNet(K, 4, 8).double(), random_clips([0, 1, 2], K), static_dynamic(4, 8)
+    synset.param_groups(1, 1, lr_static)
+    of_set, _ = assert_same_gradients(matching_of(net, clips, batch_syn=batch_syn), synset)
+    assert set(of_set) == {"dynamic", "hallucinator.convolution.weight", "hallucinator.convolution.bias"} | ({"static"} if lr_static else set())
+
+
+@pytest.mark.parametrize("at_once", [2, 6])
+def test_replay_through_the_papers_network_with_its_dropout(at_once):
+    net, clips, synset = networks.ConvNet3D(K, 8, 43).double(), random_clips([0, 1, 2], K, T=8, size=43), static_dynamic(8, 43)
+    synset.param_groups(1, 1)
+    matching = matching_of(net, clips)
+    matching.at_once = at_once
+    assert_same_gradients(matching, synset)
+
+
+def test_a_fixed_step_size_has_no_gradient():
+    net, synset = TinyNet(K, 4, 8).double(), PixelSet(torch.randn(K, 4, 3, 8, 8).double(), K)
+    matching = matching_of(net, random_clips([0, 1, 2], K), learn=False)
+    matching(synset).backward()
+    assert matching.step_size.grad is None and synset.videos.grad.norm() > 0 and not net.logits.weight.requires_grad
+
+
+@pytest.mark.parametrize("of", (matching_of, lambda *values, **flags: None), ids=("replay", "unrolled"))
+def test_memory_of_the_replay_does_not_grow_with_the_steps(of):
+    """Bytes that graphs keep alive at once; the unrolled graph, for contrast, grows."""
+    def peak(syn_steps):
+        alive, most = 0, 0
+
+        class Kept:
+            def __init__(self, tensor):
+                nonlocal alive, most
+                self.tensor = tensor
+                alive += tensor.numel()
+                most = max(most, alive)
+
+            def __del__(self):
+                nonlocal alive
+                alive -= self.tensor.numel()
+
+        net, synset = TinyNet(K, 4, 8), PixelSet(torch.randn(K, 4, 3, 8, 8), K)
+        matching = matching_of(net, random_clips([0, 1, 2], K), syn_steps=syn_steps)
+        with torch.autograd.graph.saved_tensors_hooks(Kept, lambda kept: kept.tensor):
+            (matching if of is matching_of else lambda synset: unrolled(matching, synset))(synset).backward()
+        return most
+    few, many = peak(2), peak(12)
+    assert few > 0 and (many == few if of is matching_of else many > 4 * few)
+
+
+def test_each_step_takes_shuffled_batches_of_all_videos():
+    matching = matching_of(TinyNet(K, 4, 8), random_clips([0, 1, 2], K), syn_steps=5, batch_syn=4)
+    batches, seeds = zip(*matching.plan(10))
+    assert [len(batch) for batch in batches] == [4, 4, 2, 4, 4] and len(set(seeds)) == 5
+    assert sorted(torch.cat(batches[:3]).tolist()) == list(range(10)) and torch.cat(batches[:3]).tolist() != list(range(10))
+    assert torch.cat(batches[3:]).unique().numel() == 8
+
+
+def test_bfloat16_points_the_same_way():
+    net, clips, results = networks.ConvNet3D(K, 8, 43), random_clips([0, 1, 2], K, T=8, size=43), {}
+    videos = torch.randn(K, 8, 3, 43, 43)
+    for precision in ("fp32", "bf16"):
+        torch.manual_seed(1)
+        synset, matching = PixelSet(videos.clone(), K), matching_of(net, clips)
+        matching.precision = precision
+        matching(synset).backward()
+        results[precision] = synset.videos.grad.flatten()
+    assert results["bf16"].dtype == torch.float32 and not torch.equal(*results.values())
+    assert torch.cosine_similarity(*results.values(), dim=0) > 0.9
+
+
+def test_mtt_descends():
+    """Videos of noise are led to where steps on them move the student as steps on other videos did."""
+    net, teacher, alpha = TinyNet(K, 4, 8), torch.randn(K, 4, 3, 8, 8), 0.05
+    synset, matching = PixelSet(torch.randn(K, 4, 3, 8, 8), K), matching_of(net, random_clips([0, 1, 2], K), alpha, learn=False)
+    target = matching.experts.vectors[0]
+    for _ in range(3):
+        target = target - alpha * matching.step_gradient(target, PixelSet(teacher, K), torch.arange(K), 0)
+    matching.experts.vectors = matching.experts.vectors[0], target
+    optimizer, losses = torch.optim.SGD(synset.param_groups(30.0), momentum=0.5), []
+    for _ in range(150):
+        optimizer.zero_grad()
+        losses.append(matching(synset))
+        losses[-1].backward()
+        optimizer.step()
+    assert losses[-1] < 0.2 * losses[0]
+
+
+# ---------------------------------------------------------------- the step size
+
+def test_the_step_size_never_falls_below_its_least():
+    net, synset = TinyNet(K, 4, 8), PixelSet(torch.randn(K, 4, 3, 8, 8), K)
+    matching = matching_of(net, random_clips([0, 1, 2], K), alpha=0.05)
+    for value in (-1.0, 0.0, 1e-4):
+        matching.step_size.data.fill_(value)
+        assert matching.eval_lr() == LEAST_STEP_SIZE
+        loss = matching(synset)
+        assert matching.step_size.item() == pytest.approx(LEAST_STEP_SIZE)
+        assert loss.item() > 0 and len(list(matching.parameters())) == 1
+    matching.step_size.data.fill_(0.2)
+    matching(synset)
+    assert matching.eval_lr() == pytest.approx(0.2)
+
+
+class Weights(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.values = torch.nn.Parameter(torch.zeros(3))
+
+
+@pytest.fixture
+def guarded():
+    """step(gradient, loss) of a LastGood over SGD with momentum; also the parameter and the LastGood."""
+    weights = Weights()
+    optimizer = torch.optim.SGD([{"params": weights.parameters(), "lr": 1.0}], momentum=0.5)
+    last_good = LastGood(optimizer, patience=4)
+
+    def step(gradient, loss=1.0):
+        weights.values.grad = torch.full((3,), float(gradient))
+        return last_good.step(torch.tensor(loss))
+    return step, weights.values, last_good
+
+
+def test_a_step_whose_loss_is_not_finite_is_taken_back_with_its_momentum(guarded):
+    step, values, _ = guarded
+    assert step(1) and values.tolist() == [-1] * 3
+    assert step(1) and values.tolist() == [-2.5] * 3
+    for loss in (float("nan"), float("inf")):
+        assert not step(0, loss)
+        assert values.tolist() == [-1] * 3  # once: a state that was gone back to is not left again
+    assert step(1) and values.tolist() == [-2.5] * 3  # the velocity was that of the state, too
+
+
+def test_a_gradient_that_is_not_finite_or_leads_there_is_not_followed(guarded):
+    step, values, _ = guarded
+    for gradient in (float("nan"), float("inf")):
+        assert step(1)
+        assert not step(gradient) and values.tolist() == [0] * 3
+    assert step(-2e38)
+    before = values.tolist()
+    assert not step(-2e38) and values.tolist() == before  # with the momentum it would be 5e38
+
+
+def test_patience_ends_with_a_sentence_and_only_after_steps_that_never_held(guarded):
+    step, _, last_good = guarded
+    for _ in range(10):  # one step in two holds
+        assert step(1) and step(1) and not step(1, float("nan"))
+    assert last_good.in_a_row == 1
+    with pytest.raises(ValueError, match="^4 steps in a row were taken back, the last loss is nan: lower the learning rates$"):
+        for _ in range(3):  # each step is followed by a loss that is not finite
+            step(1)
+            step(1, float("nan"))
+
+
+def test_last_good_goes_on_from_its_state(guarded):
+    step, values, last_good = guarded
+    step(1), step(1)
+    weights = Weights()
+    with torch.no_grad():
+        weights.values.copy_(values)
+    optimizer = torch.optim.SGD(weights.parameters(), lr=1.0, momentum=0.5)
+    optimizer.load_state_dict(last_good.optimizer.state_dict())
+    other = LastGood(optimizer, patience=4)
+    other.load_state_dict(copy.deepcopy(last_good.state_dict()))
+    for gradient, loss in ((0, float("nan")), (1, 1.0), (2, 1.0), (0, float("inf"))):
+        weights.values.grad = torch.full((3,), float(gradient))
+        assert step(gradient, loss) == other.step(torch.tensor(loss)) and torch.equal(values, weights.values)
+
+
+# ---------------------------------------------------------------- experts on disk
+
+SHAPES = [(2, 3), (K, 2, 1, 1, 1), (K,)]
+
+
+def make_expert(number, epochs=4, classes=K, shapes=None):
+    """Snapshots whose values are 100·number + epoch."""
+    shapes = shapes or [SHAPES[0], (classes, *SHAPES[1][1:]), (classes,)]
+    return [[torch.full(shape, 100.0 * number + epoch) for shape in shapes] for epoch in range(epochs)]
+
+
+@pytest.fixture
+def files(tmp_path):
+    """Three files of 2, 1 and 3 experts; the number of the last one has two digits."""
+    numbers = iter(range(6))
+    for name, count in ((0, 2), (2, 1), (10, 3)):
+        torch.save([make_expert(next(numbers)) for _ in range(count)], tmp_path / f"replay_buffer_{name}.pt")
+    (tmp_path / "replay_buffer_x.pt").write_text("not one of them")
+    return tmp_path
+
+
+def test_all_experts_of_all_files_are_visited_once_a_pass(files):
+    assert [path.stem for path in buffer_files(files)] == ["replay_buffer_0", "replay_buffer_2", "replay_buffer_10"]
+    experts = Experts(buffer_files(files), SHAPES, 4)
+    passes = []
+    for turn in range(5):
+        vectors = [experts.draw(6 * turn + visit, (1, 3)) for visit in range(6)]
+        assert all(len(vector) == 6 + 2 * K + K for pair in vectors for vector in pair)
+        assert all(after[0] - before[0] == 2 and before[0] % 100 == 1 for before, after in vectors)
+        passes.append([int(before[0]) // 100 for before, _ in vectors])
+        assert sorted(passes[-1]) == list(range(6))
+    assert len(set(map(tuple, passes))) == 5
+    again = Experts(buffer_files(files), SHAPES, 4)
+    assert [int(again.draw(visit, (0, 1))[0][0]) // 100 for visit in range(6)] == passes[0]
+    other = Experts(buffer_files(files), SHAPES, 4, seed=1)
+    assert [int(other.draw(visit, (0, 1))[0][0]) // 100 for visit in range(6)] != passes[0]
+
+
+def test_the_matching_visits_all_experts_and_all_starts(files):
+    class Spy(Experts):
+        def draw(self, visit, epochs):
+            vectors = super().draw(visit, epochs)
+            drawn.append((int(vectors[0][0]) // 100, epochs))
+            return [torch.zeros(self.parameters), torch.ones(self.parameters)]
+    drawn, net = [], TinyNet(K, 4, 8)
+    experts = Spy(buffer_files(files), SHAPES, 4)
+    experts.parameters = sum(parameter.numel() for parameter in net.parameters())
+    matching = TrajectoryMatching(experts, FlatNetwork(net), random_clips([0, 1, 2], K), syn_steps=1, expert_epochs=2, max_start_epoch=2,
+                                  step_size=0.01, learn_step_size=True)
+    synset = PixelSet(torch.randn(K, 4, 3, 8, 8), K)
+    for _ in range(12):
+        matching(synset)
+    assert sorted(expert for expert, _ in drawn[:6]) == sorted(expert for expert, _ in drawn[6:]) == list(range(6))
+    assert {epochs for _, epochs in drawn} == {(0, 2), (1, 3)}
+    resumed = copy.deepcopy(matching)
+    resumed.load_state_dict(matching.state_dict())
+    assert int(resumed.visits) == 12
+
+
+def test_buffers_of_the_original_code_load_unchanged(tmp_path):
+    """Ten to a file, parameters that require gradients, old and new file formats, bfloat16."""
+    path, expert = tmp_path / "replay_buffer_0.pt", make_expert(0)
+    variants = {"parameters": [[torch.nn.Parameter(tensor) for tensor in epoch] for epoch in expert],
+                "gradients": [[tensor.clone().requires_grad_() for tensor in epoch] for epoch in expert],
+                "bfloat16": [[tensor.bfloat16() for tensor in epoch] for epoch in expert], "plain": expert}
+    for variant in variants.values():
+        for new in (True, False):
+            torch.save([variant] * 10, path, _use_new_zipfile_serialization=new)
+            experts = Experts([path], SHAPES, 4)
+            before, after = experts.draw(3, (0, 3))
+            assert len(experts) == 10 and before.dtype == torch.float32 and not before.requires_grad
+            assert before.unique().tolist() == [0] and after.unique().tolist() == [3]
+
+
+@pytest.mark.parametrize("content, sentence", (
+    ([make_expert(0, classes=5)], "was trained on 5 classes, the data have 3"),
+    ([make_expert(0, shapes=[(4, 3), *SHAPES[1:]])], "is not of ConvNet3D: its parameters are of shapes"),
+    ([make_expert(0, shapes=SHAPES[:2])], "is not of ConvNet3D"),
+    ([[[1, 2]] * 4], r"is not of ConvNet3D: its parameters are of shapes \['int', 'int'\]"),
+    ([[1] * 4], "is not of ConvNet3D"),
+    ([make_expert(0), make_expert(1, epochs=3)], "expert 1 has 3 snapshots, but --max_start_epoch and --expert_epochs need 4: lower them"),
+    ([], "is no list of experts"), ({"a": 1}, "is no list of experts"), ([1], "is no list of experts"), (torch.zeros(3), "is no list"),
+))
+def test_buffers_that_do_not_fit(tmp_path, content, sentence):
+    torch.save(content, tmp_path / "replay_buffer_0.pt")
+    with pytest.raises(ValueError, match=sentence) as caught:
+        Experts(buffer_files(tmp_path), SHAPES, 4)
+    assert str(tmp_path / "replay_buffer_0.pt") in str(caught.value)
+
+
+class Harmful:
+    def __reduce__(self):
+        return print, ("code from the file ran",)
+
+
+def test_a_pickled_object_is_refused_and_not_run(tmp_path, capsys):
+    path = tmp_path / "replay_buffer_0.pt"
+    for write in (lambda: torch.save([[[Harmful()]]], path), lambda: path.write_bytes(pickle.dumps(Harmful())),
+                  lambda: torch.save([[[Harmful()]]], path, _use_new_zipfile_serialization=False), lambda: path.write_bytes(b"")):
+        write()
+        with pytest.raises(ValueError, match=f"^{path} cannot be read as a file of tensors"):
+            Experts([path], SHAPES, 4)
+    assert "code" not in capsys.readouterr().out
+
+
+def test_snapshots_that_say_nothing_are_refused_when_drawn(tmp_path):
+    path, living = tmp_path / "replay_buffer_0.pt", make_expert(0)
+    torch.save([[living[0]] * 4], path)  # what `.detach().cpu()` of living weights leaves
+    with pytest.raises(ValueError, match="is the same after epochs .*its snapshots are not copies"):
+        Experts([path], SHAPES, 4).draw(0, (0, 3))
+    living[3][0][0, 0] = float("nan")
+    torch.save([living], path)
+    with pytest.raises(ValueError, match="expert 0 is not finite"):
+        Experts([path], SHAPES, 4).draw(0, (0, 3))
+
+
+def test_no_buffer_in_the_folder(tmp_path):
+    with pytest.raises(ValueError, match=f"^{tmp_path} holds no replay_buffer_<n>.pt: make the experts by sh/baseline/buffer.sh$"):
+        buffer_files(tmp_path)
+
+
+# ---------------------------------------------------------------- buffer.py
+
+def test_a_snapshot_is_a_copy():
+    net = TinyNet(K, 4, 8)
+    before = snapshot(net, torch.float32)
+    kept = [tensor.clone() for tensor in before]
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.add_(1)
+    assert all(torch.equal(*pair) for pair in zip(before, kept))
+    assert all(torch.equal(now, then + 1) for now, then in zip(snapshot(net, torch.float32), kept))
+    assert all(tensor.dtype == torch.bfloat16 and not tensor.requires_grad for tensor in snapshot(net, torch.bfloat16))
+
+
+@pytest.fixture
+def train_experts(tiny, tmp_path, monkeypatch, capfd):
+    """train_experts(*flags) runs buffer.py on the tiny data; gives its folder and what it printed."""
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+
+    def train(*flags, name="results"):
+        arguments = ("--dataset custom --frames 8 --size 43 --test_clips 1 --device cpu --num_experts 2 --train_epochs 3 --batch_train 3 "
+                     "--lr_teacher 0.1").split()
+        before = set(tmp_path.glob(f"{name}/*/*"))
+        capfd.readouterr()
+        run_script(buffer.main, buffer.parser(), [*arguments, "--data_path", str(tiny), "--pack_path", str(tmp_path / "packs"),
+                                                  "--save_path", str(tmp_path / name), *map(str, flags)])
+        folder, = set(tmp_path.glob(f"{name}/*/*")) - before
+        return folder, capfd.readouterr().out
+    return train
+
+
+def test_an_expert_retrained_from_a_snapshot_by_a_plain_epoch_reaches_the_next(train_experts, tiny, tmp_path):
+    from distill_utils.clips import load_clips
+    folder, _ = train_experts()
+    clips = load_clips("custom", split="train", data_path=tiny, T=8, size=43, pack_path=tmp_path / "packs")
+    net = networks.ConvNet3D(2, 8, 43)
+    for expert, path in enumerate(buffer_files(folder)):
+        trajectory, = load(path)
+        for epoch in (1, 2, 3):
+            before, after = trajectory[epoch - 1], trajectory[epoch]
+            with torch.no_grad():
+                for parameter, tensor in zip(net.parameters(), before, strict=True):
+                    parameter.copy_(tensor)
+            with random_stream(stream_seed("expert", 0, expert, epoch)):
+                for batch in torch.randperm(7).split(3):
+                    videos = clips.draw(batch, flip=True)
+                    found = torch.autograd.grad(F.cross_entropy(net(videos), clips.labels[batch]), list(net.parameters()))
+                    with torch.no_grad():
+                        for parameter, gradient in zip(net.parameters(), found):
+                            parameter -= 0.1 * gradient
+            moved = [(new - old).norm().item() for new, old in zip(after, before)]
+            assert min(moved) > 0
+            for parameter, tensor, distance in zip(net.parameters(), after, moved):
+                assert (parameter - tensor).norm() < 1e-3 * distance
+
+
+def test_experts_differ_in_start_and_way_and_are_the_same_again(train_experts):
+    folder, printed = train_experts()
+    first, second = (load(path)[0] for path in buffer_files(folder))
+    snapshots = [torch.cat([tensor.flatten() for tensor in epoch]) for expert in (first, second) for epoch in expert]
+    assert len(snapshots) == 8 and all(not torch.equal(a, b) for i, a in enumerate(snapshots) for b in snapshots[:i])
+    again, _ = train_experts(name="again")
+    assert [path.read_bytes() for path in buffer_files(again)] == [path.read_bytes() for path in buffer_files(folder)]
+    other, _ = train_experts("--seed", 1)
+    assert not torch.equal(load(buffer_files(other)[0])[0][0][0], first[0][0])
+    gigabytes = 2 * 4 * sum(tensor.numel() for tensor in first[0]) * 4 / 1e9
+    assert f"2 experts of 3 epochs take {gigabytes:.2f} GB in {folder}" in printed
+    assert sum(path.stat().st_size for path in buffer_files(folder)) == pytest.approx(gigabytes * 1e9, rel=0.01)
+    metrics = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [(line["iteration"], line["epoch"]) for line in metrics] == [(n, e) for n in (0, 1) for e in (1, 2, 3)]
+    assert all(line["loss"] > 0 and 0 <= line["train_top1"] <= 100 and 0 <= line["top1"] <= 100 for line in metrics)
+    result = json.loads((folder / "result.json").read_text())
+    assert result["experts_top1"] == (metrics[2]["top1"] + metrics[5]["top1"]) / 2
+
+
+def test_bfloat16_halves_the_disk_and_rounds(train_experts):
+    full, half = train_experts()[0], train_experts("--buffer_dtype", "bfloat16")[0]
+    sizes = [sum(path.stat().st_size for path in buffer_files(folder)) for folder in (full, half)]
+    assert sizes[1] / sizes[0] == pytest.approx(0.5, rel=0.01)
+    for one, other in zip(load(buffer_files(full)[1])[0], load(buffer_files(half)[1])[0]):
+        assert all(torch.equal(tensor.bfloat16(), rounded) for tensor, rounded in zip(one, other))
+
+
+def test_a_disk_that_is_too_small_is_refused_before_training(train_experts, monkeypatch, capfd, tmp_path):
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=50_000_000))
+    with pytest.raises(SystemExit) as stop:
+        train_experts()
+    assert stop.value.code == 2
+    assert "has 0.1 GB free and the experts need 0.1 GB: give another --save_path" in capfd.readouterr().err
+    assert not list(tmp_path.glob("results/*/*/*.pt"))
+
+
+def test_a_learning_rate_too_high_for_experts(train_experts, capfd):
+    with pytest.raises(SystemExit) as stop:
+        train_experts("--lr_teacher", 1e30)
+    assert stop.value.code == 2 and "lower --lr_teacher" in capfd.readouterr().err
