@@ -4,7 +4,6 @@ Trajectory matching (MTT, Cazenavette et al. 2022, arXiv 2203.11932) reads them.
 
     bash sh/baseline/buffer.sh GPU DATASET
 """
-import argparse
 import math
 
 import pandas as pd
@@ -69,9 +68,7 @@ def main(args):
 
 
 def parser():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_run_options(parser)
-    options.add_data_options(parser)
+    parser = options.script_parser(__doc__)
     group = parser.add_argument_group("experts")
     group.add_argument("--num_experts", type=options.positive, default=30, help="experts, a file each (%(default)s)")
     group.add_argument("--train_epochs", type=options.positive, default=10,

@@ -5,8 +5,6 @@ Dataset condensation by gradient matching (DC, Zhao et al. 2021, arXiv 2006.0592
 
     bash sh/s2d/DC.sh GPU DATASET SPC
 """
-import argparse
-
 import torch
 import torch.nn.functional as F
 
@@ -116,9 +114,7 @@ def main(args):
 
 
 def parser():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_run_options(parser)
-    options.add_data_options(parser)
+    parser = options.script_parser(__doc__)
     options.add_evaluation_options(parser, eval_it=1000)
     options.add_distillation_options(parser, 3000, videos=False)
     group = parser.add_argument_group("static learning")

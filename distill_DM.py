@@ -4,8 +4,6 @@ DM (Zhao & Bilen 2023, arXiv 2110.04181) on pixels, METHOD 5. Loss = Σ_c ‖ me
 
     bash sh/baseline/DM.sh GPU DATASET LR IPC
 """
-import argparse
-
 import torch
 from torch import nn
 
@@ -99,9 +97,7 @@ def main(args):
 
 
 def parser():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_run_options(parser)
-    options.add_data_options(parser)
+    parser = options.script_parser(__doc__)
     options.add_evaluation_options(parser, eval_it=500)
     options.add_distillation_options(parser, 5000)
     options.add_pixel_options(parser, lr_img=30)

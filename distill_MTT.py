@@ -173,9 +173,7 @@ def main(args):
 
 
 def parser():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_run_options(parser)
-    options.add_data_options(parser)
+    parser = options.script_parser(__doc__)
     options.add_evaluation_options(parser, eval_it=500, lr_net=None)
     options.add_distillation_options(parser, 8000)
     options.add_pixel_options(parser, lr_img=1e5)

@@ -4,7 +4,6 @@ The static memory S of distill_DC.py stays frozen; the dynamic memory D and the 
 
     bash sh/s2d/DM.sh GPU DATASET LR IPC; bash sh/s2d/MTT.sh GPU DATASET LR IPC
 """
-import argparse
 import pathlib
 
 import torch
@@ -62,9 +61,7 @@ def main(args):
 
 
 def parser():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_run_options(parser)
-    options.add_data_options(parser)
+    parser = options.script_parser(__doc__)
     options.add_evaluation_options(parser, eval_it=400, lr_net=None)
     options.add_distillation_options(parser, 5000)
     group = parser.add_argument_group("static-dynamic disentanglement")

@@ -4,7 +4,6 @@ As a program it evaluates the full training set, the ceiling of every table:
 
     bash sh/baseline/full.sh GPU DATASET
 """
-import argparse
 import time
 
 import torch
@@ -12,8 +11,7 @@ import torch.nn.functional as F
 
 import networks
 from distill_utils.compute import autocast, clips_at_once
-from distill_utils.options import (add_data_options, add_evaluation_options, add_run_options, check, evaluation_values, load_data,
-                                   start_run)
+from distill_utils.options import add_evaluation_options, check, evaluation_values, load_data, script_parser, start_run
 from distill_utils.record import finish
 from utils import progress, random_stream, run_script, seed_everything
 
@@ -132,9 +130,7 @@ def main(args):
 
 
 def parser():
-    parser = argparse.ArgumentParser(prog="evaluate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_run_options(parser)
-    add_data_options(parser)
+    parser = script_parser(__doc__, prog="evaluate")
     add_evaluation_options(parser)
     return parser
 

@@ -3,6 +3,8 @@ import copy
 
 import torch
 
+from utils import finite
+
 
 class LastGood:
     """What an optimizer steps on, as it was before its last step.
@@ -44,6 +46,3 @@ class LastGood:
     def load_state_dict(self, state):
         self.kept, self.in_a_row = state["kept"], state["in_a_row"]
 
-
-def finite(tensors):
-    return all(tensor.isfinite().all() for tensor in tensors)

@@ -18,6 +18,14 @@ WITHOUT_EFFECT = ("save_path", "pack_path", "pack", "device", "workers", "wandb"
 WANDB_MODES = ("online", "offline", "disabled")
 
 
+def script_parser(description, **options):
+    """A script's parser with the flags that all have: those of the run and of the data."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter, **options)
+    add_run_options(parser)
+    add_data_options(parser)
+    return parser
+
+
 def add_run_options(parser):
     group = parser.add_argument_group("run")
     group.add_argument("--save_path", default=ROOT / "results", type=pathlib.Path, help="folder of the run folders (%(default)s)")
@@ -140,8 +148,7 @@ def find_run(args, name, same, wanted, launcher, flag):
 
     wanted: what it is, in words; launcher: its command's first words; flag: the one that names a folder or file instead.
     """
-    folder, mine, defaults = args.save_path / dataset_label(args), vars(args), argparse.ArgumentParser()
-    add_run_options(defaults), add_data_options(defaults)
+    folder, mine, defaults = args.save_path / dataset_label(args), vars(args), script_parser("")
     found = [path.parent for path in sorted(folder.glob(f"{name}_*/result.json")) if not differing(args, path.parent, same)]
     if not found:
         given = [word for key in (*same, "save_path") if mine[key] != defaults.get_default(key) for word in (f"--{key}", str(mine[key]))]

@@ -6,7 +6,7 @@ import shutil
 
 import torch
 
-from utils import load, stream_seed
+from utils import finite, load, stream_seed
 
 
 def snapshot(net, dtype):
@@ -37,7 +37,7 @@ def buffer_files(folder):
 class Experts:
     """The experts of all `files`: networks with parameters of `shapes`, at least `epochs` snapshots each.
 
-    Tensors stay on disk until they are drawn. ValueError for files that hold anything else.
+    Of a file only the snapshots that are drawn are read, and none stays in memory. ValueError for files that hold anything else.
     """
 
     def __init__(self, files, shapes, epochs, seed=0):
@@ -45,7 +45,7 @@ class Experts:
         for path in files:
             experts = load(path, on_disk=True)
             check_experts(path, experts, [tuple(shape) for shape in shapes], epochs)
-            self.experts += [(path, number, expert) for number, expert in enumerate(experts)]
+            self.experts += [(path, number) for number in range(len(experts))]
 
     def __len__(self):
         return len(self.experts)
@@ -57,9 +57,10 @@ class Experts:
     def draw(self, visit, epochs):
         """Parameter vectors (P,) float32, on the CPU, of the visit-th expert after each of `epochs`."""
         turn, place = divmod(visit, len(self))
-        path, number, expert = self.experts[self.order(turn)[place]]
+        path, number = self.experts[self.order(turn)[place]]
+        expert = load(path, on_disk=True)[number]
         vectors = [torch.cat([tensor.detach().flatten() for tensor in expert[epoch]]).float() for epoch in epochs]
-        if not all(vector.isfinite().all() for vector in vectors):
+        if not finite(vectors):
             raise ValueError(f"{path}: expert {number} is not finite within epochs {epochs}: train it with a lower learning rate")
         if torch.equal(vectors[0], vectors[-1]):
             raise ValueError(f"{path}: expert {number} is the same after epochs {epochs}: its snapshots are not copies, or it was not trained")
