@@ -13,8 +13,8 @@ import networks
 from distill_utils import options
 from distill_utils.compute import clips_at_once
 from distill_utils.evaluate import RealSet, predict, score, train_epoch
-from distill_utils.trajectories import check_space, expert_bytes, snapshot
-from utils import peak_memory, progress, random_stream, run_script, save, stream_seed
+from distill_utils.trajectories import check_epoch, expert_bytes, snapshot
+from utils import check_space, peak_memory, progress, random_stream, run_script, save, stream_seed
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -41,7 +41,8 @@ def main(args):
     size = expert_bytes(networks.build(args.network, train.K, train.T, train.size), args.train_epochs, dtype)
     run.resume()
     run.say(f"{args.num_experts} experts of {args.train_epochs} epochs take {args.num_experts * size / 1e9:.2f} GB in {run.folder}")
-    check_space(run.folder, (args.num_experts - run.iteration) * size)
+    check_space(run.folder, (args.num_experts - run.iteration) * size, "a buffer",
+                "give another --save_path, fewer --num_experts or --train_epochs, or --buffer_dtype bfloat16")
 
     for number in run.iterations(args.num_experts, "experts", "expert"):
         if number == args.num_experts:
@@ -53,6 +54,7 @@ def main(args):
         with run.timed_step(), progress(total=args.train_epochs, desc=f"expert {number}", unit="epoch", leave=False) as bar:
             for epoch, loss, top1 in train_expert(net, train, args.train_epochs, args.lr_teacher, args.batch_train, args.precision, seeds):
                 trajectory.append(snapshot(net, dtype))
+                check_epoch(*trajectory[-2:])
                 tested = score(predict(net, test, args.precision), test)
                 run.log(epoch=epoch, loss=loss, train_top1=top1, **{name: tested[name] for name in ("top1", "top5", "video_top1")})
                 bar.set_postfix(loss=f"{loss:.3f}", train=f"{top1:.1f}", test=f"{tested['top1']:.1f}", refresh=False)
@@ -64,7 +66,7 @@ def main(args):
     accuracy = metrics[metrics.epoch == args.train_epochs].top1
     run.finish(experts_top1=accuracy.mean(), experts_top1_std=accuracy.std(ddof=0), bytes=args.num_experts * size, peak_memory=peak_memory(device))
     run.say(f"result: {args.num_experts} experts of {accuracy.mean():.1f} ± {accuracy.std(ddof=0):.1f} % top1; "
-            f"{run.seconds / max(run.steps, 1):.1f} s per expert, peak memory {peak_memory(device) / 2 ** 30:.2f} GB; {run.folder}")
+            f"{run.seconds / max(run.steps, 1):.1f} s per expert with its tests, peak memory {peak_memory(device) / 2 ** 30:.2f} GB; {run.folder}")
 
 
 def parser():

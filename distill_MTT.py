@@ -39,6 +39,7 @@ class TrajectoryMatching(nn.Module):
         self.experts, self.student, self.device, self.precision = experts, student, clips.device, precision
         self.syn_steps, self.expert_epochs, self.max_start_epoch, self.batch_syn = syn_steps, expert_epochs, max_start_epoch, batch_syn
         self.at_once = max(1, clips_at_once(clips.T, clips.size, clips.device) // 2)  # a graph of gradients takes twice the memory
+        self.students = [] if self.device.type == "cuda" else DiskStack()
         self.step_size = nn.Parameter(torch.tensor(float(step_size)), requires_grad=learn_step_size)
         self.register_buffer("visits", torch.tensor(0))
 
@@ -54,9 +55,10 @@ class TrajectoryMatching(nn.Module):
         self.visits += 1
         steps, alpha = self.plan(len(synset)), self.step_size.item()
 
-        theta, students = start, [] if self.device.type == "cuda" else DiskStack()   # θ_0 … θ_{n−1}, each (P,)
+        theta = start
+        self.students.clear()                                              # θ_0 … θ_{n−1}, each (P,)
         for index, seed in steps:
-            students.append(theta)
+            self.students.append(theta)
             theta = theta.sub(self.step_gradient(theta, synset, index, seed), alpha=alpha)
         scale = (start - target).square().sum()
         remaining = theta.sub_(target)
@@ -67,12 +69,12 @@ class TrajectoryMatching(nn.Module):
         # With the gradient v of the loss by θ_{i+1} and g = ∇CE(θ_i; videos): that by α is −v·g, that by whatever g depends on is −α ∂(v·g).
         learned = [parameter for parameter in synset.parameters() if parameter.requires_grad]
         gradients, by_alpha, v = [torch.zeros_like(parameter) for parameter in learned], 0, remaining.mul_(2 / scale)
-        for index, seed in reversed(steps):
-            product, by_theta, by_learned = self.replay(students.pop(), v, synset, learned, index, seed)
+        for left, (index, seed) in reversed(list(enumerate(steps))):
+            product, by_theta, by_learned = self.replay(self.students.pop(), v, synset, learned, index, seed, onwards=left > 0)
             by_alpha = by_alpha - product
             for gradient, piece in zip(gradients, by_learned):
                 gradient.sub_(piece, alpha=alpha)
-            v = v.sub(by_theta, alpha=alpha)
+            v = v.sub_(by_theta, alpha=alpha)
         return KnownGradient.apply(loss, [*gradients, by_alpha], *learned, self.step_size)
 
     def plan(self, videos):
@@ -92,8 +94,8 @@ class TrajectoryMatching(nn.Module):
                 gradient += torch.autograd.grad(loss, theta)[0]
         return gradient
 
-    def replay(self, theta, v, synset, learned, index, seed):
-        """v·g, its gradient by θ, and those by what the set has `learned`; g as in step_gradient."""
+    def replay(self, theta, v, synset, learned, index, seed, onwards):
+        """v·g, its gradient by θ (nothing where it does not go `onwards`), and those by what the set has `learned`; g as in step_gradient."""
         theta, product, by_theta = theta.detach().requires_grad_(), 0, torch.zeros_like(theta)
         with random_stream(seed):
             videos, labels = synset(index)
@@ -101,7 +103,8 @@ class TrajectoryMatching(nn.Module):
             by_videos = torch.zeros_like(leaf)
             for loss in self.losses(theta, leaf, labels):
                 gradient, = torch.autograd.grad(loss, theta, create_graph=True)
-                for total, piece in zip((by_theta, by_videos), torch.autograd.grad(gradient, (theta, leaf), v)):
+                wanted = (leaf, theta) if onwards else (leaf,)             # at θ_0 a third of the work is saved
+                for total, piece in zip((by_videos, by_theta), torch.autograd.grad(gradient, wanted, v)):
                     total += piece
                 product = product + v @ gradient.detach()
         return product, by_theta, torch.autograd.grad(videos, learned, by_videos)
@@ -116,14 +119,16 @@ class TrajectoryMatching(nn.Module):
 
 def prepare(args):
     """Files besides the clips that the matching reads: the buffer's."""
-    if args.train_lr and args.lr_teacher < LEAST_STEP_SIZE:
+    if args.lr_teacher < LEAST_STEP_SIZE:
         raise ValueError(f"--lr_teacher {args.lr_teacher:g} must be at least {LEAST_STEP_SIZE}, below which the step size never falls")
     same = "frames", "size", "stride", "train_clips", "data_path", "list_path", "frames_path"
     if not args.buffer_path:
         args.buffer_path = options.find_run(args, "buffer", same, "buffer of experts", ["bash", "sh/baseline/buffer.sh", "GPU", args.dataset],
                                             "--buffer_path")
     elif (args.buffer_path / "config.json").exists() and (other := options.differing(args, args.buffer_path, ("frames", "size"))):
-        raise ValueError(f"the experts in {args.buffer_path} were trained on other data: {', '.join(other)} differs")
+        raise ValueError(f"the experts in {args.buffer_path} were trained on other data: another {' and '.join(other)}")
+    elif (args.buffer_path / "config.json").exists() and not (args.buffer_path / "result.json").exists():
+        raise ValueError(f"the experts in {args.buffer_path} are not finished: let buffer.py end first")
     return buffer_files(args.buffer_path)
 
 

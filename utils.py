@@ -10,6 +10,7 @@ import math
 import os
 import pathlib
 import resource
+import shutil
 import subprocess
 import sys
 import time
@@ -72,6 +73,13 @@ def load(path, on_disk=False):
         return torch.load(path, map_location="cpu", weights_only=True, mmap=on_disk and zipfile.is_zipfile(path))
     except Exception as error:
         raise ValueError(f"{path} cannot be read as a file of tensors ({type(error).__name__})") from error
+
+
+def check_space(folder, size, what, remedy):
+    """ValueError when the disk of `folder` has less than `size` bytes free."""
+    free = shutil.disk_usage(folder).free
+    if size > free:
+        raise ValueError(f"{folder} has {free / 1e9:.1f} GB free and {what} needs {size / 1e9:.1f} GB: {remedy}")
 
 
 def save_json(content, path):
@@ -168,7 +176,7 @@ class Run:
     those named in `without_effect` (paths, device, logging) do not choose the folder.
     """
 
-    COUNTERS = ("iteration", "seconds", "steps", "refused", "loss", "evaluated", "best", "result")
+    COUNTERS = ("iteration", "seconds", "steps", "refused", "logged", "loss", "evaluated", "best", "result")
 
     def __init__(self, settings, save_path, name, without_effect=(), wandb_mode="disabled", checkpoint_seconds=60):
         chosen = {key: value for key, value in sorted(settings.items()) if key not in without_effect}
@@ -179,7 +187,7 @@ class Run:
         for leftover in self.folder.glob(".*.tmp"):  # of a write that was killed
             leftover.unlink()
         self.metrics, self.wandb = self.folder / "metrics.jsonl", None
-        self.iteration, self.seconds, self.steps, self.refused, self.loss = 0, 0.0, 0, 0, None
+        self.iteration, self.seconds, self.steps, self.refused, self.logged, self.loss = 0, 0.0, 0, 0, 0, None
         self.evaluated, self.best, self.result = None, None, None  # iteration of the last evaluation, the best one, the last one
         self.checkpoint_seconds, self.saved_at = checkpoint_seconds, time.monotonic()
         self.stateful = {}
@@ -218,8 +226,9 @@ class Run:
         """One line of metrics.jsonl, and the same to wandb."""
         line = {"iteration": self.iteration, **values}
         append(self.metrics, json.dumps(line))
+        self.logged += 1
         if self.wandb:
-            self.wandb.log(line)
+            self.wandb.log(line, step=self.logged)  # wandb drops a number that it has seen: what is computed again after a kill
 
     def resume(self, **stateful):
         """Take up the checkpoint, if there is one; `stateful` are the things with a state_dict that make up the run's state."""

@@ -10,7 +10,6 @@ import hashlib
 import json
 import os
 import pathlib
-import shutil
 import time
 import warnings
 
@@ -21,7 +20,7 @@ from PIL import Image, ImageOps
 
 from distill_utils.datasets import (DATA_PATH, clip_frames, clip_positions, find_dataset, find_folders, frame_names,
                                     read_videos)
-from utils import progress, save_json
+from utils import check_space, progress, save_json
 
 MEAN = torch.tensor((0.485, 0.456, 0.406)).view(3, 1, 1)
 STD = torch.tensor((0.229, 0.224, 0.225)).view(3, 1, 1)
@@ -217,7 +216,7 @@ def build_pack(path, shape, frames):
     temporary, start, size = path.with_suffix(".tmp"), time.monotonic(), int(np.prod(shape))
     try:
         with open(temporary, "wb") as file:  # empties what a killed build left
-            check_space(path.parent, size)
+            check_space(path.parent, size, "the pack", "give another --pack_path, or --no_pack")
             np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
             file.flush()
             write_clips(file.fileno(), file.tell(), frames, shape[0], path.stem)
@@ -248,10 +247,3 @@ def write_clips(file, offset, frames, clips, name, batch=1024):
         for start in range(0, len(frames.folders), batch):
             for _ in pool.map(write, range(start, min(start + batch, len(frames.folders)))):
                 bar.update(per_video)
-
-
-def check_space(folder, size):
-    free = shutil.disk_usage(folder).free
-    if size > free:
-        raise ValueError(f"{folder} has {free / 1e9:.1f} GB free and the pack needs {size / 1e9:.1f} GB: "
-                         "give another --pack_path, or --no_pack")

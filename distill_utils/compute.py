@@ -39,13 +39,19 @@ class KnownGradient(torch.autograd.Function):
 
 
 class DiskStack:
-    """Vectors of one length, appended and popped like a list's, in a temporary file: the process's memory does not grow with their number."""
+    """Vectors of one length, appended and popped like a list's, in a temporary file: the process's memory does not grow with their number.
+
+    The file stays for the next ones: writing over it costs a thirtieth of writing anew.
+    """
 
     def __init__(self):
         self.file, self.length = tempfile.TemporaryFile(), 0
 
-    def __len__(self):
-        return self.length
+    def __deepcopy__(self, memo):
+        return DiskStack()  # a copy of what uses it has a file of its own
+
+    def clear(self):
+        self.length = 0
 
     def append(self, vector):
         self.file.seek(self.length * vector.nbytes)

@@ -34,7 +34,7 @@ def add_run_options(parser):
                        help="number format of convolutions; sums, means and updates are float32 in both (%(default)s)")
     group.add_argument("--seed", default=0, type=count, help="of everything random (%(default)s)")
     group.add_argument("--checkpoint_seconds", default=60, type=rate, metavar="S",
-                       help="a kill loses at most about so much work between evaluations (%(default)s)")
+                       help="a kill loses at most about so much work between evaluations; of experts, the one in the making (%(default)s)")
     group.add_argument("--wandb", default=os.environ.get("WANDB_MODE") or "offline", choices=WANDB_MODES,
                        help="weights & biases (WANDB_MODE, else offline)")
 
@@ -133,7 +133,10 @@ def digest(contents):
 
 
 def list_digest(args):
-    return digest([list_videos(args)[0].to_csv(index=False).encode()])
+    """Of the labels, splits and folders of the list, wherever the folders lie."""
+    videos, _ = list_videos(args)
+    above = os.path.commonprefix([videos.folder.min(), videos.folder.max()]).rpartition("/")[0]
+    return digest([videos.assign(folder=videos.folder.str.removeprefix(above)).to_csv(index=False).encode()])
 
 
 def tail(path, size=2 ** 20):
@@ -159,13 +162,13 @@ def find_run(args, name, same, wanted, launcher, flag):
 
 
 def differing(args, folder, same):
-    """Which of the settings `same`, or "list_digest", are not those that the run in `folder` was made with; None stands for the data set's own."""
+    """Which of the settings `same`, or "list", are not those that the run in `folder` was made with; None stands for the data set's own."""
     made, row = read_config(folder / "config.json")["settings"], DATASETS[args.dataset]
     mine, own = vars(args) | {"list_digest": list_digest(args)}, {"frames": row.T, "size": row.size, "stride": row.stride}
 
     def value(settings, key):
         return own.get(key) if settings.get(key) is None else as_setting(settings[key])
-    return [key for key in (*same, "list_digest") if value(mine, key) != value(made, key)]
+    return [key.removesuffix("_digest") for key in (*same, "list_digest") if value(mine, key) != value(made, key)]
 
 
 def list_videos(args):

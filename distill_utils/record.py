@@ -6,7 +6,7 @@ from utils import peak_memory, save
 
 def record(run, synset, clips, result, matching=None):
     """Log the evaluation `result` of the run's iteration and write the set as it is now, with what the matching learned beside it."""
-    learned = {name: parameter.item() for name, parameter in matching.named_parameters()} if matching else {}
+    learned = {"step_size": matching.eval_lr()} if matching and list(matching.parameters()) else {}
     headline = DATASETS[clips.dataset].headline
     best = run.keep_best(result[headline], std=result[f"{headline}_std"])
     run.evaluated = run.iteration

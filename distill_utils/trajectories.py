@@ -2,7 +2,6 @@
 the order of `net.parameters()`, as mtt-distillation writes them (METHOD 5).
 """
 import re
-import shutil
 
 import torch
 
@@ -19,11 +18,12 @@ def expert_bytes(net, epochs, dtype):
     return (epochs + 1) * sum(parameter.numel() for parameter in net.parameters()) * dtype.itemsize
 
 
-def check_space(folder, size):
-    free = shutil.disk_usage(folder).free
-    if size > free:
-        raise ValueError(f"{folder} has {free / 1e9:.1f} GB free and the experts need {size / 1e9:.1f} GB: give another --save_path, "
-                         "fewer --num_experts or --train_epochs, or --buffer_dtype bfloat16")
+def check_epoch(before, after):
+    """ValueError for two snapshots between which nothing can be matched."""
+    if not finite(after):
+        raise ValueError("an expert's weights are not finite after an epoch: lower --lr_teacher")
+    if all(torch.equal(*pair) for pair in zip(before, after)):
+        raise ValueError("an epoch left an expert's snapshot as it was: raise --lr_teacher, or give --buffer_dtype float32")
 
 
 def buffer_files(folder):

@@ -324,7 +324,7 @@ def test_split_without_videos(tiny, load):
 
 def test_full_disk(load, tmp_path, monkeypatch):
     with monkeypatch.context() as patched:
-        patched.setattr(clips_module.shutil, "disk_usage", lambda folder: shutil._ntuple_diskusage(10, 10, 0))
+        patched.setattr(shutil, "disk_usage", lambda folder: shutil._ntuple_diskusage(10, 10, 0))
         with pytest.raises(ValueError, match="0.0 GB free and the pack needs .*--pack_path, or --no_pack"):
             load()
     with monkeypatch.context() as patched:

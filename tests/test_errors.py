@@ -256,7 +256,8 @@ def test_experts_that_do_not_fit(stopped, buffer, tmp_path):
 
 
 def test_a_step_size_below_its_least(refused, buffer):
-    assert refused("MTT", "--buffer_path", buffer, "--lr_teacher", 1e-4).startswith("--lr_teacher 0.0001 must be at least 0.001")
+    for flags in (), ("--no-train_lr",):
+        assert refused("MTT", "--buffer_path", buffer, "--lr_teacher", 1e-4, *flags).startswith("--lr_teacher 0.0001 must be at least 0.001")
 
 
 # ---------------------------------------------------------------- data

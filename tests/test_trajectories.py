@@ -14,7 +14,7 @@ import networks
 from distill_MTT import LEAST_STEP_SIZE, TrajectoryMatching
 from distill_utils.last_good import LastGood
 from distill_utils.synset import PixelSet, StaticDynamicSet
-from distill_utils.trajectories import Experts, buffer_files, snapshot
+from distill_utils.trajectories import Experts, buffer_files, check_epoch, snapshot
 from networks import FlatNetwork, Hallucinator
 from utils import load, random_stream, run_script, save, stream_seed
 
@@ -478,11 +478,24 @@ def test_a_disk_that_is_too_small_is_refused_before_training(train_experts, monk
     with pytest.raises(SystemExit) as stop:
         train_experts()
     assert stop.value.code == 2
-    assert "has 0.1 GB free and the experts need 0.1 GB: give another --save_path" in capfd.readouterr().err
+    assert "has 0.1 GB free and a buffer needs 0.1 GB: give another --save_path" in capfd.readouterr().err
     assert not list(tmp_path.glob("results/*/*/*.pt"))
 
 
-def test_a_learning_rate_too_high_for_experts(train_experts, capfd):
+@pytest.mark.parametrize("flags, sentence", (
+    (("--lr_teacher", 1e30), "lower --lr_teacher"),
+    (("--lr_teacher", 0), "an epoch left an expert's snapshot as it was: raise --lr_teacher"),
+    (("--lr_teacher", 1e-12, "--buffer_dtype", "bfloat16"), "an epoch left an expert's snapshot as it was: raise --lr_teacher, or give --buffer_dtype"),
+))
+def test_experts_that_matching_could_not_use(train_experts, capfd, tmp_path, flags, sentence):
     with pytest.raises(SystemExit) as stop:
-        train_experts("--lr_teacher", 1e30)
-    assert stop.value.code == 2 and "lower --lr_teacher" in capfd.readouterr().err
+        train_experts(*flags)
+    assert stop.value.code == 2 and sentence in capfd.readouterr().err
+    assert not list(tmp_path.glob("results/*/*/replay_buffer_*"))
+
+
+def test_a_last_step_that_diverges_is_no_snapshot():
+    before, after = [torch.zeros(3)], [torch.tensor([0, float("inf"), 1])]
+    with pytest.raises(ValueError, match="an expert's weights are not finite after an epoch: lower --lr_teacher"):
+        check_epoch(before, after)
+    check_epoch(before, [torch.ones(3)])
