@@ -2,7 +2,7 @@
 # The whole story on a generated toy set, on a CPU, without a download: random selection, DM, static memory alone, static-dynamic DM; then
 # experts, MTT and static-dynamic MTT.
 # Usage: bash sh/quickstart.sh [GPU]
-# About five minutes on two cores after installation. It goes on where it stopped; what is finished is not computed again.
+# About six minutes on two cores after installation. It goes on where it stopped; what is finished is not computed again.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/launch.sh"
 gpu=${1:-cpu}
@@ -35,9 +35,9 @@ bash "$root/sh/s2d/DM.sh" "$gpu" toy 3 $ipc "${flags[@]}" "${all[@]}" "${start[@
 printf '\n== experts: networks trained on the real clips, a snapshot per epoch\n'
 bash "$root/sh/baseline/buffer.sh" "$gpu" toy --save_path "$results" --precision bf16 --num_experts 3 --train_epochs 4 --batch_train 16
 printf '\n== MTT: pixels learned by trajectory matching\n'
-bash "$root/sh/baseline/MTT.sh" "$gpu" toy 10000 $ipc "${flags[@]}" "${few[@]}" --Iteration 20
+bash "$root/sh/baseline/MTT.sh" "$gpu" toy 3000 $ipc "${flags[@]}" "${few[@]}" --Iteration 20
 printf '\n== static-dynamic MTT\n'
-bash "$root/sh/s2d/MTT.sh" "$gpu" toy 10000 $ipc "${flags[@]}" "${few[@]}" "${start[@]}" --Iteration 20
+bash "$root/sh/s2d/MTT.sh" "$gpu" toy 500 $ipc "${flags[@]}" "${few[@]}" "${start[@]}" --Iteration 20 --lr_hal 1e-5
 
 printf '\n== results\n'
 "$(find_python)" -m distill_utils.table "$results"
