@@ -74,7 +74,7 @@ class TrajectoryMatching(nn.Module):
             by_alpha = by_alpha - product
             for gradient, piece in zip(gradients, by_learned):
                 gradient.sub_(piece, alpha=alpha)
-            v = v.sub_(by_theta, alpha=alpha)
+            v.sub_(by_theta, alpha=alpha)
         return KnownGradient.apply(loss, [*gradients, by_alpha], *learned, self.step_size)
 
     def plan(self, videos):
@@ -103,7 +103,7 @@ class TrajectoryMatching(nn.Module):
             by_videos = torch.zeros_like(leaf)
             for loss in self.losses(theta, leaf, labels):
                 gradient, = torch.autograd.grad(loss, theta, create_graph=True)
-                wanted = (leaf, theta) if onwards else (leaf,)             # at θ_0 a third of the work is saved
+                wanted = (leaf, theta) if onwards else (leaf,)             # nothing lies before θ_0
                 for total, piece in zip((by_videos, by_theta), torch.autograd.grad(gradient, wanted, v)):
                     total += piece
                 product = product + v @ gradient.detach()

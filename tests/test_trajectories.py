@@ -365,7 +365,7 @@ class Harmful:
 
 def test_a_pickled_object_is_refused_and_not_run(tmp_path, capsys):
     path = tmp_path / "replay_buffer_0.pt"
-    for write in (lambda: torch.save([[[Harmful()]]], path), lambda: path.write_bytes(pickle.dumps(Harmful())),
+    for write in (lambda: torch.save([[[Harmful()]]], path), lambda: path.write_bytes(pickle.dumps(Harmful(), protocol=2)),
                   lambda: torch.save([[[Harmful()]]], path, _use_new_zipfile_serialization=False), lambda: path.write_bytes(b"")):
         write()
         with pytest.raises(ValueError, match=f"^{path} cannot be read as a file of tensors"):
