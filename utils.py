@@ -353,13 +353,14 @@ def finite(tensors):
     return all(tensor.abs().amax().isfinite() for tensor in tensors)
 
 
-def lock_folder(folder):
-    file = open(folder / "lock", "w")
+def lock_folder(folder, name="lock", what="runs the same settings"):
+    """Refuses a second process; the lock lasts as long as the returned file is open."""
+    file = open(folder / name, "w")
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        raise ValueError(f"another process runs the same settings in {folder}") from None
-    return file  # the lock lasts as long as the file is open, and goes with the process however it ends
+        raise ValueError(f"another process {what} in {folder}") from None
+    return file  # goes with the process however it ends
 
 
 def git_commit():

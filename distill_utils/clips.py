@@ -18,7 +18,7 @@ import pandas as pd
 import torch
 from PIL import Image, ImageOps
 
-from distill_utils.datasets import (DATA_PATH, clip_frames, clip_positions, find_dataset, find_folders, frame_names,
+from distill_utils.datasets import (DATA_PATH, DataSet, clip_frames, clip_positions, find_dataset, find_folders, frame_names,
                                     read_videos)
 from utils import check_space, progress, save_json
 
@@ -81,15 +81,60 @@ class Clips:
         return shuffled_in_class[self.rank_in_class < per_class]
 
 
-def load_clips(dataset, *, split, data_path=None, list_path=None, frames_path=None, T=None, size=None, stride=None,
-               train_clips=1, test_clips=3, seed=0, pack=True, pack_path=None, device="cpu", workers=None):
-    """The clips of a split ("train" or "test") of a data set by its name.
+def load_clips(dataset, *, split, pack=True, pack_path=None, device="cpu", workers=None, **settings):
+    """The clips of a split ("train" or "test") of a data set by its name; `settings` are those of `select`.
 
-    T, size and stride default to the data set's own. With `pack` the clips are decoded once, into a file under
-    `pack_path`, and later calls read no frame folder. ValueError names what is wrong with the list, a folder, a frame
-    or a flag.
+    With `pack` the clips are decoded once, into a file under `pack_path`, and later calls read no frame folder.
+    ValueError names what is wrong with the list, a folder, a frame or a flag.
     """
-    check_positive(frames=T, size=size, stride=stride, train_clips=train_clips, test_clips=test_clips, workers=workers)
+    check_positive(workers=workers)
+    selection = select(dataset, split=split, **settings)
+    device, row = torch.device(device), selection.row
+    take = resident = None
+    if pack:
+        packed = open_pack(selection.pack(pack_path), selection.shape, lambda: FrameFolders(selection, workers))
+        if device.type == "cuda" and packed.numel() <= torch.cuda.mem_get_info(device)[0] // 2:
+            resident = packed.to(device)
+        else:
+            def take(index, batch):
+                torch.index_select(packed, 0, index, out=batch)
+    else:
+        take = FrameFolders(selection, workers).take
+    codes = pd.Categorical(selection.videos.label, categories=selection.class_names).codes
+    labels, clips = torch.from_numpy(codes.astype(np.int64)), selection.positions.shape[1]
+    return Clips(take, resident, labels.repeat_interleave(clips), torch.arange(len(labels)).repeat_interleave(clips),
+                 selection.class_names, dataset, row.T, row.size, device)
+
+
+@dataclasses.dataclass(frozen=True)
+class Selection:
+    """What the clips of a split are, before any frame is read. positions: (videos, clips), where each starts in its video."""
+    row: DataSet
+    split: str
+    videos: pd.DataFrame
+    class_names: list
+    positions: np.ndarray
+    seed: int
+
+    @property
+    def shape(self):
+        return self.positions.size, self.row.T, 3, self.row.size, self.row.size
+
+    def pack(self, folder=None):
+        """Path of the pack, whether it is built or not."""
+        row = self.row
+        seed = self.seed if self.split == "train" and row.rule == "stride" else None  # no other clips depend on it
+        content = [PACK_FORMAT, row.T, row.size, row.stride, row.rule, self.positions.shape[1], seed, self.class_names,
+                   self.videos.folder.tolist(), self.videos.label.tolist()]
+        key = hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
+        folder = pathlib.Path(folder or DATA_PATH / "packs").absolute()
+        return folder / f"{row.name}_{self.split}_T{row.T}_{row.size}px_{key}.npy"
+
+
+def select(dataset, *, split, data_path=None, list_path=None, frames_path=None, T=None, size=None, stride=None,
+           train_clips=1, test_clips=3, seed=0):
+    """The Selection of a data set by its name; T, size and stride default to the data set's own."""
+    check_positive(frames=T, size=size, stride=stride, train_clips=train_clips, test_clips=test_clips)
     if seed < 0:
         raise ValueError(f"--seed {seed} must be at least 0")
     row = find_dataset(dataset)
@@ -100,30 +145,8 @@ def load_clips(dataset, *, split, data_path=None, list_path=None, frames_path=No
     videos = videos[videos.split == split]
     if videos.empty:
         raise ValueError(f"the list of {dataset} has no {split} videos: give another one by --list_path")
-
     clips = 1 if row.rule == "all" else train_clips if split == "train" else test_clips
-    positions = clip_positions(split, len(videos), clips, seed)
-    labels = torch.from_numpy(pd.Categorical(videos.label, categories=class_names).codes.astype(np.int64))
-    device, shape = torch.device(device), (len(videos) * clips, row.T, 3, row.size, row.size)
-
-    def open_frames():
-        return FrameFolders(find_folders(videos.folder.tolist(), row.elsewhere), positions, row, workers)
-
-    take = resident = None
-    if pack:
-        seed = seed if split == "train" and row.rule == "stride" else None  # no other clips depend on it
-        key = pack_key(videos, class_names, row, clips, seed)
-        name = f"{dataset}_{split}_T{row.T}_{row.size}px_{key}.npy"
-        packed = open_pack(pathlib.Path(pack_path or DATA_PATH / "packs").absolute() / name, shape, open_frames)
-        if device.type == "cuda" and packed.numel() <= torch.cuda.mem_get_info(device)[0] // 2:
-            resident = packed.to(device)
-        else:
-            def take(index, batch):
-                torch.index_select(packed, 0, index, out=batch)
-    else:
-        take = open_frames().take
-    return Clips(take, resident, labels.repeat_interleave(clips), torch.arange(len(videos)).repeat_interleave(clips),
-                 class_names, dataset, row.T, row.size, device)
+    return Selection(row, split, videos, class_names, clip_positions(split, len(videos), clips, seed), seed)
 
 
 def check_positive(**flags):
@@ -135,16 +158,17 @@ def check_positive(**flags):
 # ---------------------------------------------------------------- frames
 
 class FrameFolders:
-    """Decodes clips from their frame folders. positions: (videos, clips), where each clip starts in its video."""
+    """Decodes the clips of a Selection from their frame folders."""
 
-    def __init__(self, folders, positions, row, workers):
-        self.folders, self.positions, self.row = folders, positions, row
+    def __init__(self, selection, workers):
+        self.positions, self.row = selection.positions, selection.row
+        self.folders = folders = find_folders(selection.videos.folder.tolist(), self.row.elsewhere)
         self.workers = workers or len(os.sched_getaffinity(0))
         self.pool = concurrent.futures.ThreadPoolExecutor(self.workers)  # PIL decodes without the GIL
         lengths = self.pool.map(lambda folder: len(frame_names(folder)), folders)
-        self.stretched = sum(length < row.T for length in lengths)
+        self.stretched = sum(length < self.row.T for length in lengths)
         if self.stretched:
-            print(f"{self.stretched} of {len(folders)} videos have fewer than {row.T} frames and are stretched")
+            print(f"{self.stretched} of {len(folders)} videos have fewer than {self.row.T} frames and are stretched")
 
     def decode(self, video, clips=slice(None)):
         """All clips of a video, or some of them: uint8 (n, T, 3, H, W). A frame of several clips is decoded once."""
@@ -174,12 +198,6 @@ def read_frame(path, size):
 
 
 # ---------------------------------------------------------------- the pack
-
-def pack_key(videos, class_names, row, clips, seed):
-    content = [PACK_FORMAT, row.T, row.size, row.stride, row.rule, clips, seed, class_names,
-               videos.folder.tolist(), videos.label.tolist()]
-    return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
-
 
 def open_pack(path, shape, open_frames):
     """The pack at `path` as a uint8 tensor on the memory map; built first, from open_frames(), when it is not there."""

@@ -39,9 +39,10 @@ def add_run_options(parser):
                        help="weights & biases (WANDB_MODE, else offline)")
 
 
-def add_data_options(parser):
+def add_data_options(parser, dataset=True):
     group = parser.add_argument_group("data")
-    group.add_argument("--dataset", required=True, help=f"one of {', '.join(DATASETS)}")
+    if dataset:
+        group.add_argument("--dataset", required=True, help=f"one of {', '.join(DATASETS)}")
     group.add_argument("--data_path", type=pathlib.Path, help="folder of the data sets (distill_utils/data); for custom the data set's own folder")
     group.add_argument("--list_path", type=pathlib.Path, help="custom: the folder_name,label,split csv, where the folder has several")
     group.add_argument("--frames_path", type=pathlib.Path, help="custom: the folder of frame folders, where there are several")
@@ -191,11 +192,15 @@ def check(args, per_class=1):
 
 
 def load_data(args, split, **other):
-    """The training or test Clips that the flags describe; `other` replaces flags, as frames=1 for static learning."""
-    values = dict(data_path=args.data_path, list_path=args.list_path, frames_path=args.frames_path, T=args.frames, size=args.size,
-                  stride=args.stride, train_clips=args.train_clips, test_clips=args.test_clips, seed=args.seed,
-                  pack=args.pack, pack_path=args.pack_path, device=args.device, workers=args.workers)
-    return load_clips(args.dataset, split=split, **(values | other))
+    """The training or test Clips that the flags describe; `other` replaces flags, as T=1 for static learning."""
+    values = dict(pack=args.pack, pack_path=args.pack_path, device=args.device, workers=args.workers)
+    return load_clips(args.dataset, split=split, **(values | selection_values(args) | other))
+
+
+def selection_values(args):
+    """The named values of `select` that the flags give."""
+    return dict(data_path=args.data_path, list_path=args.list_path, frames_path=args.frames_path, T=args.frames, size=args.size,
+                stride=args.stride, train_clips=args.train_clips, test_clips=args.test_clips, seed=args.seed)
 
 
 def evaluation_values(args, lr=None):

@@ -1,0 +1,173 @@
+"""Videos to frame folders: any file that FFmpeg reads, by way of PyAV.
+
+Files are untrusted: only containers of video files are opened, no playlist or URL that names other files, and a file whose
+end is missing is refused, which FFmpeg by itself passes over in Matroska and AVI.
+"""
+import dataclasses
+import io
+import logging
+import os
+import pathlib
+import shutil
+
+import av
+import numpy as np
+from av.video.reformatter import VideoReformatter
+from PIL import Image
+
+from distill_utils.datasets import clip_frames
+
+CONTAINERS = {"format_whitelist": "avi,mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,mpeg,mpegts,flv,asf,ogg", "protocol_whitelist": "file"}
+MOST_PIXELS = 100_000_000  # of a frame: about 12K; decoders keep sixteen and more of them
+LEAST = 0.9  # share of the frames that a header promises: encoders' own counts are off by a few
+
+av.logging.set_level(av.logging.ERROR)  # so that errors carry FFmpeg's reason
+logging.getLogger("libav").setLevel(logging.CRITICAL + 1)  # and it is not printed as well
+
+
+class Broken(ValueError):
+    """A video that cannot be decoded to its end; the message is the reason."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Picture:
+    """How a frame is stored. resize: (width, height), whatever the video's, or the pixels of the shorter side; crop: the middle square."""
+    resize: tuple | int
+    crop: int | None = None
+    quality: int = 95  # of the JPEG
+
+    def __post_init__(self):
+        sides = (self.resize,) if isinstance(self.resize, int) else self.resize
+        if min(sides) < (self.crop or 1):
+            raise ValueError(f"--crop {self.crop} does not fit into frames resized to {'x'.join(map(str, sides))}")
+
+    def scaled(self, width, height):
+        """The (width, height) that frames of this size on the screen are resized to."""
+        if not isinstance(self.resize, int):
+            return self.resize
+        factor = self.resize / min(width, height)
+        return max(self.resize, round(width * factor)), max(self.resize, round(height * factor))
+
+    def cropped(self, pixels):
+        """The middle square of (H, W, 3)."""
+        if self.crop is None:
+            return pixels
+        top, left = (pixels.shape[0] - self.crop) // 2, (pixels.shape[1] - self.crop) // 2
+        return pixels[top:top + self.crop, left:left + self.crop]
+
+    def jpeg(self, pixels):
+        """The file of uint8 RGB (H, W, 3), as bytes."""
+        file = io.BytesIO()
+        Image.fromarray(np.ascontiguousarray(self.cropped(pixels))).save(file, "JPEG", quality=self.quality)
+        return file.getvalue()
+
+
+def extract(path, folder, picture, T=None):
+    """Write a video's frames, or T evenly spaced ones (all of a video that has fewer), as frame000001.jpg … of a new folder.
+
+    Returns (frames written, frames of the video). Broken says why a video cannot be decoded; an OSError is that of writing.
+    """
+    length = None if T is None else count_packets(path)
+    while True:
+        shutil.rmtree(folder, ignore_errors=True)
+        os.makedirs(folder)
+        wanted = None if T is None else set(clip_frames(length, T, 1, "all", [0])[0].tolist())
+        written, number = 0, -1
+        for number, pixels in enumerate(frames(path, picture, wanted)):
+            if pixels is not None:
+                written += 1
+                pathlib.Path(folder, f"frame{written:06d}.jpg").write_bytes(picture.jpeg(pixels))
+        if T is None or number + 1 == length:
+            return written, number + 1
+        length = number + 1  # packets are not always frames: now it is known
+
+
+def frames(path, picture, wanted=None):
+    """Yield the frames in the order of showing, upright and resized, uint8 RGB (H, W, 3); None for one whose number is not `wanted`."""
+    reformatter = VideoReformatter()  # one for all: it keeps its tables
+    for number, (frame, aspect) in enumerate(decoded(path)):
+        if wanted is not None and number not in wanted:
+            yield None
+            continue
+        quarters = round(frame.rotation / 90) % 4  # counter-clockwise, to bring it upright
+        width, height = round(frame.width * aspect), frame.height
+        width, height = picture.scaled(*((height, width) if quarters % 2 else (width, height)))
+        if quarters % 2:
+            width, height = height, width
+        small = reformatter.reformat(frame, width, height, "rgb24", interpolation="BICUBIC", threads=1)
+        yield np.rot90(small.to_ndarray(), quarters)
+
+
+def decoded(path):
+    """Yield (frame, aspect of its pixels), PyAV's; Broken where that ends early."""
+    with opened(path) as (container, stream):
+        packets, number, end, aspect = 0, 0, 0, float(stream.sample_aspect_ratio or 1)
+        for packet in container.demux():
+            if packet.pts is not None:
+                end = max(end, float((packet.pts + (packet.duration or 0)) * packet.time_base))
+            if packet.stream is stream:
+                packets += packet.size > 0
+                try:
+                    shown = packet.decode()
+                except av.FFmpegError as error:
+                    raise Broken(f"{reason(error)} after {number} frames") from error
+                for frame in shown:
+                    number += 1
+                    yield frame, aspect
+        if not number:
+            raise Broken("holds no frames")
+        if packets < LEAST * stream.frames:
+            raise Broken(f"ends after {packets} of {stream.frames} frames")
+        seconds, start = (container.duration or 0) / av.time_base, (container.start_time or 0) / av.time_base
+        if not stream.frames and end - start < LEAST * seconds:  # Matroska counts seconds only
+            raise Broken(f"ends after {end - start:.1f} of {seconds:.1f} seconds")
+
+
+def count_packets(path):
+    """About the number of frames, without decoding any; at least 1."""
+    with opened(path) as (container, stream):
+        return max(1, sum(packet.size > 0 and not packet.is_discard for packet in container.demux(stream)))
+
+
+class opened:
+    """A video file as (container, video stream); all that FFmpeg refuses within is Broken."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __enter__(self):
+        try:
+            if not os.path.getsize(self.path):
+                raise Broken("is empty")
+            self.container = av.open(os.fspath(self.path), container_options=CONTAINERS)
+        except (av.FFmpegError, OSError) as error:
+            raise Broken(reason(error)) from error
+        try:
+            return self.container, video_stream(self.container)
+        except BaseException:
+            self.container.close()
+            raise
+
+    def __exit__(self, kind, error, trace):
+        self.container.close()
+        if isinstance(error, (av.FFmpegError, MemoryError)):
+            raise Broken(reason(error)) from error
+
+
+def video_stream(container):
+    streams = [stream for stream in container.streams.video if not stream.disposition & av.stream.Disposition.attached_pic]
+    if not streams:
+        raise Broken("has no video stream")
+    stream = streams[0]
+    if stream.codec_context is None:
+        raise Broken("has a video stream of an unknown codec")
+    if not 0 < stream.width * stream.height <= MOST_PIXELS:
+        raise Broken(f"has frames of {stream.width}×{stream.height} pixels (1 to {MOST_PIXELS:,} in all can be decoded)")
+    stream.codec_context.thread_count = 1  # the cores take a video each
+    return stream
+
+
+def reason(error):
+    text = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    log = getattr(error, "log", None)
+    return " ".join(f"{text} ({log[2].strip()})".split()) if log else text

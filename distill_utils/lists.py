@@ -1,0 +1,226 @@
+"""Which videos a data set has: the lists that it officially ships, or the folders of one's own; and our lists of what was prepared.
+
+A table of videos has the columns video (its name in the official list), folder (of its frames, below the frames' directory), label and
+split ("train" or "test").
+"""
+import collections
+import json
+import os
+import pathlib
+import re
+
+import numpy as np
+import pandas as pd
+
+from distill_utils.datasets import LIST_COLUMNS, check_together, checked, read_json, read_kinetics, read_table
+from utils import atomic_write, save_json
+
+SUFFIXES = (".avi", ".mp4", ".m4v", ".mov", ".mkv", ".webm", ".mpg", ".mpeg", ".wmv", ".flv", ".3gp", ".ogv", ".ts")  # of videos
+KINETICS_COLUMNS = ["label", "youtube_id", "time_start", "time_end", "split"]
+MINI_UCF101 = (  # the 50 classes
+    "ApplyEyeMakeup", "BalanceBeam", "BandMarching", "BaseballPitch", "Basketball", "BasketballDunk", "Biking", "Billiards",
+    "BlowingCandles", "Bowling", "BreastStroke", "CleanAndJerk", "CliffDiving", "CricketShot", "Diving", "FloorGymnastics",
+    "FrisbeeCatch", "GolfSwing", "HammerThrow", "HighJump", "HorseRace", "HorseRiding", "HulaHoop", "IceDancing", "JumpingJack",
+    "Knitting", "MilitaryParade", "Mixing", "ParallelBars", "PlayingPiano", "PlayingViolin", "PoleVault", "PommelHorse", "Punch",
+    "Rafting", "Rowing", "SkateBoarding", "Skiing", "Skijet", "SkyDiving", "SoccerPenalty", "StillRings", "SumoWrestling",
+    "Surfing", "Swing", "TennisSwing", "TrampolineJumping", "UnevenBars", "VolleyballSpiking", "WritingOnBoard")
+
+
+# ---------------------------------------------------------------- official lists: folder -> {name of our list: its videos}
+
+def ucf101(lists, name="ucf101_splits{}.csv", classes=None):
+    """trainlist0N.txt, testlist0N.txt, classInd.txt; `classes` are those to keep."""
+    known = [line.split()[-1] for line in read_lines(find(lists, "classInd.txt"))]
+    ours = {}
+    for number in (1, 2, 3):
+        if number > 1 and not find(lists, f"trainlist0{number}.txt", needed=False):
+            continue
+        parts = []
+        for split in ("train", "test"):
+            path = find(lists, f"{split}list0{number}.txt")
+            names = [re.fullmatch(r"(.+?)(\s+\d+)?", line)[1] for line in read_lines(path)]  # the training list gives the class's number, too
+            parts.append(table([(name, name.partition("/")[0], split) for name in names], path))
+        videos = together(parts, f"{path.parent}, split {number}")
+        unknown = videos.label[~videos.label.isin(known)]
+        if len(unknown):
+            raise ValueError(f"{path.parent}: classInd.txt does not name the class {unknown.iloc[0]!r} of split {number}")
+        ours[name.format(number)] = videos if classes is None else videos[videos.label.isin(classes)]
+    return ours
+
+
+def mini_ucf101(lists):
+    ours = ucf101(lists, "ucf50_splits{}.csv", MINI_UCF101)
+    for name, videos in ours.items():
+        if videos.empty:
+            raise ValueError(f"{lists}: none of miniUCF101's 50 classes is in the lists for {name}")
+    return ours
+
+
+def hmdb51(lists, all_train=False):
+    """<class>_test_split<N>.txt: 1 trains, 2 tests, 0 does neither, or trains with `all_train`."""
+    splits = {"1": "train", "2": "test", **({"0": "train"} if all_train else {})}
+    ours = {}
+    for number, name in ((1, "hmdb51_splits.csv"), (2, "hmdb51_splits2.csv"), (3, "hmdb51_splits3.csv")):
+        paths = sorted(pathlib.Path(lists).rglob(f"*_test_split{number}.txt"))
+        if number == 1 and not paths:
+            raise ValueError(f"{lists} holds no <class>_test_split1.txt: give HMDB51's lists by --lists")
+        parts = []
+        for path in paths:
+            rows = []
+            for line in read_lines(path):
+                video, _, use = line.rpartition(" ")
+                if use not in ("0", "1", "2"):
+                    raise ValueError(f"{path}: the line {line!r} does not end in 0, 1 or 2")
+                if use in splits:
+                    rows.append((video.rstrip(), path.name.removesuffix(f"_test_split{number}.txt"), splits[use]))
+            parts.append(table(rows, path))
+        if parts:
+            ours[name] = together(parts, f"{lists}, split {number}")
+    return ours
+
+
+def kinetics(lists):
+    ours = {}
+    for name, names in (("train.csv", ("train.csv",)), ("validate.csv", ("validate.csv", "val.csv"))):
+        path = find(lists, *names)
+        videos, official = checked(read_kinetics(path), path), read_table(path, KINETICS_COLUMNS)
+        ours[name] = videos.assign(video=[os.path.basename(folder) for folder in videos.folder], official_split=official.split,
+                                   **{column: official[column] for column in KINETICS_COLUMNS[1:4]})
+    together(ours.values(), str(path.parent))
+    return ours
+
+
+def ssv2(lists):
+    """something-something-v2-{train,validation,labels}.json, or the newer release's {train,validation,labels}.json."""
+    prefix = "something-something-v2-"
+    classes = read_json(find(lists, f"{prefix}labels.json", "labels.json"))
+    ours = {}
+    for name, split in (("annot_train.json", "train"), ("annot_val.json", "validation")):
+        path = find(lists, f"{prefix}{split}.json", f"{split}.json")
+        try:
+            videos = pd.DataFrame([(str(video["id"]), re.sub(r"[\[\]]", "", video["template"])) for video in read_json(path)],
+                                  columns=["folder", "label"])
+        except (TypeError, KeyError):
+            raise ValueError(f"{path} is not a list of videos with an id and a template") from None
+        unknown = videos.label[~videos.label.isin(list(classes))]
+        if len(unknown):
+            raise ValueError(f"{path} has the class {unknown.iloc[0]!r}, which the labels beside it do not name")
+        ours[name] = checked(videos.assign(split=split, video=videos.folder), path)
+    together(ours.values(), str(path.parent))
+    return ours
+
+
+def table(rows, path):
+    """Checked videos from (name in the official list, label, split)."""
+    videos = checked(pd.DataFrame(rows, columns=["folder", "label", "split"]), path)
+    return videos.assign(video=videos.folder, folder=[pathlib.PurePosixPath(name).stem for name in videos.folder])
+
+
+def together(parts, where):
+    videos = pd.concat(parts, ignore_index=True)
+    check_together(videos, where)
+    return videos
+
+
+def find(lists, *names, needed=True):
+    """The one file of one of these names below the folder `lists`, however deep."""
+    for name in names:
+        paths = sorted(pathlib.Path(lists).rglob(name))
+        if len(paths) > 1:
+            raise ValueError(f"several files are called {name}: name one of their folders by --lists: {', '.join(map(str, paths))}")
+        if paths:
+            return paths[0]
+    if needed:
+        raise ValueError(f"{lists} holds no {' or '.join(names)}: give the folder of the official lists by --lists")
+
+
+def read_lines(path):
+    try:
+        return [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not a text file ({error})") from error
+
+
+# ---------------------------------------------------------------- a folder of one's own
+
+def custom(folder, name, pattern=None, ratio=0.3, seed=0):
+    """A folder per class, of video files at any depth, split by groups: {name: videos}.
+
+    pattern: a regular expression whose first group, or else its whole match, in a file's name names the video's group, so that clips of
+    one person or source stay on one side; without it each video is a group. ratio: the share of test videos of each class, about.
+    """
+    files = [path for path in video_files(folder)]
+    rows = []
+    for path in files:
+        relative = path.relative_to(folder)
+        if len(relative.parts) == 1:
+            raise ValueError(f"{path} is in no class: {folder} should hold a folder per class")
+        rows.append((relative.as_posix(), relative.with_suffix("").as_posix(), relative.parts[0], group(path.name, pattern) or str(relative)))
+    if not rows:
+        raise ValueError(f"{folder} holds no video file ({', '.join(SUFFIXES)}) below a folder per class")
+    videos = pd.DataFrame(rows, columns=["video", "folder", "label", "group"])
+    twice = videos[videos.folder.duplicated(keep=False)].video.tolist()
+    if twice:
+        raise ValueError(f"{twice[0]} and {twice[1]} differ in their suffix only: rename one")
+    test = test_groups(videos, ratio, seed)
+    return {name: videos.assign(split=np.where(videos.group.isin(test), "test", "train"))}
+
+
+def group(name, pattern):
+    if pattern is None:
+        return None
+    found = re.search(pattern, name)
+    if found is None:
+        raise ValueError(f"--groups {pattern} finds no group in the file name {name}")
+    return found[1] if found.re.groups else found[0]
+
+
+def test_groups(videos, ratio, seed):
+    """Groups to test on: in random order, each that brings the classes' test videos nearer to `ratio` and leaves all of its own some training."""
+    members = {name: collections.Counter(labels) for name, labels in videos.groupby("group").label}
+    left = collections.Counter(videos.label)
+    wanting = {label: ratio * count for label, count in left.items()}
+    chosen = set()
+    for name in np.random.default_rng(seed).permutation(sorted(members)):
+        counts = members[name]
+        nearer = sum(abs(wanting[label] - count) - abs(wanting[label]) for label, count in counts.items())
+        if nearer < 0 and all(left[label] > count for label, count in counts.items()):
+            chosen.add(name)
+            left -= counts
+            wanting |= {label: wanting[label] - count for label, count in counts.items()}
+    if ratio and not chosen:
+        raise ValueError("no group of videos can be set apart for testing without leaving a class untrained")
+    return chosen
+
+
+def video_files(folder):
+    """Paths of the files with a video's suffix below `folder`, sorted; links are followed, hidden folders are not."""
+    paths, seen = [], set()
+    for directory, folders, names in os.walk(folder, followlinks=True):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        if (real := os.path.realpath(directory)) in seen:  # a link to a folder above
+            folders.clear()
+            continue
+        seen.add(real)
+        paths += [pathlib.Path(directory, name) for name in sorted(names) if name.lower().endswith(SUFFIXES) and not name.startswith(".")]
+    return paths
+
+
+# ---------------------------------------------------------------- our lists
+
+def write_csv(videos, path):
+    rows = videos.assign(folder_name=videos.folder)[list(LIST_COLUMNS)]
+    with atomic_write(path, "w") as file:
+        rows.to_csv(file, index=False)
+
+
+def write_kinetics(videos, path):
+    with atomic_write(path, "w") as file:
+        videos.assign(split=videos.official_split)[KINETICS_COLUMNS].to_csv(file, index=False)
+
+
+def write_ssv2(videos, path):
+    """The list, and class_list.json beside it: the classes of the training list, which is written first."""
+    save_json([{"id": folder, "class": label} for folder, label in zip(videos.folder, videos.label)], path)
+    if path.name == "annot_train.json":
+        save_json(sorted(videos.label.unique()), path.with_name("class_list.json"))

@@ -1,0 +1,249 @@
+"""Raw videos to frame folders and lists: what the scripts read.
+
+    python -m distill_utils.prepare DATASET --videos DIR [--lists DIR] [--out DIR]
+
+Video files are found by name at any depth of --videos; names and splits come from the official lists (--lists, by default also looked for
+below --videos), for custom from a folder per class. Goes on where it was stopped. broken_videos.txt and short_videos.txt beside
+the lists give each video that is missing, cannot be decoded, or has fewer frames than a clip, with the reason; broken ones are tried
+again by the same command, and are left out of the lists.
+"""
+import argparse
+import dataclasses
+import functools
+import json
+import os
+import pathlib
+import re
+import shutil
+from typing import Callable
+
+import pandas as pd
+
+from distill_utils import lists
+from distill_utils.datasets import DATA_PATH, DATASETS, read_json
+from distill_utils.decode import Broken, Picture, extract
+from distill_utils.options import count, number, positive
+from distill_utils.workers import in_processes
+from utils import atomic_write, lock_folder, progress, run_script, save_json
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    read: Callable | None  # official lists -> {name of our list: its videos}; custom has none
+    write: Callable = lists.write_csv
+    resize: tuple | int = (160, 120)
+    crop: int | None = 112
+    frames: int | None = None  # None: all
+
+
+RECIPES = {
+    "UCF101": Recipe(lists.ucf101),
+    "miniUCF101": Recipe(lists.mini_ucf101),
+    "HMDB51": Recipe(lists.hmdb51),
+    "Kinetics400": Recipe(lists.kinetics, lists.write_kinetics, resize=(64, 64), crop=None, frames=8),
+    "SSv2": Recipe(lists.ssv2, lists.write_ssv2, resize=(64, 64), crop=None, frames=8),
+    "custom": Recipe(None, resize=120),
+}
+
+
+def main(args):
+    recipe, dataset = RECIPES[args.dataset], DATASETS[args.dataset]
+    picture = Picture(args.resize or recipe.resize, recipe.crop if args.crop is None else args.crop or None, args.quality)
+    T = args.frames or recipe.frames
+    for flag, value, only in (("--all_train", args.all_train, "HMDB51"), ("--groups", args.groups, "custom")):
+        if value and args.dataset != only:
+            raise ValueError(f"{flag} is for {only}")
+    if not args.videos.is_dir():
+        raise ValueError(f"--videos {args.videos} is not a directory")
+    root, frames, ours = read_lists(args, recipe, dataset, picture)
+    videos = pd.concat(ours.values()).drop_duplicates("folder")
+
+    root.mkdir(parents=True, exist_ok=True)
+    lock = lock_folder(root, ".prepare.lock", "prepares videos")
+    check_settings(root, frames, {"resize": picture.resize, "crop": picture.crop, "quality": picture.quality, "frames": T})
+    broken, unlisted = prepare(videos, args.videos, frames, root / ".preparing", picture, T, args.workers or len(os.sched_getaffinity(0)))
+    least = min(T or dataset.T, dataset.T)
+    short = find_short(videos, frames, least)
+    report(root / "broken_videos.txt", broken)
+    report(root / "short_videos.txt", short)
+    kept = write_lists(root, ours, broken, dataset, recipe.write)
+    prepared = len(videos) - len(broken)
+    print(f"{len(videos)} videos: {prepared} in {frames} ({len(short)} of fewer than {least} frames: short_videos.txt), "
+          f"{len(broken)} missing or broken: broken_videos.txt" + (f"; {unlisted} more files in {args.videos} are in no list" if unlisted else ""))
+    for name, rows in kept.items():
+        counts = rows.split.value_counts()
+        print(f"{root / name}: {counts.get('train', 0)} training and {counts.get('test', 0)} test videos of {rows.label.nunique()} classes")
+    where = f"custom --data_path {root}" if args.dataset == "custom" else args.dataset + (f" --data_path {args.out}" if args.out else "")
+    print(f"look at it: python -m distill_utils.inspect {where}")
+    lock.close()
+
+
+def read_lists(args, recipe, dataset, picture):
+    """Folder of the data set, its frames' directory, and {name of our list: its videos}."""
+    if args.dataset == "custom":
+        root = (args.out or DATA_PATH / args.videos.resolve().name).absolute()
+        ours = lists.custom(args.videos, f"{root.name}_splits1.csv", args.groups, args.test_ratio, args.seed)
+        return root, root / f"jpegs_{picture.crop or 'frames'}", ours
+    folder = args.lists or args.videos
+    if not folder.is_dir():
+        raise ValueError(f"--lists {folder} is not a directory")
+    root = (args.out or DATA_PATH).absolute() / dataset.root
+    read = functools.partial(recipe.read, all_train=True) if args.all_train else recipe.read
+    return root, root / dataset.frames, read(folder)
+
+
+def check_settings(root, frames, settings):
+    """Frames of other settings, or of another maker, are not mixed with ours."""
+    path, remedy = root / "prepared.json", "give another --out, or delete them"
+    if frames.is_dir() and any(entry.is_dir() and not entry.name.startswith(".") for entry in os.scandir(frames)):
+        if not path.is_file():
+            raise ValueError(f"the folders in {frames} were not made here: {remedy}")
+        if read_json(path) != json.loads(json.dumps(settings)):
+            raise ValueError(f"the frames in {frames} are of other settings, {path.read_text()}: {remedy}")
+    save_json(settings, path)
+
+
+# ---------------------------------------------------------------- videos -> frame folders
+
+def prepare(videos, source, frames, partial, picture, T, workers):
+    """Make the frame folders that are not there yet. Returns {folder: why there is none}, and the number of files in no list."""
+    there = [os.path.isdir(frames / folder) for folder in videos.folder]
+    files = index(source)
+    known = sum(len(files.get(stem(video), ())) for video in videos.video)
+    jobs, broken = [], {}
+    for video, folder in videos.loc[[not done for done in there], ["video", "folder"]].itertuples(index=False):
+        if paths := candidates(files.get(stem(video), ()), video):
+            jobs.append((paths, frames / folder, partial / str(len(jobs)), picture, T))
+        else:
+            broken[folder] = f"no file of this name below {source}"
+    if not sum(there) and not jobs:
+        raise ValueError(f"none of the {len(videos)} videos of the lists is below {source}")
+    shutil.rmtree(partial, ignore_errors=True)  # of a killed process
+    with progress(total=len(videos), initial=sum(there) + len(broken), desc="preparing", unit="video") as bar:
+        for (_, folder, *_), reason in in_processes(make, jobs, workers):
+            if reason is not None:
+                broken[folder.relative_to(frames).as_posix()] = reason
+            bar.update()
+            bar.set_postfix(broken=len(broken), refresh=False)
+    shutil.rmtree(partial, ignore_errors=True)
+    lost = [folder for folder in videos.folder if folder not in broken and not os.path.isdir(frames / folder)]
+    if lost:
+        raise ValueError(f"{lost[0]} and {len(lost) - 1} other folders went away from {frames} meanwhile: run the same command again")
+    return broken, sum(map(len, files.values())) - known
+
+
+def make(job):
+    """The frame folder of one video, from the first of its files that can be decoded: whole or not at all. Returns why there is none."""
+    paths, folder, partial, picture, T = job
+    reasons = []
+    for path in paths:
+        try:
+            extract(path, partial, picture, T)
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            os.rename(partial, folder)
+            return None
+        except Broken as error:
+            reasons.append(f"{path}: {error}")
+    shutil.rmtree(partial, ignore_errors=True)
+    return "; ".join(reasons)
+
+
+def index(source):
+    """{name without suffix: paths} of all video files."""
+    files = {}
+    for path in lists.video_files(source):
+        files.setdefault(path.stem, []).append(path)
+    return files
+
+
+def stem(video):
+    name = os.path.basename(video)
+    return name[:-len(suffix)] if (suffix := os.path.splitext(name)[1]) and suffix.lower() in lists.SUFFIXES else name
+
+
+def candidates(paths, video):
+    """Where several files have the listed name: first the one in the listed folder, last those in a folder of replacements."""
+    def order(path):
+        return not path.as_posix().endswith("/" + video), any("replacement" in part for part in path.parts), path
+    return sorted(paths, key=order)
+
+
+# ---------------------------------------------------------------- what is left to say
+
+def find_short(videos, frames, least):
+    """{folder: its frames} of the videos stored with fewer than `least`, which the loader stretches."""
+    counts = {folder: len(os.listdir(frames / folder)) for folder in videos.folder if os.path.isdir(frames / folder)}
+    return {folder: f"{count} frames, fewer than {least}" for folder, count in counts.items() if count < least}
+
+
+def report(path, reasons):
+    with atomic_write(path, "w") as file:
+        file.writelines(f"{folder}\t{' '.join(str(reason).split())}\n" for folder, reason in sorted(reasons.items()))
+
+
+def write_lists(root, ours, broken, dataset, write):
+    """Our lists of what is there: without the broken videos, and without classes that have no training videos left. Returns them."""
+    kept = {name: videos[~videos.folder.isin(broken)] for name, videos in ours.items()}
+    everything = pd.concat(kept.values())
+    for name, videos in kept.items():
+        together = everything if len(dataset.lists) > 1 else videos  # lists that are read together, or each a split of its own
+        trained = set(together.label[together.split == "train"])
+        if not trained:
+            raise ValueError(f"{root / name}: no training video could be prepared: broken_videos.txt beside it says why")
+        if untrained := set(videos.label) - trained:
+            print(f"{name}: no training video of {len(untrained)} classes is left, of {min(untrained)} for example: "
+                  f"their {videos.label.isin(untrained).sum()} test videos are left out")
+        kept[name] = videos[videos.label.isin(trained)]
+        write(kept[name], root / name)
+    return kept
+
+
+def parser():
+    parser = argparse.ArgumentParser(prog="prepare", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("dataset", choices=RECIPES, metavar="DATASET", help=f"one of {', '.join(RECIPES)}")
+    parser.add_argument("--videos", type=pathlib.Path, required=True, metavar="DIR", help="folder of the video files")
+    parser.add_argument("--lists", type=pathlib.Path, metavar="DIR", help="folder of the official lists (--videos)")
+    parser.add_argument("--out", type=pathlib.Path, metavar="DIR",
+                        help="the scripts' --data_path (distill_utils/data); for custom the data set's own folder (its name in there)")
+    parser.add_argument("--workers", type=positive, help="videos at a time (the number of cores)")
+    group = parser.add_argument_group("frames")
+    group.add_argument("--resize", type=resize, metavar="WxH",
+                       help="pixels, or one number for the shorter side (160x120; Kinetics400, SSv2: 64x64; custom: 120)")
+    group.add_argument("--crop", type=count, metavar="N", help="the middle square of so many pixels, 0: none (112; Kinetics400, SSv2: 0)")
+    group.add_argument("--frames", type=positive, metavar="T", help="evenly spaced frames of a video (all; Kinetics400, SSv2: 8)")
+    group.add_argument("--quality", type=quality, default=95, help="of the JPEGs, 1 to 100 (%(default)s)")
+    group = parser.add_argument_group("splits")
+    group.add_argument("--all_train", action="store_true",
+                       help="HMDB51: every video that is not for testing trains, as in the paper's released list, not 70 a class")
+    group.add_argument("--test_ratio", type=share, default=0.3, help="custom: test videos of each class, about (%(default)s)")
+    group.add_argument("--groups", type=pattern, metavar="REGEX", help="custom: the part of a file's name, or the pattern's first group in it, "
+                       "that names person or source: their videos stay on one side (each video by itself)")
+    group.add_argument("--seed", type=count, default=0, help="custom: of the split (%(default)s)")
+    return parser
+
+
+def resize(text):
+    if not re.fullmatch(r"[1-9]\d{0,4}(x[1-9]\d{0,4})?", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is neither WxH, as 160x120, nor a number of pixels")
+    sides = tuple(map(int, text.split("x")))
+    return sides if len(sides) == 2 else sides[0]
+
+
+def quality(text):
+    return number(text, int, 1, 100, "a whole number from 1 to 100")
+
+
+def share(text):
+    return number(text, float, 0, 0.9, "a number from 0 to 0.9")
+
+
+def pattern(text):
+    try:
+        re.compile(text)
+    except re.error as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is no regular expression ({error})") from None
+    return text
+
+
+if __name__ == "__main__":
+    run_script(main, parser())
