@@ -3,6 +3,7 @@
 Letters: T frames of a clip. Nothing here opens an image; reading a list touches no frame folder.
 """
 import dataclasses
+import functools
 import json
 import os
 import pathlib
@@ -18,6 +19,7 @@ from utils import ROOT
 DATA_PATH = ROOT / "distill_utils" / "data"
 LIST_COLUMNS = ("folder_name", "label", "split")
 SPLITS = {"train": "train", "test": "test", "val": "test", "validate": "test", "validation": "test"}
+CLASS_LIST = "class_list.json"  # of SSv2
 OUTSIDE = r"^/|^\.?$|(?:^|/)\.\.(?:/|$)|\0"  # absolute, empty, or climbing out of the frames' directory
 
 
@@ -48,7 +50,7 @@ def read_kinetics(path):
 
 def read_ssv2(path):
     """annot_<split>.json; class_list.json beside it names the classes."""
-    videos, classes = read_json(path), read_json(path.with_name("class_list.json"))
+    videos, classes = read_json(path), read_json(path.with_name(CLASS_LIST))
     try:
         rows = pd.DataFrame({"folder": [str(video["id"]) for video in videos],
                              "label": [video["class"] for video in videos]})
@@ -56,7 +58,7 @@ def read_ssv2(path):
         raise ValueError(f"{path} is not a list of videos with an id and a class") from None
     unknown = rows.label[~rows.label.isin(list(classes))]
     if len(unknown):
-        raise ValueError(f"{path} has the class {unknown.iloc[0]!r}, which class_list.json beside it does not name")
+        raise ValueError(f"{path} has the class {unknown.iloc[0]!r}, which {CLASS_LIST} beside it does not name")
     return rows.assign(split=path.stem.removeprefix("annot_"))
 
 
@@ -131,6 +133,15 @@ def read_videos(dataset, data_path=None, list_path=None, frames_path=None):
         frames = pathlib.Path(frames_path).absolute()
     else:
         frames = only_directory(root) if dataset.name == "custom" else root / dataset.frames
+    beside = [path.with_name(CLASS_LIST) for path in lists]
+    written = tuple((path.stat().st_mtime_ns, path.stat().st_size) for path in (*lists, *beside) if path.is_file())
+    videos, class_names = read_lists(dataset, tuple(lists), frames, written)
+    return videos.copy(deep=False), list(class_names)
+
+
+@functools.lru_cache(maxsize=1)  # a script asks several times, and a list of 240,000 videos takes a second
+def read_lists(dataset, lists, frames, written):
+    """As read_videos, of these files; `written` tells what stands in them now from what stood there before."""
     videos = pd.concat([checked(dataset.reader(path), path) for path in lists], ignore_index=True)
     class_names = check_together(videos, " and ".join(str(path) for path in lists))
     return videos.assign(folder=f"{frames}/" + videos.folder), class_names

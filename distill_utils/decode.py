@@ -62,6 +62,25 @@ class Picture:
         return file.getvalue()
 
 
+def make_folder(job):
+    """The frame folder of a video, whole or not at all, from the first of its files that can be decoded. Returns why there is none, or None.
+
+    job: (files, folder, a folder of its own to write in, Picture, T), as one value for a process to take.
+    """
+    paths, folder, partial, picture, T = job
+    reasons = []
+    for path in paths:
+        try:
+            extract(path, partial, picture, T)
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            os.rename(partial, folder)
+            return None
+        except Broken as error:
+            reasons.append(f"{path}: {error}")
+    shutil.rmtree(partial, ignore_errors=True)
+    return "; ".join(reasons)
+
+
 def extract(path, folder, picture, T=None):
     """Write a video's frames, or T evenly spaced ones (all of a video that has fewer), as frame000001.jpg … of a new folder.
 
@@ -170,4 +189,6 @@ def video_stream(container):
 def reason(error):
     text = getattr(error, "strerror", None) or str(error) or type(error).__name__
     log = getattr(error, "log", None)
+    if log and "not on whitelist" in log[2]:
+        return "is no container of videos"
     return " ".join(f"{text} ({log[2].strip()})".split()) if log else text

@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 from PIL import Image, ImageDraw
 
-from distill_utils.clips import FrameFolders, select
+from distill_utils.clips import FrameFolders, mapped, select
 from distill_utils.datasets import DATASETS, frame_names, frame_number, neighbour
 from distill_utils.options import add_data_options, count, dataset_label, selection_values
 from distill_utils.pictures import write
@@ -39,8 +39,8 @@ def main(args):
     row, class_names = selections["train"].row, selections["train"].class_names
     videos = pd.concat([selection.videos for selection in selections.values()], ignore_index=True)
     with concurrent.futures.ThreadPoolExecutor(args.workers or len(os.sched_getaffinity(0))) as pool:
-        folders = list(progress(pool.map(lambda folder: look_at(folder, row.elsewhere), videos.folder), total=len(videos),
-                                desc="looking", unit="video"))
+        folders = mapped(pool, lambda folder: look_at(folder, row.elsewhere), videos.folder.tolist())
+        folders = list(progress(folders, total=len(videos), desc="looking", unit="video"))
     found = pd.DataFrame(folders).assign(split=videos.split, label=videos.label, folder=videos.folder)
     good, wrong = found[found.wrong == ""], found[found.wrong != ""]
 

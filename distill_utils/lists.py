@@ -12,7 +12,7 @@ import re
 import numpy as np
 import pandas as pd
 
-from distill_utils.datasets import LIST_COLUMNS, check_together, checked, read_json, read_kinetics, read_table
+from distill_utils.datasets import CLASS_LIST, LIST_COLUMNS, check_together, checked, read_json, read_kinetics, read_table
 from utils import atomic_write, save_json
 
 SUFFIXES = (".avi", ".mp4", ".m4v", ".mov", ".mkv", ".webm", ".mpg", ".mpeg", ".wmv", ".flv", ".3gp", ".ogv", ".ts")  # of videos
@@ -223,4 +223,4 @@ def write_ssv2(videos, path):
     """The list, and class_list.json beside it: the classes of the training list, which is written first."""
     save_json([{"id": folder, "class": label} for folder, label in zip(videos.folder, videos.label)], path)
     if path.name == "annot_train.json":
-        save_json(sorted(videos.label.unique()), path.with_name("class_list.json"))
+        save_json(sorted(videos.label.unique()), path.with_name(CLASS_LIST))

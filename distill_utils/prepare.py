@@ -21,7 +21,7 @@ import pandas as pd
 
 from distill_utils import lists
 from distill_utils.datasets import DATA_PATH, DATASETS, read_json
-from distill_utils.decode import Broken, Picture, extract
+from distill_utils.decode import Picture, make_folder
 from distill_utils.options import count, number, positive
 from distill_utils.workers import in_processes
 from utils import atomic_write, lock_folder, progress, run_script, save_json
@@ -120,7 +120,7 @@ def prepare(videos, source, frames, partial, picture, T, workers):
         raise ValueError(f"none of the {len(videos)} videos of the lists is below {source}")
     shutil.rmtree(partial, ignore_errors=True)  # of a killed process
     with progress(total=len(videos), initial=sum(there) + len(broken), desc="preparing", unit="video") as bar:
-        for (_, folder, *_), reason in in_processes(make, jobs, workers):
+        for (_, folder, *_), reason in in_processes(make_folder, jobs, workers):
             if reason is not None:
                 broken[folder.relative_to(frames).as_posix()] = reason
             bar.update()
@@ -130,22 +130,6 @@ def prepare(videos, source, frames, partial, picture, T, workers):
     if lost:
         raise ValueError(f"{lost[0]} and {len(lost) - 1} other folders went away from {frames} meanwhile: run the same command again")
     return broken, sum(map(len, files.values())) - known
-
-
-def make(job):
-    """The frame folder of one video, from the first of its files that can be decoded: whole or not at all. Returns why there is none."""
-    paths, folder, partial, picture, T = job
-    reasons = []
-    for path in paths:
-        try:
-            extract(path, partial, picture, T)
-            folder.parent.mkdir(parents=True, exist_ok=True)
-            os.rename(partial, folder)
-            return None
-        except Broken as error:
-            reasons.append(f"{path}: {error}")
-    shutil.rmtree(partial, ignore_errors=True)
-    return "; ".join(reasons)
 
 
 def index(source):

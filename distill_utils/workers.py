@@ -17,7 +17,7 @@ def in_processes(function, jobs, workers):
 
     A crash breaks all that are in flight: the first of them is tried by itself, the others again together.
     """
-    jobs, waiting, processes = iter(jobs), collections.deque(), pool(workers)
+    jobs, waiting, processes = iter(jobs), collections.deque(), pool(workers, function)
     try:
         while True:
             waiting += [(job, submit(processes, function, job)) for job in itertools.islice(jobs, 16 * workers - len(waiting))]
@@ -29,16 +29,17 @@ def in_processes(function, jobs, workers):
             except BrokenProcessPool:
                 answer = alone(function, job)
                 processes.shutdown()
-                processes = pool(workers)
+                processes = pool(workers, function)
                 waiting = collections.deque((job, future if answered(future) else submit(processes, function, job)) for job, future in waiting)
             yield job, answer
     finally:
         processes.shutdown(cancel_futures=True)
 
 
-def pool(workers):
-    # forkserver: the children of a process that has imported everything, and no threads.
-    return concurrent.futures.ProcessPoolExecutor(workers, multiprocessing.get_context("forkserver"), initializer=start)
+def pool(workers, function):
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([function.__module__])  # imported once, not in each process
+    return concurrent.futures.ProcessPoolExecutor(workers, context, initializer=start)
 
 
 def start():
@@ -62,7 +63,7 @@ def answered(future):
 
 
 def alone(function, job):
-    with pool(1) as process:
+    with pool(1, function) as process:
         try:
             return process.submit(function, job).result()
         except BrokenProcessPool:

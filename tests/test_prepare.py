@@ -1,0 +1,586 @@
+"""From video files to frame folders and lists: decoding, the official lists, resuming, and what bad files and lists give."""
+import json
+import os
+import pathlib
+import re
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+from videos import CODECS, double, grey, turned, write_video
+
+from distill_utils import decode, inspect, lists, prepare, workers
+from distill_utils.clips import load_clips
+from distill_utils.datasets import clip_frames, frame_names, read_videos
+from distill_utils.decode import Broken, Picture, extract, frames
+from utils import ROOT, run_script
+
+PLAIN = Picture((48, 36))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def imported():
+    """The server that processes are forked from has imported what the first of them asked for: the slow libraries."""
+    list(workers.in_processes(decode.reason, [ValueError("none")], 1))
+
+
+@pytest.fixture
+def command(tmp_path, capfd, monkeypatch):
+    """command(DATASET, *flags) runs prepare with one worker and gives (exit code, what it printed)."""
+    monkeypatch.setattr("sys.argv", ["prepare"])
+
+    def command(dataset, *flags, module=prepare):
+        arguments = [dataset, *map(str, flags)]
+        if module is prepare:
+            arguments += ["--workers", "1"] if "--workers" not in flags else []
+            arguments += ["--out", str(tmp_path / "out")] if "--out" not in flags else []
+        capfd.readouterr()
+        try:
+            run_script(module.main, module.parser(), arguments)
+            code = 0
+        except SystemExit as stop:
+            code = stop.code
+        printed = capfd.readouterr()
+        assert "Traceback" not in printed.err
+        return code, printed.out + (printed.err.splitlines() or [""])[-1]
+    return command
+
+
+def refused(command, *arguments):
+    code, printed = command(*arguments)
+    assert code == 2, printed
+    return printed.partition("error: ")[2]
+
+
+def report(path):
+    return dict(line.split("\t") for line in path.read_text().splitlines())
+
+
+def greys(folder):
+    """The numbers of the frames that a folder's images show."""
+    values = [np.asarray(Image.open(os.path.join(folder, name)))[:, -8:].mean() for name in frame_names(folder)]
+    numbers = [int(np.abs(value - [grey(number) for number in range(16)]).argmin()) for value in values]
+    assert all(abs(value - grey(number)) < 4 for value, number in zip(values, numbers))
+    return numbers
+
+
+# ---------------------------------------------------------------- decoding
+
+@pytest.mark.parametrize("suffix", CODECS)
+def test_every_frame_in_order(tmp_path, suffix):
+    path = write_video(tmp_path / f"a{suffix}")
+    assert extract(path, tmp_path / "frames", PLAIN) == (12, 12)
+    assert greys(tmp_path / "frames") == list(range(12))
+    assert sorted(os.listdir(tmp_path / "frames"))[0] == "frame000001.jpg"
+
+
+@pytest.mark.parametrize("length", (1, 5, 8, 9, 16))
+@pytest.mark.parametrize("packets", (1, 5, 40, None))
+def test_evenly_spaced_frames_are_those_of_the_clip_rule(tmp_path, monkeypatch, length, packets):
+    """Also where the container's packets are not its frames."""
+    path = write_video(tmp_path / "a.mp4", length)
+    assert decode.count_packets(path) == length
+    if packets:
+        monkeypatch.setattr(decode, "count_packets", lambda path: packets)
+    written = min(length, 8)
+    assert extract(path, tmp_path / "frames", PLAIN, T=8) == (written, length)
+    assert greys(tmp_path / "frames") == sorted(set(clip_frames(length, 8, 1, "all", [0])[0].tolist()))
+
+
+@pytest.mark.parametrize("quarters", range(4))
+def test_rotated_videos_stand_upright(tmp_path, quarters):
+    path = turned(write_video(tmp_path / "a.mov", 2), quarters)
+    picture = next(frames(path, Picture(36))).mean(2)
+    edges = [picture[:, :4], picture[:4], picture[:, -4:], picture[-4:]]  # left, top, right, bottom: clockwise
+    assert picture.shape == ((36, 48), (48, 36))[quarters % 2]
+    assert [edge.mean() > 200 for edge in edges] == [edge == quarters for edge in range(4)]
+    assert next(frames(path, Picture((50, 20)))).shape == (20, 50, 3)  # whatever the shape
+
+
+def test_sizes():
+    assert Picture((160, 120), 112).scaled(33, 999) == (160, 120)
+    for size, expected in (((320, 240), (160, 120)), ((240, 320), (120, 160)), ((321, 241), (160, 120)), ((100, 100), (120, 120)),
+                           ((1920, 1080), (213, 120)), ((7, 5), (168, 120))):
+        assert Picture(120).scaled(*size) == expected
+    pixels = np.arange(120 * 160 * 3).reshape(120, 160, 3)
+    assert (Picture((160, 120), 112).cropped(pixels) == pixels[4:116, 24:136]).all()
+    assert Picture((160, 120)).cropped(pixels) is pixels
+    with pytest.raises(ValueError, match="--crop 121 does not fit into frames resized to 160x120"):
+        Picture((160, 120), 121)
+
+
+def test_odd_sizes_and_pixels_that_are_not_square(tmp_path):
+    path = write_video(tmp_path / "a.avi", 3, size=(45, 35))
+    assert [frame.shape for frame in frames(path, Picture(20))] == [(20, 26, 3)] * 3
+    path = tmp_path / "wide.mkv"
+    import av
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("h264", rate=10)
+        stream.width, stream.height, stream.pix_fmt = 48, 36, "yuv420p"
+        stream.sample_aspect_ratio = 2
+        container.mux(stream.encode(av.VideoFrame.from_ndarray(np.full((36, 48, 3), 99, np.uint8), "rgb24")))
+        container.mux(stream.encode())
+    assert next(frames(path, Picture(36))).shape == (36, 96, 3)
+
+
+def cut(path, share):
+    data = path.read_bytes()
+    path.write_bytes(data[:int(len(data) * share)])
+
+
+def sound(path):
+    import av
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("pcm_s16le", rate=8000)
+        sound = av.AudioFrame.from_ndarray(np.zeros((1, 800), np.int16), layout="mono")
+        sound.sample_rate = 8000
+        container.mux(stream.encode(sound))
+        container.mux(stream.encode())
+
+
+BAD_FILES = {  # what stands in the file `a.mp4` (or with the suffix given), and the reason
+    "nothing": (lambda path: path.write_bytes(b""), "is empty"),
+    "text": (lambda path: path.write_text("no video\n" * 99), "Invalid data found when processing input"),
+    "picture": (lambda path: Image.new("RGB", (9, 9)).save(path, "PNG"), "is no container of videos"),
+    "playlist": (lambda path: path.write_text(f"#EXTM3U\n#EXTINF:9,\n{path.with_name('other.mp4')}\n"), "Invalid data found"),
+    "half an mp4": (lambda path: cut(write_video(path, 16), 0.5), r"Invalid data found .*moov atom not found"),
+    "half an avi": (lambda path: cut(write_video(path, 50, size=(480, 360)), 0.5), r"ends after \d+ of 50 frames"),
+    "half a webm": (lambda path: cut(write_video(path, 50), 0.5), r"ends after \d\.\d of 2\.0 seconds"),
+    "half an mkv": (lambda path: cut(write_video(path, 50, size=(480, 360)), 0.5), r"ends after \d\.\d of 2\.0 seconds"),
+    "sound in an mkv": (sound, "has no video stream"),
+    "a folder.mp4": (lambda path: path.mkdir(), "Is a directory"),
+}
+
+
+@pytest.mark.parametrize("kind", BAD_FILES)
+def test_broken_files_say_why(tmp_path, kind):
+    suffix = re.search(r"(mp4|avi|webm|mkv)?$", kind)[0] or "mp4"
+    path = tmp_path / f"a.{suffix}"
+    BAD_FILES[kind][0](path)
+    for T in (None, 8):
+        with pytest.raises(Broken, match=BAD_FILES[kind][1]):
+            extract(path, tmp_path / "frames", PLAIN, T)
+
+
+def test_frames_too_large_are_refused_before_decoding(tmp_path, monkeypatch):
+    monkeypatch.setattr(decode, "MOST_PIXELS", 48 * 36 - 1)
+    with pytest.raises(Broken, match="has frames of 48×36 pixels"):
+        extract(write_video(tmp_path / "a.mp4"), tmp_path / "frames", PLAIN)
+
+
+def test_damage_in_the_middle(tmp_path):
+    path = write_video(tmp_path / "a.mp4", 40, size=(480, 360))
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2:len(data) * 3 // 4] = b"\xff" * (len(data) * 3 // 4 - len(data) // 2)
+    path.write_bytes(data)
+    with pytest.raises(Broken, match=r"after \d+ frames|moov"):
+        extract(path, tmp_path / "frames", PLAIN)
+
+
+def test_a_folder_appears_whole_or_not_at_all(tmp_path, monkeypatch):
+    video, folder = write_video(tmp_path / "a.mp4"), tmp_path / "frames" / "a"
+    written = pathlib.Path.write_bytes
+
+    def full(path, data):
+        if path.name == "frame000007.jpg":
+            raise OSError(28, "No space left on device", str(path))
+        return written(path, data)
+    monkeypatch.setattr(pathlib.Path, "write_bytes", full)
+    with pytest.raises(OSError, match="No space left"):  # not the video's fault
+        decode.make_folder(([video], folder, tmp_path / "partial", PLAIN, None))
+    assert not folder.exists()
+    monkeypatch.undo()
+    assert decode.make_folder(([video], folder, tmp_path / "partial", PLAIN, None)) is None
+    assert greys(folder) == list(range(12)) and not (tmp_path / "partial").exists()
+
+
+# ---------------------------------------------------------------- processes
+
+@pytest.mark.parametrize("count", (1, 2))
+def test_a_crash_takes_no_other_job_with_it(count):
+    jobs = [1, 2, "crash", 3, 4, "crash", *range(5, 60)]
+    assert list(workers.in_processes(double, jobs, count)) == [(job, workers.CRASHED if job == "crash" else 2 * job) for job in jobs]
+
+
+def test_jobs_are_taken_as_they_are_needed():
+    taken = []
+    answers = workers.in_processes(double, (taken.append(job) or job for job in range(1000)), 1)
+    assert [next(answers)[1] for _ in range(3)] == [0, 2, 4] and len(taken) < 30
+    answers.close()
+
+
+# ---------------------------------------------------------------- official lists
+
+def write(path, *lines, end="\n", encoding="utf-8"):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes("".join(line + end for line in lines).encode(encoding))
+
+
+def names(*, label="Walk", groups=(1, 2), clips=(1, 2)):
+    return [f"{label}/v_{label}_g{group:02}_c{clip:02}.avi" for group in groups for clip in clips]
+
+
+@pytest.fixture
+def ucf(tmp_path):
+    """UCF101's folders and lists, of two classes, one of them among miniUCF101's; splits 1 and 2."""
+    folder = tmp_path / "UCF 101"
+    for label in ("Biking", "Walk"):
+        for name in names(label=label):
+            write_video(folder / "UCF-101" / name, 20)
+    for split, (train, test) in ((1, (1, 2)), (2, (2, 1))):
+        end, encoding = (("\n", "utf-8"), ("\r\n", "utf-8-sig"))[split - 1]
+        both = [(name, number) for number, label in ((1, "Biking"), (2, "Walk")) for name in names(label=label, groups=(train,))]
+        write(folder / "lists" / f"trainlist0{split}.txt", *(f"{name} {number}" for name, number in both), end=end, encoding=encoding)
+        write(folder / "lists" / f"testlist0{split}.txt", *names(label="Biking", groups=(test,)), *names(groups=(test,)), "",
+              end=end, encoding=encoding)
+    write(folder / "lists" / "classInd.txt", "1 Biking", "2 Walk")
+    return folder
+
+
+def test_ucf101(ucf, tmp_path, command):
+    code, printed = command("UCF101", "--videos", ucf)
+    assert code == 0 and "8 videos: 8 in " in printed and "0 missing or broken" in printed
+    root = tmp_path / "out" / "UCF101"
+    assert (root / "ucf101_splits1.csv").read_text().splitlines() == [
+        "folder_name,label,split",
+        "v_Biking_g01_c01,Biking,train", "v_Biking_g01_c02,Biking,train", "v_Walk_g01_c01,Walk,train", "v_Walk_g01_c02,Walk,train",
+        "v_Biking_g02_c01,Biking,test", "v_Biking_g02_c02,Biking,test", "v_Walk_g02_c01,Walk,test", "v_Walk_g02_c02,Walk,test"]
+    assert "v_Walk_g02_c01,Walk,train" in (root / "ucf101_splits2.csv").read_text()
+    assert not (root / "ucf101_splits3.csv").exists() and not (root / ".preparing").exists()
+    assert greys(root / "jpegs_112" / "v_Walk_g01_c02") == [*range(16), 0, 1, 2, 3]
+    assert Image.open(root / "jpegs_112" / "v_Walk_g01_c02" / "frame000001.jpg").size == (112, 112)
+    for split, clips in (("train", 4), ("test", 12)):
+        assert len(load_clips("UCF101", split=split, data_path=tmp_path / "out", size=16, pack=False)) == clips
+    assert len(load_clips("UCF101", split="train", data_path=tmp_path / "out", list_path=root / "ucf101_splits2.csv", pack=False)) == 4
+
+
+def test_mini_ucf101_takes_its_classes_and_what_is_there(ucf, tmp_path, command):
+    assert command("miniUCF101", "--videos", ucf)[0] == 0
+    root = tmp_path / "out" / "UCF101"
+    assert sorted(os.listdir(root / "jpegs_112")) == [name[7:-4] for name in names(label="Biking")]
+    before = (root / "jpegs_112" / "v_Biking_g01_c01").stat()
+    assert command("UCF101", "--videos", ucf)[0] == 0
+    assert (root / "jpegs_112" / "v_Biking_g01_c01").stat() == before  # not decoded again
+    assert set(pd.read_csv(root / "ucf50_splits1.csv").label) == {"Biking"}
+    assert set(pd.read_csv(root / "ucf101_splits1.csv").label) == {"Biking", "Walk"}
+
+
+def test_classes_of_mini_ucf101():
+    shared = ROOT.parent / "shared" / "data" / "miniUCF101_classes.txt"
+    assert len(set(lists.MINI_UCF101)) == 50
+    if shared.exists():
+        assert shared.read_text().split() == list(lists.MINI_UCF101)
+
+
+def test_hmdb51_and_all_train(tmp_path, command):
+    odd = ["a b (1) #2_clap_u_nm.avi", "ünï;[&]!_clap.avi", "c.d_clap.avi", "unused_clap.avi"]
+    for name in odd:
+        write_video(tmp_path / "videos" / "clap" / name, 3)
+    write_video(tmp_path / "videos" / "run" / "1_run.avi", 3)
+    folder = tmp_path / "videos" / "testTrainMulti_7030_splits"
+    write(folder / "clap_test_split1.txt", f"{odd[0]} 1 ", f"{odd[1]} 2 ", f"{odd[2]} 1", f"{odd[3]} 0")
+    write(folder / "run_test_split1.txt", "1_run.avi 1")
+    for flags, unused in (((), []), (("--all_train",), [("unused_clap", "clap", "train")])):
+        assert command("HMDB51", "--videos", tmp_path / "videos", *flags)[0] == 0
+        rows = pd.read_csv(tmp_path / "out" / "HMDB51" / "hmdb51_splits.csv").itertuples(index=False, name=None)
+        assert sorted(rows) == sorted([("a b (1) #2_clap_u_nm", "clap", "train"), ("ünï;[&]!_clap", "clap", "test"),
+                                       ("c.d_clap", "clap", "train"), ("1_run", "run", "train"), *unused])
+    assert len(load_clips("HMDB51", split="train", data_path=tmp_path / "out", size=16, pack=False)) == 4
+    assert len(report(tmp_path / "out" / "HMDB51" / "short_videos.txt")) == 5  # of fewer than 16 frames
+
+
+KINETICS = "label,youtube_id,time_start,time_end,split"
+
+
+@pytest.mark.parametrize("second, bom", (("validate.csv", ""), ("val.csv", "\ufeff")))
+def test_kinetics_with_replacements(tmp_path, command, second, bom):
+    videos = tmp_path / "k400"
+    for path, count in (("train/abc_000001_000011.mp4", 20), ("replacement/replacement_for_corrupted_k400/def_000002_000012.mp4", 9),
+                        ("train/ghi_000003_000013.mp4", 3), ("val/-_x_000004_000014.webm", 20), ("train/extra_000000_000010.mp4", 1)):
+        write_video(videos / path, count)
+    write(videos / "train" / "def_000002_000012.mp4", "corrupted")
+    write(videos / "train.csv", bom + KINETICS, '"clap, loudly",abc,1,11,train', "run,def,2,12,train", "run,ghi,3,13,train",
+          "run,gone,5,15,train", end="\r\n")
+    write(videos / second, bom + KINETICS, "run,-_x,4,14,validate")
+    code, printed = command("Kinetics400", "--videos", videos)
+    root = tmp_path / "out" / "Kinetics"
+    assert code == 0 and "5 videos: 4 in " in printed and "; 1 more files in " in printed
+    assert report(root / "broken_videos.txt") == {"train/gone_000005_000015": f"no file of this name below {videos}"}
+    assert report(root / "short_videos.txt") == {"train/ghi_000003_000013": "3 frames, fewer than 8"}
+    assert (root / "train.csv").read_text().splitlines() == [KINETICS, '"clap, loudly",abc,1,11,train', "run,def,2,12,train",
+                                                             "run,ghi,3,13,train"]
+    assert (root / "validate.csv").read_text().splitlines() == [KINETICS, "run,-_x,4,14,validate"]
+    assert greys(root / "train" / "abc_000001_000011") == [i * 20 // 8 % 16 for i in range(8)]
+    assert greys(root / "train" / "def_000002_000012") == [i * 9 // 8 for i in range(8)]
+    assert Image.open(root / "val" / "-_x_000004_000014" / "frame000001.jpg").size == (64, 64)
+    train = load_clips("Kinetics400", split="train", data_path=tmp_path / "out", pack_path=tmp_path / "packs")
+    assert train.class_names == ["clap, loudly", "run"] and len(train) == 3
+
+
+@pytest.mark.parametrize("prefix", ("something-something-v2-", ""))
+def test_something_something(tmp_path, command, prefix):
+    videos = tmp_path / "20bn"
+    for number in (1, 22, 333):
+        write_video(videos / f"{number}.webm", 10)
+    items = [{"id": "1", "label": "putting a cup on a table", "template": "Putting [something] on [something]", "placeholders": ["cup"]},
+             {"id": "22", "template": "Lifting [something]"}, {"id": 333, "template": "Lifting [something]"}]
+    labels = {"Putting something on something": "0", "Lifting something": "1", "Never seen": "2"}
+    for name, content in (("train", items[:2]), ("validation", items[2:]), ("labels", labels)):
+        write(videos / f"{prefix}{name}.json", json.dumps(content))
+    assert command("SSv2", "--videos", videos)[0] == 0
+    root = tmp_path / "out" / "SSv2"
+    assert json.loads((root / "annot_train.json").read_text()) == [{"id": "1", "class": "Putting something on something"},
+                                                                  {"id": "22", "class": "Lifting something"}]
+    assert json.loads((root / "annot_val.json").read_text()) == [{"id": "333", "class": "Lifting something"}]
+    assert json.loads((root / "class_list.json").read_text()) == ["Lifting something", "Putting something on something"]
+    assert len(load_clips("SSv2", split="test", data_path=tmp_path / "out", pack=False)) == 1
+
+
+BAD_LISTS = {  # file, what is written there, the sentence
+    "listed twice": ("trainlist01.txt", names(groups=(1,)) + names(groups=(1,)), "v_Walk_g01_c01 is listed more than once"),
+    "on both sides": ("testlist01.txt", names(groups=(1,)), "v_Walk_g01_c01 is listed more than once"),
+    "climbing out": ("trainlist01.txt", ["Walk/../../v_Walk_g01_c01.avi 2"], "does not stay inside the frames' directory"),
+    "absolute": ("trainlist01.txt", ["/Walk/v_Walk_g01_c01.avi 2"], "does not stay inside the frames' directory"),
+    "empty": ("trainlist01.txt", [], "trainlist01.txt lists no videos"),
+    "unknown class": ("classInd.txt", ["1 Biking"], "classInd.txt does not name the class 'Walk' of split 1"),
+    "no training": ("trainlist01.txt", names(label="Biking", groups=(1,)), "the class 'Walk' has no training videos"),
+}
+
+
+@pytest.mark.parametrize("kind", BAD_LISTS)
+def test_bad_lists_are_refused_before_any_work(ucf, tmp_path, command, kind):
+    file, lines, sentence = BAD_LISTS[kind]
+    write(ucf / "lists" / file, *lines)
+    assert sentence in refused(command, "UCF101", "--videos", ucf)
+    assert not (tmp_path / "out").exists()
+
+
+def test_lists_that_are_not_there(ucf, tmp_path, command):
+    (ucf / "lists" / "classInd.txt").unlink()
+    assert refused(command, "UCF101", "--videos", ucf).startswith(f"{ucf} holds no classInd.txt: give the folder of the official lists by --lists")
+    write(ucf / "lists" / "classInd.txt", "1 Biking", "2 Walk")
+    write(ucf / "again" / "classInd.txt", "1 Biking", "2 Walk")
+    assert "several files are called classInd.txt: name one of their folders by --lists" in refused(command, "UCF101", "--videos", ucf)
+    assert command("UCF101", "--videos", ucf, "--lists", ucf / "lists")[0] == 0
+    for dataset, missing in (("HMDB51", "<class>_test_split1.txt"), ("Kinetics400", "train.csv"), ("SSv2", "something-something-v2-labels.json")):
+        assert missing in refused(command, dataset, "--videos", ucf)
+    (ucf / "lists" / "trainlist01.txt").write_bytes(b"\xff\xfe\x00")
+    assert "trainlist01.txt is not a text file" in refused(command, "UCF101", "--videos", ucf, "--lists", ucf / "lists")
+
+
+# ---------------------------------------------------------------- a folder of one's own
+
+@pytest.fixture
+def own(tmp_path):
+    folder = tmp_path / "my videos"
+    for label in ("füll", "rise up"):
+        for person in "abcd":
+            write_video(folder / label / "day one" / f"{person}_1.mp4", 9)
+    return folder
+
+
+def test_custom(own, tmp_path, command):
+    write(own / "füll" / "notes.txt", "not a video")
+    write_video(own / ".hidden" / "x.mp4", 1)
+    code, printed = command("custom", "--videos", own, "--groups", r"^(\w)_")
+    assert code == 0 and "8 videos: 8 in " in printed
+    videos, class_names = read_videos("custom", tmp_path / "out")
+    assert class_names == ["füll", "rise up"]
+    people = videos.folder.str.extract(r"(\w)_1$")[0]
+    sides = videos.groupby(people).split.nunique()
+    assert (sides == 1).all() and (videos.split == "test").sum() == 2  # one of four people, in both classes
+    assert len(load_clips("custom", split="train", data_path=tmp_path / "out", pack=False)) == 6
+    again = (tmp_path / "out" / "out_splits1.csv").read_text()
+    assert command("custom", "--videos", own, "--groups", r"^(\w)_")[0] == 0
+    assert (tmp_path / "out" / "out_splits1.csv").read_text() == again
+    folders = {command("custom", "--videos", own, "--seed", seed) and (tmp_path / "out" / "out_splits1.csv").read_text() for seed in range(3)}
+    assert len(folders) > 1
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_groups_stay_on_one_side_and_classes_keep_training_videos(seed):
+    rng = np.random.default_rng(seed)
+    size = int(rng.integers(2, 200))
+    videos = pd.DataFrame({"label": [f"c{k}" for k in rng.integers(0, 5, size)], "group": [f"g{k}" for k in rng.integers(0, 30, size)]})
+    try:
+        test = lists.test_groups(videos, 0.3, seed)
+    except ValueError:  # every group has the last video of a class
+        assert size < 30
+        return
+    tested = videos.group.isin(test)
+    assert set(videos.label) == set(videos.label[~tested])
+    if size > 60:
+        assert 0.15 < tested.mean() < 0.45
+
+
+def test_without_groups_every_class_is_split_alike():
+    videos = pd.DataFrame({"label": ["a"] * 10 + ["b"] * 40 + ["c"], "group": [str(number) for number in range(51)]})
+    tested = videos.group.isin(lists.test_groups(videos, 0.3, 0))
+    assert videos[tested].label.value_counts().to_dict() == {"a": 3, "b": 12}
+
+
+def test_bad_folders_of_ones_own(own, tmp_path, command):
+    assert "--groups (x_) finds no group in the file name a_1.mp4" in refused(command, "custom", "--videos", own, "--groups", "(x_)")
+    assert "'(' is no regular expression" in refused(command, "custom", "--videos", own, "--groups", "(")
+    assert "no group of videos can be set apart" in refused(command, "custom", "--videos", own, "--groups", "_1")
+    write_video(own / "füll" / "day one" / "a_1.avi", 1)
+    assert "differ in their suffix only" in refused(command, "custom", "--videos", own)
+    (own / "füll" / "day one" / "a_1.avi").unlink()
+    write_video(own / "stray.mp4", 1)
+    assert "stray.mp4 is in no class" in refused(command, "custom", "--videos", own)
+    assert "is not a directory" in refused(command, "custom", "--videos", own / "nowhere")
+    (tmp_path / "empty").mkdir()
+    assert "holds no video file" in refused(command, "custom", "--videos", tmp_path / "empty")
+    assert "--all_train is for HMDB51" in refused(command, "custom", "--videos", own, "--all_train")
+    assert "--groups is for custom" in refused(command, "UCF101", "--videos", own, "--groups", "x")
+    assert "invalid choice: 'toy'" in refused(command, "toy", "--videos", own)
+    for flag, value in (("--resize", "160*120"), ("--resize", "0"), ("--crop", "-1"), ("--quality", "101"), ("--frames", "0"),
+                        ("--test_ratio", "1"), ("--workers", "0")):
+        assert refused(command, "custom", "--videos", own, flag, value).startswith(f"argument {flag}: '{value}' is n")
+    assert "--crop 112 does not fit" in refused(command, "custom", "--videos", own, "--resize", "100")
+    assert not (tmp_path / "out").exists()
+
+
+def test_links_are_followed_but_not_in_circles(own, tmp_path):
+    (tmp_path / "links").mkdir()
+    os.symlink(own / "füll", tmp_path / "links" / "linked")
+    os.symlink(tmp_path / "links", own / "füll" / "circle")
+    assert len(lists.video_files(tmp_path / "links")) == 4
+
+
+# ---------------------------------------------------------------- what goes wrong on the way
+
+def test_broken_videos_are_named_left_out_and_tried_again(ucf, tmp_path, command):
+    video = ucf / "UCF-101" / "Walk" / "v_Walk_g01_c01.avi"
+    good = video.read_bytes()
+    cut(video, 0.5)
+    (ucf / "UCF-101" / "Walk" / "v_Walk_g02_c02.avi").unlink()
+    write_video(ucf / "UCF-101" / "Walk" / "unlisted.avi", 1)
+    root = tmp_path / "out" / "UCF101"
+    code, printed = command("UCF101", "--videos", ucf)
+    assert code == 0 and "8 videos: 6 in " in printed and "2 missing or broken" in printed and "1 more files in" in printed
+    reasons = report(root / "broken_videos.txt")
+    assert set(reasons) == {"v_Walk_g01_c01", "v_Walk_g02_c02"}
+    assert re.search(r"v_Walk_g01_c01.avi: (ends after|Invalid data)", reasons["v_Walk_g01_c01"])
+    assert not (root / "jpegs_112" / "v_Walk_g01_c01").exists()
+    assert len(pd.read_csv(root / "ucf101_splits1.csv")) == 6
+    video.write_bytes(good)
+    assert command("UCF101", "--videos", ucf)[0] == 0
+    assert set(report(root / "broken_videos.txt")) == {"v_Walk_g02_c02"} and len(pd.read_csv(root / "ucf101_splits1.csv")) == 7
+
+
+def test_a_class_without_training_videos_leaves_the_list(ucf, tmp_path, command):
+    for name in names(groups=(1,)):
+        (ucf / "UCF-101" / name).unlink()
+    code, printed = command("UCF101", "--videos", ucf)
+    assert code == 0 and "ucf101_splits1.csv: no training video of 1 classes is left, of Walk for example: their 2 test videos are left out" in printed
+    root = tmp_path / "out" / "UCF101"
+    assert set(pd.read_csv(root / "ucf101_splits1.csv").label) == {"Biking"}
+    assert set(pd.read_csv(root / "ucf101_splits2.csv").label) == {"Biking", "Walk"}  # trains on what is there
+
+
+def test_nothing_found_leaves_nothing(ucf, tmp_path, command):
+    (tmp_path / "empty").mkdir()
+    assert "none of the 8 videos of the lists is below" in refused(command, "UCF101", "--videos", tmp_path / "empty", "--lists", ucf / "lists")
+    assert command("UCF101", "--videos", ucf, "--quality", 80)[0] == 0  # whatever the settings of the failed attempt
+
+
+def test_frames_of_other_settings_or_makers_are_not_mixed(ucf, tmp_path, command):
+    assert command("UCF101", "--videos", ucf)[0] == 0
+    assert "are of other settings" in refused(command, "UCF101", "--videos", ucf, "--quality", "80")
+    (tmp_path / "out" / "UCF101" / "prepared.json").unlink()
+    assert "were not made here" in refused(command, "UCF101", "--videos", ucf)
+
+
+def test_two_at_once_are_refused(ucf, tmp_path, command):
+    from utils import lock_folder
+    root = tmp_path / "out" / "UCF101"
+    root.mkdir(parents=True)
+    with lock_folder(root, ".prepare.lock"):
+        assert f"another process prepares videos in {root}" in refused(command, "UCF101", "--videos", ucf)
+
+
+def test_kill_and_go_on(tmp_path):
+    """kill -9 while it writes: what stands in the frames' directory is whole, no process is left, and the same command completes the rest."""
+    videos, out = tmp_path / "videos", tmp_path / "out"
+    for number in range(30):
+        write_video(videos / "ab"[number % 2] / f"{number}.mp4", 120)
+    line = [sys.executable, "-m", "distill_utils.prepare", "custom", "--videos", str(videos), "--out", str(out), "--workers", "2"]
+    first = subprocess.Popen(line, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+    deadline = time.monotonic() + 60
+    while len(list(out.glob("jpegs_112/*/*"))) < 4 and time.monotonic() < deadline:
+        time.sleep(0.005)
+    first.kill()
+    first.wait()
+    done = list(out.glob("jpegs_112/*/*"))
+    assert 4 <= len(done) < 30 and all(len(os.listdir(folder)) == 120 for folder in done)
+    assert not list(out.glob("*.csv"))
+    deadline = time.monotonic() + 20
+    while processes_of(first.pid) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not processes_of(first.pid)
+    before = {folder: folder.stat().st_mtime_ns for folder in out.glob("jpegs_112/*/*")}
+    second = subprocess.run(line, cwd=ROOT, capture_output=True, text=True)
+    assert second.returncode == 0, second.stderr
+    folders = list(out.glob("jpegs_112/*/*"))
+    assert len(folders) == 30 and all(len(os.listdir(folder)) == 120 for folder in folders)
+    assert all(folder.stat().st_mtime_ns == changed for folder, changed in before.items())
+    assert not (out / ".preparing").exists() and len(pd.read_csv(out / "out_splits1.csv")) == 30
+
+
+def processes_of(session):
+    found = []
+    for stat in pathlib.Path("/proc").glob("[0-9]*/stat"):
+        try:
+            state, _, _, belongs = stat.read_text().rpartition(")")[2].split()[:4]
+        except OSError:
+            continue
+        if int(belongs) == session and state != "Z":
+            found.append(stat.parent.name)
+    return found
+
+
+# ---------------------------------------------------------------- inspect
+
+def test_inspect(ucf, tmp_path, command):
+    assert command("UCF101", "--videos", ucf)[0] == 0
+    look = ("UCF101", "--data_path", tmp_path / "out", "--out", tmp_path / "look", "--size", 32, "--pack_path", tmp_path / "packs")
+    code, printed = command(*look, module=inspect)
+    assert code == 0 and "no folder is missing or broken" in printed
+    assert "UCF101: 2 classes; clips of 16 frames of 32×32 pixels" in printed
+    rows = {line.split()[0]: line.split()[1:] for line in printed.splitlines() if line.split()}
+    assert rows["Biking"] == rows["Walk"] == ["2", "2", "4"] and rows["all"] == ["4", "4", "8"]
+    assert "sizes: 112×112 (8 videos)" in printed and "of 160 images" in printed
+    images = list((tmp_path / "out").glob("UCF101/jpegs_112/*/*.jpg"))
+    assert f"frames on disk: {sum(path.stat().st_size for path in images):,} bytes" in printed
+    assert f"pack, train: 4 clips, {4 * 16 * 3 * 32 * 32:,} bytes, not built yet" in printed
+    load_clips("UCF101", split="train", data_path=tmp_path / "out", size=32, pack_path=tmp_path / "packs")
+    assert str(next((tmp_path / "packs").glob("*.npy"))) in command(*look, module=inspect)[1]
+    sheet = np.asarray(Image.open(tmp_path / "look" / "contact_sheet.png"))
+    assert sheet.shape == (2 * (32 + 16), 16 * 32 + 8, 3)
+    shown = sheet[14 + 8:14 + 24, 24:16 * 32:32].mean((0, 2))  # the right part of each of the first row's frames
+    first = [grey(number) for number in greys(tmp_path / "out" / "UCF101" / "jpegs_112" / "v_Biking_g01_c01")]
+    assert any(np.abs(shown - first[start:start + 16]).max() < 6 for start in range(5))
+
+
+def test_inspect_names_what_is_missing_or_broken(ucf, tmp_path, command):
+    assert command("UCF101", "--videos", ucf)[0] == 0
+    frames = tmp_path / "out" / "UCF101" / "jpegs_112"
+    (frames / "v_Walk_g01_c01" / "frame000007.jpg").unlink()
+    (frames / "v_Walk_g01_c02" / "frame000020.jpg").write_bytes(b"not an image")
+    (frames / "v_Walk_g02_c01" / "frame000003.jpg").write_bytes(b"")
+    (frames / "v_Walk_g02_c02").rename(frames / "elsewhere")
+    code, printed = command("UCF101", "--data_path", tmp_path / "out", "--out", tmp_path / "look", module=inspect)
+    assert code == 1 and "4 of 8 folders are missing or broken" in printed
+    wrong = (tmp_path / "look" / "wrong_folders.txt").read_text().splitlines()
+    for line, sentence in zip(wrong, ("v_Walk_g01_c01: 1 frames are missing, of number 7", "frame000020.jpg cannot be read as an image",
+                                      "v_Walk_g02_c01: frame000003.jpg is empty", "v_Walk_g02_c02 does not exist")):
+        assert sentence in line
+    for folder in frames.iterdir():
+        folder.rename(tmp_path / folder.name)
+    code, printed = command("UCF101", "--data_path", tmp_path / "out", "--out", tmp_path / "look", module=inspect)
+    assert code == 2 and "none of the 8 folders can be loaded" in printed
