@@ -135,11 +135,12 @@ def decoded(path):
                     yield frame, aspect
         if not number:
             raise Broken("holds no frames")
-        if packets < LEAST * stream.frames:
+        seconds, lasted = (container.duration or 0) / av.time_base, end - (container.start_time or 0) / av.time_base
+        reached = max(packets, lasted * float(stream.average_rate or 0))  # AVI leaves out frames that repeat the last one
+        if reached < LEAST * stream.frames:
             raise Broken(f"ends after {packets} of {stream.frames} frames")
-        seconds, start = (container.duration or 0) / av.time_base, (container.start_time or 0) / av.time_base
-        if not stream.frames and end - start < LEAST * seconds:  # Matroska counts seconds only
-            raise Broken(f"ends after {end - start:.1f} of {seconds:.1f} seconds")
+        if not stream.frames and lasted < LEAST * seconds:  # Matroska counts seconds only
+            raise Broken(f"ends after {lasted:.1f} of {seconds:.1f} seconds")
 
 
 def count_packets(path):

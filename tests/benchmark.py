@@ -1,18 +1,22 @@
 """Loading, DM iteration, MTT step, expert epoch and evaluation against their plain forms, alternating in one process, median of five.
 
-    bash sh/quickstart.sh; .venv/bin/python tests/benchmark.py [loading dm evaluation mtt memory experts]
+    bash sh/quickstart.sh; .venv/bin/python tests/benchmark.py [prepare loading dm evaluation mtt memory experts]
 
 The plain forms are what the known implementations do: PIL decoding per access, float32 clips preloaded, one class at a time, the real
 branch with its graph, contiguous layout, the unrolled graph of all the student's steps. Sizes: the toy set, 8 classes of 24 clips of 8 frames at 64 pixels.
 """
+import functools
+import itertools
 import os
 import pathlib
 import resource
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 
+import av
 import torch
 import torch.nn.functional as F
 from PIL import Image
@@ -25,8 +29,10 @@ from distill_DM import DistributionMatching
 from distill_MTT import TrajectoryMatching
 from distill_utils.clips import load_clips
 from distill_utils.datasets import frame_names, read_videos
+from distill_utils.decode import Picture, make_folder
 from distill_utils.evaluate import RealSet, predict, train, train_epoch
 from distill_utils.synset import PixelSet, real_videos
+from distill_utils.workers import in_processes
 from networks import FlatNetwork
 from utils import random_stream
 
@@ -224,7 +230,51 @@ def benchmark_experts(clips, test, folders):
     report("an expert's epoch, 192 clips in batches of 16", seconds)
 
 
-SECTIONS = {"loading": benchmark_loading, "dm": benchmark_dm, "evaluation": benchmark_evaluation, "mtt": benchmark_mtt,
+def benchmark_prepare(clips, test, folders, videos=12):
+    """From files like UCF101's (mpeg4 in avi, 320×240, 128 frames) to folders of 112×112 JPEGs, on one core by a plain loop, and by prepare."""
+    with tempfile.TemporaryDirectory() as folder:
+        folder = pathlib.Path(folder)
+        paths = [folder / "videos" / "class" / f"{number}.avi" for number in range(videos)]
+        for path, frames in zip(paths, folders["test"]):
+            write_film(path, [Image.open(f"{frames}/{name}").resize((320, 240), Image.Resampling.BICUBIC) for name in frame_names(frames)] * 8)
+        picture, tries = Picture((160, 120), 112), itertools.count()
+
+        def jobs(times=1):
+            """One for each video, so many times, into folders of their own."""
+            out = folder / str(next(tries))
+            return [([path], out / f"{path.stem}_{again}", folder / "partial" / f"{path.stem}_{again}", picture, None)
+                    for again in range(times) for path in paths]
+
+        def processes(workers):  # what starting them costs is spread over enough videos
+            return sum(reason is None for _, reason in in_processes(make_folder, jobs(16), workers))
+
+        seconds = alternate({"plain": lambda: [plain_extract(path, target) for (path,), target, *_ in jobs()],
+                             "in this process": lambda: [make_folder(job) for job in jobs()],
+                             **{f"{workers} processes": functools.partial(processes, workers) for workers in (1, 2, 4)}}, repeats=3)
+    seconds = {name: value / videos / (16 if name.endswith("processes") else 1) for name, value in seconds.items()}
+    report("a video of 128 frames, prepared", seconds)
+    print(", ".join(f"{name} {1 / value:.1f} videos/s" for name, value in seconds.items()))
+
+
+def write_film(path, pictures):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("mpeg4", rate=25)
+        stream.width, stream.height, stream.pix_fmt, stream.bit_rate = *pictures[0].size, "yuv420p", 400_000
+        for picture in pictures:
+            container.mux(stream.encode(av.VideoFrame.from_image(picture)))
+        container.mux(stream.encode())
+
+
+def plain_extract(path, folder):
+    folder.mkdir(parents=True)
+    with av.open(str(path)) as container:
+        container.streams.video[0].thread_count = 1
+        for number, frame in enumerate(container.decode(video=0), 1):
+            frame.to_image().resize((160, 120)).crop((24, 4, 136, 116)).save(folder / f"frame{number:06d}.jpg", quality=95)
+
+
+SECTIONS = {"prepare": benchmark_prepare, "loading": benchmark_loading, "dm": benchmark_dm, "evaluation": benchmark_evaluation, "mtt": benchmark_mtt,
             "memory": benchmark_memory, "experts": benchmark_experts}
 
 

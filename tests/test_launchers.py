@@ -273,3 +273,16 @@ def test_trajectory_matching_finds_the_experts_of_its_launcher(launch, monkeypat
     with pytest.raises(ValueError, match="were trained on other data: another list$"):
         prepare(arguments)
     assert buffer.parser().get_default("train_epochs") == 10
+
+
+def test_prepare(launch, tmp_path):
+    """Its positionals are not a GPU's; relative folders stay the user's, what follows overrides."""
+    name = "sh/prepare.sh"
+    process, call = launch(name, "custom", "my videos", "--quality", "80", "--groups", "_(g[0-9]+)_")
+    assert process.returncode == 0 and call["folder"] == str(tmp_path), process.stderr
+    assert call["command"][:2] == ["-m", "distill_utils.prepare"]
+    flags = vars(importlib.import_module("distill_utils.prepare").parser().parse_args(call["command"][2:]))
+    assert (flags["dataset"], flags["videos"], flags["quality"]) == ("custom", pathlib.Path("my videos"), 80)
+    for given in ((), ("custom",)):
+        process, call = launch(name, *given)
+        assert process.returncode == 2 and call is None and process.stderr.startswith("usage: bash sh/prepare.sh DATASET VIDEOS [")

@@ -166,6 +166,21 @@ def test_broken_files_say_why(tmp_path, kind):
             extract(path, tmp_path / "frames", PLAIN, T)
 
 
+def test_an_avi_may_leave_out_frames_that_repeat_the_last(tmp_path):
+    import av
+    with av.open(str(tmp_path / "a.avi"), "w") as container:
+        stream = container.add_stream("mpeg4", rate=25)
+        stream.width, stream.height, stream.pix_fmt = 48, 36, "yuv420p"
+        for number in (0, 3, 4, 8):
+            frame = av.VideoFrame.from_ndarray(np.full((36, 48, 3), grey(number), np.uint8), "rgb24")
+            frame.pts = number
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    with av.open(str(tmp_path / "a.avi")) as container:
+        assert container.streams.video[0].frames == 9
+    assert extract(tmp_path / "a.avi", tmp_path / "frames", PLAIN) == (4, 4)
+
+
 def test_frames_too_large_are_refused_before_decoding(tmp_path, monkeypatch):
     monkeypatch.setattr(decode, "MOST_PIXELS", 48 * 36 - 1)
     with pytest.raises(Broken, match="has frames of 48×36 pixels"):
