@@ -19,7 +19,7 @@ from utils import check_space, peak_memory, progress, random_stream, run_script,
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
-def train_expert(net, clips, epochs, lr, batch_size, precision, seeds):
+def train_expert(net, clips, epochs, lr, batch_size, precision, seeds, segments=1):
     """Train `net`; yields the epoch, its mean loss and its top-1 in percent after each. An epoch draws from a stream of its own.
 
     seeds: what the expert's streams are named by, so that an epoch depends on its start and its names alone.
@@ -27,7 +27,7 @@ def train_expert(net, clips, epochs, lr, batch_size, precision, seeds):
     optimizer, at_once = torch.optim.SGD(net.parameters(), lr=lr), clips_at_once(clips.T, clips.size, clips.device)
     for epoch in range(1, epochs + 1):
         with random_stream(stream_seed(*seeds, epoch)):
-            loss, top1 = train_epoch(net, RealSet(clips), optimizer, batch_size, at_once, precision)
+            loss, top1 = train_epoch(net, RealSet(clips, segments), optimizer, batch_size, at_once, precision)
         if not math.isfinite(loss):
             raise ValueError(f"an expert's loss is {loss} in epoch {epoch}: lower --lr_teacher")
         yield epoch, loss, top1
@@ -52,7 +52,8 @@ def main(args):
             net = networks.build(args.network, train.K, train.T, train.size).to(device)
         trajectory = [snapshot(net, dtype)]
         with run.timed_step(), progress(total=args.train_epochs, desc=f"expert {number}", unit="epoch", leave=False) as bar:
-            for epoch, loss, top1 in train_expert(net, train, args.train_epochs, args.lr_teacher, args.batch_train, args.precision, seeds):
+            for epoch, loss, top1 in train_expert(net, train.reduced(args.n_real), args.train_epochs, args.lr_teacher, args.batch_train,
+                                                  args.precision, seeds, args.segments):
                 trajectory.append(snapshot(net, dtype))
                 check_epoch(*trajectory[-2:])
                 tested = score(predict(net, test, args.precision), test)
@@ -79,6 +80,7 @@ def parser():
     group.add_argument("--batch_train", type=options.positive, default=256, help="batch size (%(default)s)")
     group.add_argument("--buffer_dtype", default="float32", choices=DTYPES,
                        help="number format on disk; bfloat16 halves it, and rounds by about as much as a few small steps move (%(default)s)")
+    options.add_temporal_options(parser, synthetic=False)
     parser.set_defaults(network="ConvNet3D")
     return parser
 

@@ -12,7 +12,9 @@ from distill_utils.compute import KnownGradient, autocast, clips_at_once
 from distill_utils.evaluate import evaluate
 from distill_utils import options
 from distill_utils.record import finish, record
-from distill_utils.synset import PixelSet, initial_videos
+from distill_utils.synset import initial_pixels
+from distill_utils.temporal import random_segment
+from networks.convnet3d import LEAST_FRAMES
 from utils import run_script, seed_everything
 
 
@@ -22,15 +24,16 @@ class DistributionMatching(nn.Module):
     Neither branch ever holds more than `clips_at_once` clips, so that memory does not grow with the number of classes.
     """
 
-    def __init__(self, clips, batch_real, precision="fp32"):
+    def __init__(self, clips, batch_real, precision="fp32", segments=1):
         super().__init__()
-        self.clips, self.batch_real, self.precision = clips, batch_real, precision
+        self.clips, self.batch_real, self.precision, self.segments = clips, batch_real, precision, segments
         self.at_once = clips_at_once(clips.T, clips.size, clips.device)
 
     def forward(self, synset):
         net = networks.build("ConvNet3D", self.clips.K, self.clips.T, self.clips.size).to(self.clips.device).requires_grad_(False)
-        real = self.real_means(net)                                        # (K, F)
-        videos, _ = synset(torch.arange(len(synset)))                      # (K·N, T, 3, H, W), in class order
+        frames = random_segment(self.clips.T, self.segments, LEAST_FRAMES // 2)   # of a step, clips and videos alike
+        real = self.real_means(net, frames)                                # (K, F)
+        videos = synset(torch.arange(len(synset)))[0][:, frames]           # (K·N, T, 3, H, W), in class order
         loss, gradient = 0, torch.empty_like(videos)
         for classes in torch.arange(synset.K).split(max(1, self.at_once // synset.N)):
             rows = slice(int(classes[0]) * synset.N, int(classes[-1] + 1) * synset.N)
@@ -42,14 +45,14 @@ class DistributionMatching(nn.Module):
         return KnownGradient.apply(loss, [gradient], videos)
 
     @torch.inference_mode()
-    def real_means(self, net):
+    def real_means(self, net, frames=slice(None)):
         """Mean embedding of `batch_real` random clips of each class, (K, F) float32."""
         index = self.clips.class_batch(self.batch_real)
         labels = self.clips.labels[index]
         sums = 0
         for part, part_labels in zip(index.split(self.at_once), labels.split(self.at_once)):
             membership = torch.nn.functional.one_hot(part_labels, self.clips.K).T.float().to(self.clips.device)
-            sums = sums + membership @ self.embed(net, self.clips.draw(part, flip=True))
+            sums = sums + membership @ self.embed(net, self.clips.draw(part, flip=True)[:, frames])
         return (sums / torch.bincount(labels, minlength=self.clips.K)[:, None].to(self.clips.device))
 
     def embed(self, net, clips):
@@ -67,7 +70,7 @@ def prepare(args):
 
 
 def make_matching(args, clips):
-    return DistributionMatching(clips, args.batch_real, args.precision)
+    return DistributionMatching(clips.reduced(args.n_real), args.batch_real, args.precision, args.segments)
 
 
 def add_matching_options(parser):
@@ -76,15 +79,15 @@ def add_matching_options(parser):
 
 def main(args):
     # Everything that can be refused is, before long work starts.
-    device = options.check(args, args.ipc)
+    options.check(args, args.ipc)
     run = options.start_run(args, f"DM_ipc{args.ipc}_lr{args.lr_img:g}")
     seed_everything(args.seed)
 
     # Real clips, and the videos that are to stand for them.
     train, test = options.load_data(args, "train"), options.load_data(args, "test")
-    synset = PixelSet(initial_videos(train, args.ipc, args.init), train.K).to(device)
+    synset = initial_pixels(train, args.ipc, args.init, args.n_syn, args.interpolation)
     matching = make_matching(args, train)
-    optimizer = torch.optim.SGD(synset.param_groups(args.lr_img), momentum=0.5)
+    optimizer = torch.optim.SGD(synset.param_groups(args.lr_img, args.lr_interpolation), momentum=0.5)
     run.resume(synset=synset, optimizer=optimizer)
 
     for _ in run.iterations(args.Iteration):
@@ -101,6 +104,7 @@ def parser():
     options.add_evaluation_options(parser, eval_it=500)
     options.add_distillation_options(parser, 5000)
     options.add_pixel_options(parser, lr_img=30)
+    options.add_temporal_options(parser)
     add_matching_options(parser)
     return parser
 

@@ -18,9 +18,11 @@ from distill_utils.compute import DiskStack, KnownGradient, autocast, clips_at_o
 from distill_utils.evaluate import evaluate
 from distill_utils.last_good import LastGood
 from distill_utils.record import finish, record
-from distill_utils.synset import PixelSet, initial_videos
+from distill_utils.synset import initial_pixels
+from distill_utils.temporal import random_segment
 from distill_utils.trajectories import Experts, buffer_files
 from networks import FlatNetwork
+from networks.convnet3d import LEAST_FRAMES
 from utils import random_stream, run_script, seed_everything
 
 LEAST_STEP_SIZE = 0.001  # α never falls below
@@ -34,10 +36,11 @@ class TrajectoryMatching(nn.Module):
     """
 
     def __init__(self, experts, student, clips, *, syn_steps, expert_epochs, max_start_epoch, step_size, learn_step_size, batch_syn=None,
-                 precision="fp32"):
+                 precision="fp32", segments=1):
         super().__init__()
         self.experts, self.student, self.device, self.precision = experts, student, clips.device, precision
         self.syn_steps, self.expert_epochs, self.max_start_epoch, self.batch_syn = syn_steps, expert_epochs, max_start_epoch, batch_syn
+        self.segments = segments
         self.at_once = max(1, clips_at_once(clips.T, clips.size, clips.device) // 2)  # a graph of gradients takes twice the memory
         self.students = [] if self.device.type == "cuda" else DiskStack()
         self.step_size = nn.Parameter(torch.tensor(float(step_size)), requires_grad=learn_step_size)
@@ -89,7 +92,7 @@ class TrajectoryMatching(nn.Module):
         theta, gradient = theta.detach().requires_grad_(), torch.zeros_like(theta)
         with random_stream(seed):
             with torch.no_grad():
-                videos, labels = synset(index)
+                videos, labels = self.draw(synset, index)
             for loss in self.losses(theta, videos, labels):
                 gradient += torch.autograd.grad(loss, theta)[0]
         return gradient
@@ -98,7 +101,7 @@ class TrajectoryMatching(nn.Module):
         """v·g, its gradient by θ (nothing where it does not go `onwards`), and those by what the set has `learned`; g as in step_gradient."""
         theta, product, by_theta = theta.detach().requires_grad_(), 0, torch.zeros_like(theta)
         with random_stream(seed):
-            videos, labels = synset(index)
+            videos, labels = self.draw(synset, index)
             leaf = videos.detach().requires_grad_()
             by_videos = torch.zeros_like(leaf)
             for loss in self.losses(theta, leaf, labels):
@@ -108,6 +111,11 @@ class TrajectoryMatching(nn.Module):
                     total += piece
                 product = product + v @ gradient.detach()
         return product, by_theta, torch.autograd.grad(videos, learned, by_videos)
+
+    def draw(self, synset, index):
+        """Videos of a step, or a random segment of them, and their labels."""
+        videos, labels = synset(index)
+        return videos[:, random_segment(videos.shape[1], self.segments, LEAST_FRAMES)], labels
 
     def losses(self, theta, videos, labels):
         """Cross-entropy of the batch in pieces that add up to its mean, each of at most `at_once` videos."""
@@ -121,7 +129,7 @@ def prepare(args):
     """Files besides the clips that the matching reads: the buffer's."""
     if args.lr_teacher < LEAST_STEP_SIZE:
         raise ValueError(f"--lr_teacher {args.lr_teacher:g} must be at least {LEAST_STEP_SIZE}, below which the step size never falls")
-    same = "frames", "size", "stride", "train_clips", "data_path", "list_path", "frames_path"
+    same = "frames", "size", "stride", "train_clips", "data_path", "list_path", "frames_path", "n_real", "segments"
     if not args.buffer_path:
         args.buffer_path = options.find_run(args, "buffer", same, "buffer of experts", ["bash", "sh/baseline/buffer.sh", "GPU", args.dataset],
                                             "--buffer_path")
@@ -138,7 +146,7 @@ def make_matching(args, clips):
                       args.max_start_epoch + args.expert_epochs, args.seed)
     return TrajectoryMatching(experts, FlatNetwork(net), clips, syn_steps=args.syn_steps, expert_epochs=args.expert_epochs,
                               max_start_epoch=args.max_start_epoch, step_size=args.lr_teacher, learn_step_size=args.train_lr,
-                              batch_syn=args.batch_syn, precision=args.precision).to(clips.device)
+                              batch_syn=args.batch_syn, precision=args.precision, segments=args.segments).to(clips.device)
 
 
 def add_matching_options(parser):
@@ -155,15 +163,16 @@ def add_matching_options(parser):
 
 
 def main(args):
-    device, files = options.check(args, args.ipc), prepare(args)
+    options.check(args, args.ipc)
+    files = prepare(args)
     run = options.start_run(args, f"MTT_ipc{args.ipc}_lr{args.lr_img:g}", *files)
     seed_everything(args.seed)
 
     # Real clips, and the videos that are to stand for them.
     train, test = options.load_data(args, "train"), options.load_data(args, "test")
-    synset = PixelSet(initial_videos(train, args.ipc, args.init), train.K).to(device)
+    synset = initial_pixels(train, args.ipc, args.init, args.n_syn, args.interpolation)
     matching = make_matching(args, train)
-    groups = [*synset.param_groups(args.lr_img), {"params": list(matching.parameters()), "lr": args.lr_lr}]
+    groups = [*synset.param_groups(args.lr_img, args.lr_interpolation), {"params": list(matching.parameters()), "lr": args.lr_lr}]
     optimizer = torch.optim.SGD(groups, momentum=0.5)
     last_good = LastGood(optimizer)
     run.resume(synset=synset, matching=matching, optimizer=optimizer, last_good=last_good)
@@ -182,6 +191,7 @@ def parser():
     options.add_evaluation_options(parser, eval_it=500, lr_net=None)
     options.add_distillation_options(parser, 8000)
     options.add_pixel_options(parser, lr_img=1e5)
+    options.add_temporal_options(parser)
     add_matching_options(parser)
     return parser
 

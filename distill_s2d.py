@@ -79,6 +79,7 @@ def parser():
                        help="PyTorch's, or static plus dynamic memory on all three channels (%(default)s)")
     for method in METHODS.values():
         method.add_matching_options(parser)
+    parser.set_defaults(n_real=None, segments=1)  # temporal compression is studied on the baselines
     return parser
 
 

@@ -4,6 +4,7 @@ Letters: B batch, T frames, H = W = size pixels, K classes. Clips are (B, T, 3, 
 """
 import concurrent.futures
 import contextlib
+import copy
 import dataclasses
 import fcntl
 import hashlib
@@ -21,6 +22,7 @@ from PIL import Image, ImageOps
 
 from distill_utils.datasets import (DATA_PATH, DataSet, clip_frames, clip_positions, find_dataset, find_folders, frame_names,
                                     read_videos)
+from distill_utils.temporal import repeated_frames
 from utils import check_space, progress, save_json
 
 MEAN = torch.tensor((0.485, 0.456, 0.406)).view(3, 1, 1)
@@ -46,7 +48,7 @@ class Clips:
     def __init__(self, take, resident, labels, videos, class_names, dataset, T, size, device):
         self.take, self.resident = take, resident
         self.labels, self.videos, self.class_names, self.K = labels, videos, class_names, len(class_names)
-        self.dataset, self.T, self.size, self.device = dataset, T, size, device
+        self.dataset, self.T, self.size, self.device, self.shown = dataset, T, size, device, slice(None)
         starts = self.counts().cumsum(0) - self.counts()
         self.rank_in_class = torch.arange(len(labels)) - starts[labels.sort().values]  # of clips sorted by class
 
@@ -68,13 +70,20 @@ class Clips:
 
     def draw(self, index, flip=False):
         """Clips in normalised pixels, float32 (B, T, 3, H, W); `flip` mirrors each left-right with probability 1/2."""
-        clips = self.gather(index)
+        clips = self.gather(index)[:, self.shown]
         if flip:
             mirrored = (torch.rand(len(index)) < 0.5).to(self.device)
             chosen = torch.arange(len(index), device=self.device) + len(index) * mirrored
             # Copies whole clips: 8 times faster than torch.where.
             clips = torch.cat((clips, clips.flip(-1))).index_select(0, chosen)
         return normalize(clips)
+
+    def reduced(self, n):
+        """The same clips of which only n frames are kept, each repeated (METHOD 7); all of them where n is None."""
+        clips = copy.copy(self)
+        if n not in (None, self.T):
+            clips.shown = repeated_frames(self.T, n).to(self.device)
+        return clips
 
     def class_batch(self, per_class):
         """Numbers of random clips without replacement, sorted by class: min(per_class, class size) of each."""

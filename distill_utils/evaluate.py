@@ -13,6 +13,8 @@ import networks
 from distill_utils.compute import autocast, clips_at_once
 from distill_utils.options import add_evaluation_options, check, evaluation_values, load_data, script_parser, start_run
 from distill_utils.record import finish
+from distill_utils.temporal import random_segment
+from networks.convnet3d import LEAST_FRAMES
 from utils import progress, random_stream, run_script, seed_everything
 
 
@@ -97,16 +99,17 @@ def score(logits, test):
 
 
 class RealSet:
-    """Real training clips in the place of a synthetic set."""
+    """Real training clips in the place of a synthetic set; of several segments each batch sees a random one."""
 
-    def __init__(self, clips):
-        self.clips = clips
+    def __init__(self, clips, segments=1):
+        self.clips, self.segments = clips, segments
 
     def __len__(self):
         return len(self.clips)
 
     def __call__(self, index):
-        return self.clips.draw(index, flip=True), self.clips.labels[index].to(self.clips.device)
+        clips = self.clips.draw(index, flip=True)
+        return clips[:, random_segment(clips.shape[1], self.segments, LEAST_FRAMES)], self.clips.labels[index].to(self.clips.device)
 
     def frozen(self):
         return self

@@ -9,7 +9,7 @@ import shlex
 from distill_utils.compute import PRECISIONS
 from distill_utils.datasets import DATASETS, read_videos
 from distill_utils.clips import load_clips
-from networks import NETWORKS, build
+from networks import INTERPOLATIONS, NETWORKS, build
 from utils import ROOT, Run, find_device, read_config
 
 # Flags that change no result, so that they do not choose the run's folder.
@@ -84,6 +84,18 @@ def add_pixel_options(parser, lr_img):
     group.add_argument("--lr_img", type=rate, default=lr_img, help="learning rate of the pixels (%(default)s)")
     group.add_argument("--init", default="real", choices=("real", "noise", "still"),
                        help="start from random real clips, noise, or one real frame repeated (%(default)s)")
+
+
+def add_temporal_options(parser, synthetic=True):
+    """The paper's study of temporal compression (METHOD 7); experts have no `synthetic` videos."""
+    group = parser.add_argument_group("temporal compression")
+    if synthetic:
+        group.add_argument("--n_syn", type=positive, help="frames of a synthetic video that are learned (all T)")
+        group.add_argument("--interpolation", default="duplicate", choices=INTERPOLATIONS, help="what stretches them to T (%(default)s)")
+        group.add_argument("--lr_interpolation", type=rate, default=1e-3, help="learning rate of parametric's matrix (%(default)s)")
+    group.add_argument("--n_real", type=positive, help="evenly spaced frames of a real clip that are matched, each repeated (all T); MTT: of its experts")
+    group.add_argument("--segments", type=positive, default=1,
+                       help="pieces of T/segments frames that clips and videos are cut into; each step matches a random one (%(default)s)")
 
 
 def add_batch_real(group, default):
@@ -183,12 +195,20 @@ def check(args, per_class=1):
             raise ValueError(f"unknown --{name} {getattr(args, name)!r}: choose one of {', '.join(table)}")
     dataset, device = DATASETS[args.dataset], find_device(args.device)
     build(args.network, 1, args.frames or dataset.T, args.size or dataset.size)  # refuses clips that are too small
+    check_temporal(args, args.frames or dataset.T)
     videos, _ = list_videos(args)
     counts = videos.label[videos.split == "train"].value_counts() * (args.train_clips if dataset.rule == "stride" else 1)
     if counts.min() < per_class:
         raise ValueError(f"class {counts.idxmin()} has fewer training clips than the {per_class} asked for: "
                          "lower --ipc, --spc or --dpc, or give more --train_clips")
     return device
+
+
+def check_temporal(args, T):
+    for flag in ("n_syn", "n_real", "segments"):
+        value = getattr(args, flag, None) or 1
+        if value > T or flag == "segments" and T % value:
+            raise ValueError(f"--{flag} {value} does not fit clips of {T} frames")
 
 
 def load_data(args, split, **other):

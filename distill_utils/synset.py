@@ -8,6 +8,8 @@ import copy
 import torch
 from torch import nn
 
+from distill_utils.temporal import kept_frames
+from networks import Hallucinator, Interpolation
 from utils import load
 
 
@@ -39,21 +41,28 @@ class SyntheticSet(nn.Module):
 
 
 class PixelSet(SyntheticSet):
-    """The baselines' set: videos (K·N, T, 3, H, W), learned directly."""
+    """The baselines' set: videos (K·N, n, 3, H, W), learned directly; an Interpolation stretches n frames to T (none where n = T)."""
 
-    def __init__(self, videos, num_classes):
+    def __init__(self, videos, num_classes, interpolation=None):
         super().__init__(num_classes, len(videos) // num_classes)
-        self.videos = nn.Parameter(videos)
+        self.videos, self.interpolation = nn.Parameter(videos), interpolation
 
     def forward(self, index):
-        return self.videos[index], (index // self.N).to(self.videos.device)
+        videos = self.videos[index]
+        if self.interpolation:
+            videos = self.interpolation(videos)                            # (B, T, 3, H, W)
+        return videos, (index // self.N).to(videos.device)
 
-    def param_groups(self, lr_img):
-        return [{"params": [self.videos], "lr": lr_img}]
+    def param_groups(self, lr_img, lr_interpolation=0.0):
+        learned = list(self.interpolation.parameters()) if self.interpolation else []
+        return [{"params": [self.videos], "lr": lr_img}] + ([{"params": learned, "lr": lr_interpolation}] if learned else [])
 
     def content(self):
         """What a file of the set holds."""
-        return {"videos": self.videos.detach().cpu(), "labels": self.labels}
+        content = {"videos": self.videos.detach().cpu(), "labels": self.labels}
+        if self.interpolation:
+            content |= {"interpolation": self.interpolation.kind, "matrix": self.interpolation.matrix.detach().cpu()}
+        return content
 
 
 class StillSet(SyntheticSet):
@@ -129,6 +138,15 @@ def initial_videos(clips, ipc, init):
     videos = real_videos(clips, ipc)
     return {"real": lambda: videos, "noise": lambda: torch.randn(videos.shape).to(videos.device),
             "still": lambda: videos[:, :1].expand_as(videos).clone()}[init]()
+
+
+def initial_pixels(clips, ipc, init, n_syn=None, interpolation="duplicate"):
+    """Start of a PixelSet: `n_syn` evenly spaced frames (None: all T) of the initial videos, stretched by `interpolation`."""
+    videos = initial_videos(clips, ipc, init)
+    if n_syn in (None, clips.T) and interpolation != "parametric":
+        return PixelSet(videos, clips.K).to(clips.device)
+    kept = videos[:, kept_frames(clips.T, n_syn or clips.T)]
+    return PixelSet(kept, clips.K, Interpolation(interpolation, kept.shape[1], clips.T)).to(clips.device)
 
 
 def initial_static(clips, spc, init):

@@ -1,6 +1,6 @@
-"""The results of all finished runs below a folder as one table.
+"""The results of all finished runs below some folders as one table.
 
-    python -m distill_utils.table results/
+    python -m distill_utils.table results/ [--csv FILE]
 """
 import argparse
 import json
@@ -9,36 +9,59 @@ import pathlib
 import pandas as pd
 
 from distill_utils.datasets import DATASETS
-from utils import run_script
+from utils import atomic_write, run_script
+
+SETTINGS = ("ipc", "spc", "dpc", "n_syn", "interpolation", "n_real", "segments", "lr_img", "lr_dynamic", "method", "network", "Iteration")
+FIGURES = ("top1", "top1_std", "top5", "top5_std", "video_top1", "video_top1_std", "storage", "seconds_per_iteration", "steps", "peak_memory", "seconds")
 
 
-def results(folder):
-    """A row for each result.json below `folder`: run, accuracy ± std in percent, bytes, seconds per step and of the steps, GB, path."""
+def read_results(folders):
+    """A row for each result.json below `folders`: data, run, path, SETTINGS, FIGURES (percent, bytes, seconds), headline, and per_class accuracies."""
     rows = []
-    for path in sorted(folder.rglob("result.json"), key=lambda path: path.stat().st_mtime):
+    paths = sorted({path for folder in folders for path in folder.rglob("result.json")}, key=lambda path: path.stat().st_mtime)
+    for path in paths:
         result, settings = json.loads(path.read_text()), json.loads((path.parent / "config.json").read_text())["settings"]
         if "storage" not in result:  # a buffer of experts
             continue
-        headline = DATASETS[settings["dataset"]].headline
-        seconds = result["seconds_per_iteration"] or 0
-        rows.append({"data": path.parts[-3], "run": path.parent.name, "steps": result["steps"], "ipc": settings.get("ipc"),
-                     headline: f"{result[headline]:.1f} ± {result[headline + '_std']:.1f}",
-                     "video top1": f"{result['video_top1']:.1f} ± {result['video_top1_std']:.1f}", "bytes": f"{result['storage']:,}",
-                     "s/step": f"{seconds:.2f}", "distilled in s": f"{seconds * result['steps']:.0f}",
-                     "evaluated in s": f"{result['seconds']:.0f}", "GB": f"{result['peak_memory'] / 2 ** 30:.2f}"})
+        rows.append({"data": path.parts[-3], "run": path.parent.name, "path": path.parent, "dataset": settings["dataset"],
+                     "headline": DATASETS[settings["dataset"]].headline, **{name: settings.get(name) for name in SETTINGS},
+                     **{name: result.get(name) for name in FIGURES}, "per_class": result["per_class"]})
     if not rows:
-        raise ValueError(f"no finished run below {folder}")
-    return pd.DataFrame(rows, dtype=object).fillna("")
+        raise ValueError(f"no finished run below {' or '.join(map(str, folders))}")
+    return pd.DataFrame(rows, dtype=object)
+
+
+def shown(rows):
+    """The rows of read_results for a reader: accuracy ± std in percent, seconds per step and of the steps, GB."""
+    table = []
+    for row in rows.itertuples():
+        seconds, headline = row.seconds_per_iteration or 0, row.headline
+        table.append({"data": row.data, "run": row.run, "steps": row.steps, "ipc": row.ipc,
+                      headline: accuracy(row, headline), "video top1": accuracy(row, "video_top1"), "bytes": f"{row.storage:,}",
+                      "s/step": f"{seconds:.2f}", "distilled in s": f"{seconds * row.steps:.0f}", "evaluated in s": f"{row.seconds:.0f}",
+                      "GB": f"{row.peak_memory / 2 ** 30:.2f}"})
+    return pd.DataFrame(table, dtype=object).fillna("")
+
+
+def accuracy(row, name):
+    return f"{getattr(row, name):.1f} ± {getattr(row, name + '_std'):.1f}"
 
 
 def main(args):
-    print(results(args.folder).to_string(index=False))
-    print(f"\nEach run's folder in {args.folder} holds distilled.png and distilled.gif, its pictures, and distilled.pt, the set.")
+    rows = read_results(args.folders)
+    print(shown(rows).to_string(index=False))
+    print("\nEach run's folder holds distilled.png and distilled.gif, its pictures, and distilled.pt, the set.")
+    if args.csv:
+        args.csv.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_write(args.csv, "w") as file:
+            rows.drop(columns="per_class").to_csv(file, index=False)
+        print(f"all figures: {args.csv}")
 
 
 def parser():
     parser = argparse.ArgumentParser(prog="table", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=pathlib.Path, help="of run folders, as given by --save_path")
+    parser.add_argument("folders", type=pathlib.Path, nargs="+", metavar="FOLDER", help="of run folders, as given by --save_path")
+    parser.add_argument("--csv", type=pathlib.Path, metavar="FILE", help="write settings and figures of every run there, unrounded")
     return parser
 
 

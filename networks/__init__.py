@@ -3,6 +3,7 @@ from .convnet import ConvNet
 from .convnet3d import ConvNet3D
 from .flat import FlatNetwork
 from .hallucinator import Hallucinator
+from .interpolation import INTERPOLATIONS, Interpolation
 from .standardize import standardize
 
 NETWORKS = {  # video classifiers, by the name that flags take

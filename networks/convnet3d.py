@@ -5,6 +5,9 @@ from torch import nn
 from .standardize import standardize
 
 
+LEAST_FRAMES = 8  # what its poolings leave something of; `embed` alone needs half of it
+
+
 class ConvNet3D(nn.Module):
     """Three blocks of convolution, ReLU and max-pool, a linear classifier at each remaining moment, maximum over time.
 
@@ -19,8 +22,8 @@ class ConvNet3D(nn.Module):
             convolution(64, 128), nn.ReLU(inplace=True), nn.MaxPool3d(2),
             convolution(128, 128), nn.ReLU(inplace=True), nn.MaxPool3d(2))
         side = map_side(size)
-        if frames < 8 or side < 1:
-            raise ValueError(f"ConvNet3D needs at least 8 frames of 43 pixels, not {frames} of {size}: "
+        if frames < LEAST_FRAMES or side < 1:
+            raise ValueError(f"ConvNet3D needs at least {LEAST_FRAMES} frames of 43 pixels, not {frames} of {size}: "
                              "its poolings leave nothing of less")
         # (2, 2, 2) at 112 pixels, (2, 1, 1) at 64, where one place is left to average over.
         self.head = nn.Sequential(nn.AvgPool3d((2, min(side, 2), min(side, 2)), stride=1), nn.Dropout(dropout))

@@ -1,0 +1,41 @@
+#!/usr/bin/env bash
+# The paper's study of temporal compression: frames that are learned and matched, segments, interpolations; one csv of accuracy, time, memory, bytes.
+# Usage: bash sh/study/taxonomy.sh GPU DATASET IPC [any flag of distill_DM.py]
+# METHOD=MTT studies trajectory matching instead; its cells of fewer real frames or segments need experts of the same (sh/baseline/buffer.sh …
+# --n_real 4), and say so. Finished cells are not computed again; a cell that fails is named at the end.
+set -euo pipefail
+source "$(dirname "${BASH_SOURCE[0]}")/../launch.sh"
+positionals 3 "$@"
+gpu=$1 dataset=$2 ipc=$3
+shift 3
+
+method=${METHOD:-DM}                          # or MTT
+case $method in
+  DM) lr=30 ;;
+  MTT) lr=1e5 ;;
+  *) echo "error: METHOD is DM or MTT, not '$method'" >&2; exit 2 ;;
+esac
+case $dataset in
+  UCF101|miniUCF101|HMDB51) T=${T:-16} ;;     # frames of a clip; give T=… where --frames changes it
+  *) T=${T:-8} ;;
+esac
+results=${RESULTS:-$root/results/taxonomy-$method-ipc$ipc}
+
+cells=("--n_syn $T" "--n_syn $T --interpolation parametric")
+for ((n = 1; n < T; n *= 2)); do
+  for interpolation in duplicate linear parametric; do
+    if ((n > 1)) || [[ $interpolation != linear ]]; then cells+=("--n_syn $n --interpolation $interpolation"); fi  # linear of one is duplicate
+  done
+  cells+=("--n_real $n")
+done
+for ((segments = 2; segments < T; segments *= 2)); do cells+=("--segments $segments"); done
+
+failed=()
+for cell in "${cells[@]}"; do
+  printf '\n== %s %s\n' "$method" "$cell"
+  read -ra flags <<< "$cell"
+  bash "$root/sh/baseline/$method.sh" "$gpu" "$dataset" "$lr" "$ipc" --save_path "$results" "$@" "${flags[@]}" || failed+=("$cell")
+done
+PYTHONPATH=$root "$(find_python)" -m distill_utils.table "$results" --csv "$results/taxonomy.csv"
+for cell in "${failed[@]}"; do echo "failed: $method $cell" >&2; done
+exit $((${#failed[@]} > 0))
