@@ -1,21 +1,27 @@
 """The evaluation protocol (METHOD 6): fresh networks are trained on a set, then see every test clip once.
 
-As a program it evaluates the full training set, the ceiling of every table:
+As a program it evaluates the full training set, the ceiling of every table, or a distilled set by several networks:
 
     bash sh/baseline/full.sh GPU DATASET
+    python -m distill_utils.evaluate RUN --networks ConvNet3D,CNN+GRU,r3d_18
 """
+import argparse
+import json
+import pathlib
 import time
 
+import pandas as pd
 import torch
 import torch.nn.functional as F
 
 import networks
 from distill_utils.compute import autocast, clips_at_once
-from distill_utils.options import add_evaluation_options, check, evaluation_values, load_data, script_parser, start_run
+from distill_utils.options import add_evaluation_options, check, evaluation_values, load_data, positive, script_parser, start_run
 from distill_utils.record import finish
+from distill_utils.synset import load_set
 from distill_utils.temporal import random_segment
 from networks.convnet3d import LEAST_FRAMES
-from utils import progress, random_stream, run_script, seed_everything
+from utils import progress, random_stream, read_config, run_script, save_json, seed_everything
 
 
 def evaluate(synset, test, *, network="ConvNet3D", num_eval=3, epochs=500, lr=0.01, batch_size=256, seed=0, precision="fp32"):
@@ -119,22 +125,87 @@ class RealSet:
         return len(self) * self.clips.T * 3 * self.clips.size ** 2
 
 
+# ---------------------------------------------------------------- as a program
+
 def main(args):
+    if not args.dataset:
+        raise ValueError("give a RUN, or --dataset for the full training set")
     check(args)
-    run = start_run(args, "full")
+    if args.run:
+        across_networks(args)
+    else:
+        full_data(args)
+
+
+def full_data(args):
+    """The accuracy of the full training set; with --n_real of clips of which only so many frames are kept, in training and testing."""
+    run = start_run(args, "full" if args.n_real is None else f"full_{args.n_real}frames")
     seed_everything(args.seed)
     train_clips, test = load_data(args, "train"), load_data(args, "test")
     run.resume()
     if run.result is None:
-        run.result = evaluate(RealSet(train_clips), test, **evaluation_values(args))
+        run.result = evaluate(RealSet(train_clips.reduced(args.n_real)), test.reduced(args.n_real), **evaluation_values(args, 0.01))
         run.log(**run.result)
         run.checkpoint()
     finish(run, test)
 
 
+def across_networks(args):
+    """A distilled set evaluated by several networks: a table, and networks.json beside the set, which is added to and not computed twice."""
+    synset, content = load_set(args.run)
+    test = load_data(args, "test")
+    if content["class_names"] != test.class_names or synset.of_class(0).shape[1:] != (test.T, 3, test.size, test.size):
+        raise ValueError(f"{args.run} was distilled from other classes, frames or sizes than these test clips have: give the data flags of its run")
+    path = args.run / "networks.json" if args.run.is_dir() else args.run.with_suffix(".networks.json")
+    done = json.loads(path.read_text()) if path.exists() else {}
+    rows = []
+    for name in args.networks:
+        values = evaluation_values(args, content["lr"]) | {"network": name}
+        if done.get(name, {}).get("settings") != values:
+            result = evaluate(synset.to(test.device), test, **values)
+            done[name] = {"settings": values, **result}
+            save_json(done, path)
+        result = done[name]
+        rows.append({"network": name, **{figure: f"{result[figure]:.1f} ± {result[figure + '_std']:.1f}" for figure in ("top1", "top5", "video_top1")},
+                     "train top1": f"{result['train_top1']:.1f}", "seconds": f"{result['seconds']:.0f}"})
+    print(pd.DataFrame(rows).to_string(index=False))
+    print(f"all figures: {path}")
+
+
+class RunSettings(argparse.Action):
+    """Takes the run's own settings as defaults of the flags that follow."""
+
+    TAKEN = ("dataset", "data_path", "list_path", "frames_path", "frames", "size", "stride", "train_clips", "test_clips", "seed", "precision",
+             "num_eval", "epoch_eval_train", "lr_net", "batch_train")
+    PATHS = ("data_path", "list_path", "frames_path")
+
+    def __call__(self, parser, namespace, run, option=None):
+        namespace.run = run
+        if run is None or not (run / "config.json").is_file():
+            return
+        settings = read_config(run / "config.json")["settings"]
+        for name in self.TAKEN:
+            if getattr(namespace, name) == parser.get_default(name) and settings.get(name) is not None:
+                setattr(namespace, name, pathlib.Path(settings[name]) if name in self.PATHS else settings[name])
+
+
+def network_names(text):
+    names = text.split(",")
+    for name in names:
+        if name not in networks.NETWORKS:
+            raise argparse.ArgumentTypeError(f"unknown network {name!r}: choose among {', '.join(networks.NETWORKS)}")
+    return names
+
+
 def parser():
-    parser = script_parser(__doc__, prog="evaluate")
-    add_evaluation_options(parser)
+    parser = script_parser(__doc__, dataset="optional", prog="evaluate")
+    add_evaluation_options(parser, lr_net=None)
+    group = parser.add_argument_group("what is evaluated")
+    group.add_argument("run", nargs="?", type=pathlib.Path, action=RunSettings, metavar="RUN",
+                       help="folder of a finished run, whose flags are the defaults then, or a set's file (the full training set)")
+    group.add_argument("--networks", type=network_names, default=["ConvNet3D"], metavar="A,B",
+                       help=f"that are trained on RUN's set: of {', '.join(networks.NETWORKS)} (ConvNet3D)")
+    group.add_argument("--n_real", type=positive, help="of the full set: only so many frames of each clip are kept, in training and testing (all)")
     return parser
 
 

@@ -136,7 +136,7 @@ def draw(selection, good, path):
 def parser():
     parser = argparse.ArgumentParser(prog="inspect", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("dataset", metavar="DATASET", help=f"one of {', '.join(DATASETS)}")
-    add_data_options(parser, dataset=False)
+    add_data_options(parser, dataset=None)
     parser.add_argument("--seed", default=0, type=count, help="of the clips' starts (%(default)s)")
     parser.add_argument("--out", type=pathlib.Path, metavar="DIR", help="folder of contact_sheet.png and wrong_folders.txt (results/<data set>)")
     return parser

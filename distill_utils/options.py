@@ -18,11 +18,11 @@ WITHOUT_EFFECT = ("save_path", "pack_path", "pack", "device", "workers", "wandb"
 WANDB_MODES = ("online", "offline", "disabled")
 
 
-def script_parser(description, **options):
+def script_parser(description, dataset="required", **options):
     """A script's parser with the flags that all have: those of the run and of the data."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter, **options)
     add_run_options(parser)
-    add_data_options(parser)
+    add_data_options(parser, dataset)
     return parser
 
 
@@ -39,10 +39,10 @@ def add_run_options(parser):
                        help="weights & biases (WANDB_MODE, else offline)")
 
 
-def add_data_options(parser, dataset=True):
+def add_data_options(parser, dataset="required"):
     group = parser.add_argument_group("data")
     if dataset:
-        group.add_argument("--dataset", required=True, help=f"one of {', '.join(DATASETS)}")
+        group.add_argument("--dataset", required=dataset == "required", help=f"one of {', '.join(DATASETS)}")
     group.add_argument("--data_path", type=pathlib.Path, help="folder of the data sets (distill_utils/data); for custom the data set's own folder")
     group.add_argument("--list_path", type=pathlib.Path, help="custom: the folder_name,label,split csv, where the folder has several")
     group.add_argument("--frames_path", type=pathlib.Path, help="custom: the folder of frame folders, where there are several")

@@ -13,7 +13,7 @@ def record(run, synset, clips, result, matching=None):
     run.log(loss=run.loss, **learned, refused=run.refused, **result)
     run.say(f"iteration {run.iteration}: {summary(result, headline)}; best on test {best['value']:.1f} at iteration {best['iteration']}")
     save({"kind": type(synset).__name__, **synset.content(), "ipc": synset.N, "class_names": clips.class_names,
-          "dataset": clips.dataset, "iteration": run.iteration, "lr": result["lr"], **learned}, run.folder / "distilled.pt")
+          "dataset": clips.dataset, "frames": clips.T, "iteration": run.iteration, "lr": result["lr"], **learned}, run.folder / "distilled.pt")
     save_pictures(synset, run.folder)
     run.result = result
     run.checkpoint()
@@ -28,7 +28,7 @@ def summary(result, headline="top1"):
 
 def finish(run, clips):
     """The result of a run is the accuracy at its last iteration (METHOD 6)."""
-    run.finish(**run.result, peak_memory=peak_memory(clips.device))
+    run.finish(**run.result, class_names=clips.class_names, peak_memory=peak_memory(clips.device))
     run.say(f"result: {summary(run.result, DATASETS[clips.dataset].headline)}; "
             f"{run.seconds / max(run.steps, 1):.3f} s per iteration, peak memory {peak_memory(clips.device) / 2 ** 30:.2f} GB; {run.folder}")
     if run.refused:

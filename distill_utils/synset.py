@@ -4,13 +4,14 @@ Each set is called with video numbers 0 … K·N−1 and gives videos (B, T, 3, 
 differentiable with respect to what the set learns. Video n is the (n % N)-th of class n // N.
 """
 import copy
+import pathlib
 
 import torch
 from torch import nn
 
 from distill_utils.temporal import kept_frames
 from networks import Hallucinator, Interpolation
-from utils import load
+from utils import load as load_file
 
 
 class SyntheticSet(nn.Module):
@@ -34,6 +35,10 @@ class SyntheticSet(nn.Module):
     def frozen(self):
         """A copy to train networks on: the same draws, no gradients."""
         return copy.deepcopy(self).requires_grad_(False)
+
+    def every(self):
+        """All videos that the set can show, each pair of memories once, and their labels."""
+        return self(torch.arange(len(self)))
 
     def storage(self):
         """Bytes that must be kept to use the set."""
@@ -77,6 +82,10 @@ class StillSet(SyntheticSet):
         still = draw_memory(self.static, index, self.N)
         return still.unsqueeze(1).expand(-1, self.T, -1, -1, -1), (index // self.N).to(still.device)
 
+    def every(self):
+        K, spc = self.static.shape[:2]
+        return self.static.flatten(0, 1).unsqueeze(1).expand(-1, self.T, -1, -1, -1), torch.arange(K).repeat_interleave(spc)
+
     def content(self):
         """A static memory file: "image" (K·spc, 3, H, W) and "label" (K·spc,)."""
         return {"image": self.static.detach().flatten(0, 1).cpu(), "label": torch.arange(self.K).repeat_interleave(self.static.shape[1])}
@@ -96,6 +105,13 @@ class StaticDynamicSet(SyntheticSet):
     def forward(self, index):
         static, dynamic = draw_memory(self.static, index, self.N), draw_memory(self.dynamic, index, self.N)
         return self.hallucinator(static, dynamic), (index // self.N).to(static.device)
+
+    def every(self):
+        """Videos (K·N·spc/N·dpc/N, T, 3, H, W), the static memories of a slot outside, its dynamic ones inside."""
+        static, dynamic = (memory.unflatten(1, (self.N, -1)) for memory in (self.static, self.dynamic))   # (K, N, group, …)
+        s, d = static.shape[2], dynamic.shape[2]
+        pairs = static.repeat_interleave(d, 2).flatten(0, 2), dynamic.repeat(1, 1, s, 1, 1, 1, 1).flatten(0, 2)
+        return self.hallucinator(*pairs), torch.arange(self.K).repeat_interleave(self.N * s * d)
 
     def param_groups(self, lr_dynamic, lr_hal, lr_static=0.0):
         """S is frozen unless `lr_static` is positive."""
@@ -190,9 +206,71 @@ def frame_distance(clips, index, frames):
     return torch.cat(rows, 1).cpu()
 
 
+# ---------------------------------------------------------------- sets in files
+
+class Distilled(torch.utils.data.Dataset):
+    """A distilled set for any training loop: item i is (video (T, 3, H, W) float32 in normalised pixels, label). class_names: of the labels.
+
+    A static-dynamic set pairs its memories anew at each access, so that an epoch sees other videos than the last.
+    """
+
+    def __init__(self, synset, class_names):
+        self.synset, self.class_names = synset.requires_grad_(False), class_names
+
+    def __len__(self):
+        return len(self.synset)
+
+    def __getitem__(self, number):
+        videos, labels = self.synset(torch.tensor([range(len(self))[number]]))
+        return videos[0], int(labels[0])
+
+
+def load(path):
+    """The distilled set of a run's folder, or of its file distilled.pt, as a torch Dataset."""
+    synset, content = load_set(path)
+    return Distilled(synset, content["class_names"])
+
+
+def load_set(path):
+    """A synthetic set as it was written, and all that its file holds; ValueError where the file is not whole."""
+    path = pathlib.Path(path)
+    path = path / "distilled.pt" if path.is_dir() else path
+    content = load_file(path)
+    try:
+        synset = KINDS[content["kind"]](content)
+        if len(content["class_names"]) != synset.K:
+            raise ValueError(f"{len(content['class_names'])} names for {synset.K} classes")
+        return synset, content
+    except (LookupError, TypeError, AttributeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"{path} is no distilled set of these scripts ({type(error).__name__}: {error})") from error
+
+
+def pixel_set(content):
+    interpolation = None
+    if "interpolation" in content:
+        matrix = content["matrix"]
+        interpolation = Interpolation(content["interpolation"], matrix.shape[1], matrix.shape[0])
+        interpolation.matrix.data.copy_(matrix)
+    return PixelSet(content["videos"], len(content["videos"]) // content["ipc"], interpolation)
+
+
+def still_set(content):
+    spc = torch.bincount(content["label"]).unique().item()
+    return StillSet(content["image"].unflatten(0, (-1, spc)), content["ipc"], content["frames"])
+
+
+def static_dynamic_set(content):
+    hallucinator = Hallucinator()
+    hallucinator.load_state_dict(content["hallucinator"])
+    return StaticDynamicSet(content["static"], content["dynamic"], hallucinator, content["ipc"])
+
+
+KINDS = {"PixelSet": pixel_set, "StillSet": still_set, "StaticDynamicSet": static_dynamic_set}
+
+
 def load_static(path, num_classes, spc, size):
     """Static memory (K, spc, 3, H, W) from a file with "image" (K·spc, 3, H, W), of distill_DC.py or the paper's authors."""
-    content = load(path)
+    content = load_file(path)
     image = content.get("image") if isinstance(content, dict) else None
     if not isinstance(image, torch.Tensor):
         raise ValueError(f'{path} is no static memory: it has no tensor "image"')

@@ -1,0 +1,112 @@
+"""Reference selections (METHOD 7): real clips of each class chosen at random, by herding, or by k-center, and evaluated as a distilled set is.
+
+    bash sh/baseline/coreset.sh GPU DATASET random|herding|k-center IPC
+
+Herding (Welling 2009; Rebuffi et al. 2017) takes, one after another, the clip that brings the mean of those taken nearest to the class mean;
+k-center (Sener & Savarese 2018) starts from the clip nearest to the class mean and takes the clip farthest from all taken. Distances are
+between embeddings of a network trained on the full set.
+"""
+import torch
+
+import networks
+from distill_utils.compute import autocast, clips_at_once
+from distill_utils import options
+from distill_utils.evaluate import RealSet, evaluate, train
+from distill_utils.record import finish, record
+from distill_utils.synset import PixelSet, real_videos
+from utils import load, progress, random_stream, run_script, save, seed_everything, stream_seed
+
+
+def herding(features, count):
+    """Numbers of `count` rows of features (n, F), in the order taken: each brings the mean of those taken nearest to the mean of all."""
+    mean, taken, total = features.mean(0), [], torch.zeros_like(features[0])
+    for number in range(1, count + 1):
+        distance = ((total + features) / number - mean).norm(dim=1)
+        distance[taken] = torch.inf
+        taken.append(int(distance.argmin()))
+        total = total + features[taken[-1]]
+    return taken
+
+
+def k_center(features, count):
+    """Numbers of `count` rows of features (n, F): the one nearest to the mean, then always the one farthest from all taken."""
+    taken = [int((features - features.mean(0)).norm(dim=1).argmin())]
+    distance = torch.full((len(features),), torch.inf, dtype=features.dtype)
+    while len(taken) < count:
+        distance = distance.minimum((features - features[taken[-1]]).norm(dim=1))
+        distance[taken] = -1
+        taken.append(int(distance.argmax()))
+    return taken
+
+
+METHODS = {"random": None, "herding": herding, "k-center": k_center}
+
+
+def select(clips, ipc, method, features):
+    """Numbers of `ipc` clips of each class, in class order, by the embeddings of all clips, (n, F)."""
+    chosen = []
+    for label in range(clips.K):
+        index = (clips.labels == label).nonzero().flatten()
+        chosen.append(index[METHODS[method](features[index], ipc)])
+    return torch.cat(chosen)
+
+
+@torch.inference_mode()
+def embed_all(net, clips, precision):
+    """Embeddings of all clips, unmirrored, (n, F) float32 on the CPU."""
+    net.eval()
+    features = []
+    for index in torch.arange(len(clips)).split(clips_at_once(clips.T, clips.size, clips.device)):
+        with autocast(clips.device, precision):
+            features.append(net.embed(clips.draw(index)).float().cpu())
+    return torch.cat(features)
+
+
+def feature_network(run, args, clips):
+    """A ConvNet3D trained on all clips, from a file beside the runs where one of the same settings is there."""
+    values = [args.feature_epochs, args.feature_lr, args.feature_batch, args.seed, args.precision, options.list_digest(args), clips.T, clips.size,
+              args.stride, args.train_clips]
+    path = run.folder.parent / f"feature_network_{stream_seed(*values):015x}.pt"
+    net = networks.build("ConvNet3D", clips.K, clips.T, clips.size).to(clips.device)
+    if path.exists():
+        net.load_state_dict(load(path))
+        return net
+    with random_stream(stream_seed("features", *values)), progress(total=args.feature_epochs, desc="feature network", unit="epoch") as bar:
+        net = networks.build("ConvNet3D", clips.K, clips.T, clips.size).to(clips.device)
+        top1 = train(net, RealSet(clips), args.feature_epochs, args.feature_lr, args.feature_batch, clips_at_once(clips.T, clips.size, clips.device),
+                     args.precision, bar)
+    run.say(f"the feature network has {top1:.1f} % top1 on its training clips")
+    save(net.state_dict(), path)
+    return net
+
+
+def main(args):
+    options.check(args, args.ipc)
+    run = options.start_run(args, f"coreset_{args.method}_ipc{args.ipc}")
+    seed_everything(args.seed)
+    clips, test = options.load_data(args, "train"), options.load_data(args, "test")
+    run.resume()
+    if run.result is None:
+        if args.method == "random":
+            synset = PixelSet(real_videos(clips, args.ipc), clips.K)
+        else:
+            features = embed_all(feature_network(run, args, clips), clips, args.precision)
+            synset = PixelSet(clips.draw(select(clips, args.ipc, args.method, features)), clips.K)
+        record(run, synset, test, evaluate(synset, test, **options.evaluation_values(args)))
+    finish(run, test)
+
+
+def parser():
+    parser = options.script_parser(__doc__, prog="coreset")
+    options.add_evaluation_options(parser)
+    group = parser.add_argument_group("selection")
+    group.add_argument("--method", default="random", choices=METHODS, help="(%(default)s)")
+    group.add_argument("--ipc", type=options.positive, default=1, help="real clips per class (%(default)s)")
+    group.add_argument("--feature_epochs", type=options.positive, default=60, help="of the feature network (%(default)s)")
+    group.add_argument("--feature_lr", type=options.rate, default=0.01, help="its learning rate (%(default)s)")
+    group.add_argument("--feature_batch", type=options.positive, default=32, help="its batch size (%(default)s)")
+    return parser
+
+
+if __name__ == "__main__":
+    run_script(main, parser())

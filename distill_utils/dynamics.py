@@ -1,0 +1,61 @@
+"""Static and dynamic classes (METHOD 7): how much a class gains from motion, and how each method does on both kinds.
+
+    bash sh/study/dynamics.sh GPU DATASET; python -m distill_utils.dynamics results/
+
+The dynamics of a class is its accuracy with full clips minus its accuracy with one frame repeated T times, both of networks trained on the full
+set of such clips; the upper half of the classes are the dynamic ones.
+"""
+import argparse
+import pathlib
+
+import numpy as np
+import pandas as pd
+
+from distill_utils.table import read_results
+from utils import run_script
+
+
+def class_dynamics(rows):
+    """The classes of one data set by their dynamics, the most dynamic first: a table indexed by class, full, one_frame, dynamics (percent), dynamic
+    (bool); None where the two runs on the full set are not among the rows of read_results."""
+    full = rows[rows.run.str.startswith("full") & rows.class_names.notna()]
+    whole, still = full[full.n_real.isna()], full[full.n_real == 1]
+    if whole.empty or still.empty:
+        return None
+    whole, still = whole.iloc[-1], still.iloc[-1]
+    table = pd.DataFrame({"full": whole.per_class, "one_frame": still.per_class}, index=pd.Index(whole.class_names, name="class"), dtype=float)
+    table["dynamics"] = table.full - table.one_frame
+    table = table.sort_values("dynamics", ascending=False, kind="stable")
+    return table.assign(dynamic=np.arange(len(table)) < len(table) // 2)
+
+
+def by_group(rows, classes):
+    """Mean accuracy per class of every run on the dynamic and on the static classes, in percent."""
+    groups = []
+    for row in rows.itertuples():
+        accuracy = pd.Series(row.per_class, index=sorted(classes.index), dtype=float)
+        groups.append({"run": row.run, "dynamic": accuracy[classes.index[classes.dynamic]].mean(), "static": accuracy[classes.index[~classes.dynamic]].mean()})
+    return pd.DataFrame(groups)
+
+
+def main(args):
+    every = read_results(args.folders)
+    for data, rows in every.groupby("data"):
+        classes = class_dynamics(rows)
+        print(f"\n{data}")
+        if classes is None:
+            print("no dynamics: they need two runs on the full set: bash sh/study/dynamics.sh GPU DATASET")
+            continue
+        print(classes.round(1).to_string())
+        print()
+        print(by_group(rows, classes).round(1).to_string(index=False))
+
+
+def parser():
+    parser = argparse.ArgumentParser(prog="dynamics", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folders", type=pathlib.Path, nargs="+", metavar="FOLDER", help="of run folders, as given by --save_path")
+    return parser
+
+
+if __name__ == "__main__":
+    run_script(main, parser())

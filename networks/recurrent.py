@@ -1,0 +1,26 @@
+"""Frame by frame, then over time (METHOD 2): for tables across architectures."""
+from torch import nn
+
+from .convnet import ConvNet
+from .standardize import standardize
+
+OVER_TIME = {"RNN": nn.RNN, "GRU": nn.GRU, "LSTM": nn.LSTM}
+
+
+class FrameNetwork(nn.Module):
+    """The blocks of ConvNet on each frame, then `over_time`: the mean of the features, or a recurrent layer's last output; clips (B, T, 3, H, W)
+    to logits (B, K)."""
+
+    def __init__(self, num_classes, frames, size, over_time="mean", hidden=256):
+        super().__init__()
+        if over_time not in ("mean", *OVER_TIME):
+            raise ValueError(f"unknown layer over time {over_time!r}: choose one of mean, {', '.join(OVER_TIME)}")
+        convnet = ConvNet(num_classes, size)
+        self.blocks, features = convnet.blocks, convnet.logits.in_features
+        self.recurrent = None if over_time == "mean" else OVER_TIME[over_time](features, hidden, batch_first=True)
+        self.logits = nn.Linear(hidden if self.recurrent else features, num_classes)
+
+    def forward(self, clips):
+        frames = standardize(clips).flatten(0, 1)                          # (B·T, 3, H, W)
+        features = self.blocks(frames).flatten(1).unflatten(0, clips.shape[:2])   # (B, T, F)
+        return self.logits(self.recurrent(features)[0][:, -1] if self.recurrent else features.mean(1))

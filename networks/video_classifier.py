@@ -1,0 +1,20 @@
+"""torchvision's own video classifiers, with random weights (METHOD 2): for tables across architectures."""
+import torchvision
+from torch import nn
+
+from .standardize import standardize
+
+LEAST_SIZE = 16  # pixels: smaller ones leave no more than a point to normalise over
+
+
+class VideoClassifier(nn.Module):
+    """`r3d_18`, `mc3_18` or `r2plus1d_18` by name: clips (B, T, 3, H, W) to logits (B, K)."""
+
+    def __init__(self, num_classes, frames, size, name):
+        super().__init__()
+        if size < LEAST_SIZE:
+            raise ValueError(f"{name} needs at least {LEAST_SIZE} pixels, not {size}")
+        self.net = getattr(torchvision.models.video, name)(weights=None, num_classes=num_classes)
+
+    def forward(self, clips):
+        return self.net(standardize(clips).transpose(1, 2))

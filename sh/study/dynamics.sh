@@ -1,0 +1,16 @@
+#!/usr/bin/env bash
+# Static and dynamic classes: networks on the full set with full clips and with one frame repeated; the score of each class, and every run on both kinds.
+# Usage: bash sh/study/dynamics.sh GPU DATASET [any flag of distill_utils/evaluate.py]
+set -euo pipefail
+source "$(dirname "${BASH_SOURCE[0]}")/../launch.sh"
+positionals 2 "$@"
+gpu=$1 dataset=$2
+shift 2
+
+save_path=$root/results
+for ((i = 1; i < $#; i++)); do
+  if [[ ${!i} == --save_path ]]; then j=$((i + 1)); save_path=${!j}; fi
+done
+bash "$root/sh/baseline/full.sh" "$gpu" "$dataset" "$@"
+bash "$root/sh/baseline/full.sh" "$gpu" "$dataset" "$@" --n_real 1
+PYTHONPATH=$root "$(find_python)" -m distill_utils.dynamics "$save_path"
