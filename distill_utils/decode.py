@@ -19,6 +19,7 @@ from distill_utils.datasets import clip_frames
 
 CONTAINERS = {"format_whitelist": "avi,mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,mpeg,mpegts,flv,asf,ogg", "protocol_whitelist": "file"}
 MOST_PIXELS = 100_000_000  # of a frame: about 12K; decoders keep sixteen and more of them
+MOST_SIDE = 65_500  # of a JPEG, pixels
 LEAST = 0.9  # share of the frames that a header promises: encoders' own counts are off by a few
 
 av.logging.set_level(av.logging.ERROR)  # so that errors carry FFmpeg's reason
@@ -68,6 +69,8 @@ def make_folder(job):
     job: (files, folder, a folder of its own to write in, Picture, T), as one value for a process to take.
     """
     paths, folder, partial, picture, T = job
+    if folder.is_dir():  # made just before another job's crash took the answer
+        return None
     reasons = []
     for path in paths:
         try:
@@ -109,11 +112,18 @@ def frames(path, picture, wanted=None):
             yield None
             continue
         quarters = round(frame.rotation / 90) % 4  # counter-clockwise, to bring it upright
-        width, height = round(frame.width * aspect), frame.height
+        width, height = frame.width * aspect, frame.height
+        if not 1 / MOST_SIDE < width / height < MOST_SIDE:
+            raise Broken(f"has frames of {width:g}×{height} square pixels")
         width, height = picture.scaled(*((height, width) if quarters % 2 else (width, height)))
+        if max(width, height) > MOST_SIDE:
+            raise Broken(f"has frames that become {width}×{height} pixels, more than a JPEG can hold")
         if quarters % 2:
             width, height = height, width
-        small = reformatter.reformat(frame, width, height, "rgb24", interpolation="BICUBIC", threads=1)
+        try:
+            small = reformatter.reformat(frame, width, height, "rgb24", interpolation="BICUBIC", threads=1)
+        except av.FFmpegError as error:
+            raise Broken(f"{reason(error)} in resizing") from error
         yield np.rot90(small.to_ndarray(), quarters)
 
 
@@ -139,7 +149,8 @@ def decoded(path):
         reached = max(packets, lasted * float(stream.average_rate or 0))  # AVI leaves out frames that repeat the last one
         if reached < LEAST * stream.frames:
             raise Broken(f"ends after {packets} of {stream.frames} frames")
-        if not stream.frames and lasted < LEAST * seconds:  # Matroska counts seconds only
+        frame = 1.5 / float(stream.average_rate or 1)  # seconds: some containers do not say how long the last one is shown
+        if not stream.frames and lasted + frame < LEAST * seconds:  # Matroska counts seconds only
             raise Broken(f"ends after {lasted:.1f} of {seconds:.1f} seconds")
 
 
@@ -183,6 +194,7 @@ def video_stream(container):
         raise Broken("has a video stream of an unknown codec")
     if not 0 < stream.width * stream.height <= MOST_PIXELS:
         raise Broken(f"has frames of {stream.width}×{stream.height} pixels (1 to {MOST_PIXELS:,} in all can be decoded)")
+    stream.codec_context.options = {"max_pixels": str(MOST_PIXELS)}  # of any frame, whatever the header says
     stream.codec_context.thread_count = 1  # the cores take a video each
     return stream
 

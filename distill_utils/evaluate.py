@@ -17,7 +17,7 @@ import torch.nn.functional as F
 import networks
 from distill_utils.compute import autocast, clips_at_once
 from distill_utils.options import add_evaluation_options, check, evaluation_values, load_data, positive, script_parser, start_run
-from distill_utils.record import finish
+from distill_utils.record import finish, logged
 from distill_utils.synset import load_set
 from distill_utils.temporal import random_segment
 from networks.convnet3d import LEAST_FRAMES
@@ -33,7 +33,7 @@ def evaluate(synset, test, *, network="ConvNet3D", num_eval=3, epochs=500, lr=0.
         seed: of the evaluation's own random stream; the run's random state is left as it was.
 
     Returns a dict of plain values: `top1`, `top5` over clips and `video_top1` (logits averaged over a video's clips), each the mean over
-    networks in percent with its `_std`; `per_class` top-1 in percent; `storage` in bytes; `lr`; `seconds`; `train_top1` on the set itself.
+    networks in percent with its `_std`; `per_class` top-1 in percent; `confusion`, counts of clips of all networks, a row for each true class; `storage` in bytes; `lr`; `seconds`; `train_top1` on the set itself.
     """
     start, at_once = time.perf_counter(), clips_at_once(test.T, test.size, test.device)
     frozen, scores = synset.frozen(), []
@@ -48,6 +48,7 @@ def evaluate(synset, test, *, network="ConvNet3D", num_eval=3, epochs=500, lr=0.
         values = torch.tensor([each[name] for each in scores], dtype=torch.float64)
         result |= {name: values.mean().item(), f"{name}_std": values.std(correction=0).item()}
     result["per_class"] = torch.stack([each["per_class"] for each in scores]).mean(0).tolist()
+    result["confusion"] = torch.stack([each["confusion"] for each in scores]).sum(0).tolist()
     result["train_top1"] = sum(each["train_top1"] for each in scores) / num_eval
     return {**result, "networks": [each["top1"] for each in scores], "storage": synset.storage(), "lr": lr,
             "seconds": time.perf_counter() - start}
@@ -93,7 +94,8 @@ def predict(net, test, precision="fp32"):
 
 
 def score(logits, test):
-    """Accuracies in percent: top-1 and top-5 over clips, top-1 over videos, top-1 of each class (nan for a class without test clips)."""
+    """Accuracies in percent: top-1 and top-5 over clips, top-1 over videos, top-1 of each class (nan for a class without test clips); and
+    `confusion`, how many clips of each class (rows) are taken for which."""
     labels, videos = test.labels, test.videos
     hits = logits.topk(min(5, test.K)).indices == labels[:, None]          # (n, 5)
     counts = torch.bincount(labels, minlength=test.K)
@@ -101,6 +103,7 @@ def score(logits, test):
     video_labels = torch.zeros(len(sums), dtype=torch.long).index_copy_(0, videos, labels)
     return {"top1": 100 * hits[:, 0].double().mean().item(), "top5": 100 * hits.any(1).double().mean().item(),
             "video_top1": 100 * (sums.argmax(1) == video_labels).double().mean().item(),
+            "confusion": torch.bincount(labels * test.K + logits.argmax(1), minlength=test.K ** 2).view(test.K, test.K),
             "per_class": 100 * torch.bincount(labels[hits[:, 0]], minlength=test.K) / counts}
 
 
@@ -145,7 +148,7 @@ def full_data(args):
     run.resume()
     if run.result is None:
         run.result = evaluate(RealSet(train_clips.reduced(args.n_real)), test.reduced(args.n_real), **evaluation_values(args, 0.01))
-        run.log(**run.result)
+        run.log(**logged(run.result))
         run.checkpoint()
     finish(run, test)
 

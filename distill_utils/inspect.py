@@ -51,12 +51,14 @@ def main(args):
     if good.empty:
         raise ValueError(f"none of the {len(found)} folders can be loaded: {wrong.wrong.iloc[0]}")
     describe(args, selections, class_names, good)
-    draw(selections["train"], good, out / "contact_sheet.png")
     if len(wrong):
         print("\n".join(wrong.wrong[:10]))
         print(f"{len(wrong)} of {len(found)} folders are missing or broken: all in {out / 'wrong_folders.txt'}")
+    else:
+        print("no folder is missing or broken")
+    drawn = draw(selections["train"], good, out / "contact_sheet.png")
+    if len(wrong) or not drawn:
         sys.exit(1)
-    print("no folder is missing or broken")
 
 
 def describe(args, selections, class_names, good):
@@ -99,8 +101,8 @@ def inspect(folder):
     elif len(set(numbers)) < len(names):
         wrong = f"{folder}: two images have the same number"
     elif numbers[-1] - numbers[0] >= len(names):
-        missing = sorted(set(range(numbers[0], numbers[-1])) - set(numbers))
-        wrong = f"{folder}: {len(missing)} frames are missing, of number {missing[0]} for example"
+        first = next(one + 1 for one, other in zip(numbers, numbers[1:]) if other > one + 1)
+        wrong = f"{folder}: {numbers[-1] - numbers[0] + 1 - len(names)} frames are missing, of number {first} for example"
     return Folder(len(names), sum(sizes), size, wrong)
 
 
@@ -114,23 +116,33 @@ def decoded_size(path):
 
 
 def draw(selection, good, path):
-    """The first loadable clip of each class as a row of its frames, in columns of such rows about as wide as high."""
+    """The first loadable clip of each class as a row of its frames, in columns of such rows about as wide as high; whether all could be drawn."""
     firsts = good[good.split == "train"].groupby("label").folder.first()
     chosen = np.flatnonzero(selection.videos.folder.isin(firsts))
+    if not len(chosen):
+        print("no training clip can be drawn")
+        return False
     shown = dataclasses.replace(selection, videos=selection.videos.iloc[chosen], positions=selection.positions[chosen, :1])
     _, T, _, size, _ = shown.shape
     frames, names = FrameFolders(shown, None), shown.videos.label.tolist()
     wide, high = T * size + 8, size + 16
     columns = max(1, round(math.sqrt(len(names) * high / wide)))
     sheet = Image.new("RGB", (columns * wide, math.ceil(len(names) / columns) * high), "white")
-    pen = ImageDraw.Draw(sheet)
+    pen, drawn = ImageDraw.Draw(sheet), True
     for place, video in enumerate(sorted(range(len(names)), key=names.__getitem__)):
         left, top = place % columns * wide, place // columns * high
         pen.text((left + 2, top + 1), names[video], fill="black")
-        for number, frame in enumerate(frames.decode(video)[0]):
+        try:
+            clip = frames.decode(video)[0]
+        except ValueError as error:  # a frame between the first and the last, which were looked at
+            print(error)
+            drawn = False
+            continue
+        for number, frame in enumerate(clip):
             sheet.paste(Image.fromarray(frame.transpose(1, 2, 0)), (left + number * size, top + 14))
     write(path, sheet)
     print(f"one clip of each class: {path}")
+    return drawn
 
 
 def parser():

@@ -15,7 +15,9 @@ import pandas as pd
 from distill_utils.datasets import CLASS_LIST, LIST_COLUMNS, check_together, checked, read_json, read_kinetics, read_table
 from utils import atomic_write, save_json
 
-SUFFIXES = (".avi", ".mp4", ".m4v", ".mov", ".mkv", ".webm", ".mpg", ".mpeg", ".wmv", ".flv", ".3gp", ".ogv", ".ts")  # of videos
+SUFFIXES = (".avi", ".divx", ".mp4", ".m4v", ".mov", ".qt", ".mkv", ".webm", ".mpg", ".mpeg", ".vob", ".ts", ".mts", ".m2ts", ".wmv", ".asf",
+            ".flv", ".f4v", ".3gp", ".3g2", ".ogv", ".ogg")  # of videos
+PREPARED = "prepared.json"  # stands beside our own lists
 KINETICS_COLUMNS = ["label", "youtube_id", "time_start", "time_end", "split"]
 MINI_UCF101 = (  # the 50 classes
     "ApplyEyeMakeup", "BalanceBeam", "BandMarching", "BaseballPitch", "Basketball", "BasketballDunk", "Biking", "Billiards",
@@ -61,7 +63,7 @@ def hmdb51(lists, all_train=False):
     splits = {"1": "train", "2": "test", **({"0": "train"} if all_train else {})}
     ours = {}
     for number, name in ((1, "hmdb51_splits.csv"), (2, "hmdb51_splits2.csv"), (3, "hmdb51_splits3.csv")):
-        paths = sorted(pathlib.Path(lists).rglob(f"*_test_split{number}.txt"))
+        paths = official(lists, f"*_test_split{number}.txt")
         if number == 1 and not paths:
             raise ValueError(f"{lists} holds no <class>_test_split1.txt: give HMDB51's lists by --lists")
         parts = []
@@ -125,13 +127,18 @@ def together(parts, where):
 def find(lists, *names, needed=True):
     """The one file of one of these names below the folder `lists`, however deep."""
     for name in names:
-        paths = sorted(pathlib.Path(lists).rglob(name))
+        paths = official(lists, name)
         if len(paths) > 1:
             raise ValueError(f"several files are called {name}: name one of their folders by --lists: {', '.join(map(str, paths))}")
         if paths:
             return paths[0]
     if needed:
         raise ValueError(f"{lists} holds no {' or '.join(names)}: give the folder of the official lists by --lists")
+
+
+def official(lists, name):
+    """Files of this name at any depth, without those that were written beside prepared frames."""
+    return [path for path in sorted(pathlib.Path(lists).rglob(name)) if not path.with_name(PREPARED).exists()]
 
 
 def read_lines(path):
@@ -149,30 +156,34 @@ def custom(folder, name, pattern=None, ratio=0.3, seed=0):
     pattern: a regular expression whose first group, or else its whole match, in a file's name names the video's group, so that clips of
     one person or source stay on one side; without it each video is a group. ratio: the share of test videos of each class, about.
     """
-    files = [path for path in video_files(folder)]
     rows = []
-    for path in files:
+    for path in video_files(folder):
         relative = path.relative_to(folder)
         if len(relative.parts) == 1:
             raise ValueError(f"{path} is in no class: {folder} should hold a folder per class")
-        rows.append((relative.as_posix(), relative.with_suffix("").as_posix(), relative.parts[0], group(path.name, pattern) or str(relative)))
+        rows.append((relative.as_posix(), relative.with_suffix("").as_posix(), relative.parts[0], group(relative, pattern)))
     if not rows:
         raise ValueError(f"{folder} holds no video file ({', '.join(SUFFIXES)}) below a folder per class")
     videos = pd.DataFrame(rows, columns=["video", "folder", "label", "group"])
     twice = videos[videos.folder.duplicated(keep=False)].video.tolist()
     if twice:
         raise ValueError(f"{twice[0]} and {twice[1]} differ in their suffix only: rename one")
+    folders = set(videos.folder)
+    for inner in videos.folder:
+        if above := folders & {parent.as_posix() for parent in pathlib.PurePosixPath(inner).parents}:
+            raise ValueError(f"the video {min(above)} and the folder of the video {inner} have the same name: rename one")
     test = test_groups(videos, ratio, seed)
     return {name: videos.assign(split=np.where(videos.group.isin(test), "test", "train"))}
 
 
-def group(name, pattern):
+def group(path, pattern):
     if pattern is None:
-        return None
-    found = re.search(pattern, name)
-    if found is None:
-        raise ValueError(f"--groups {pattern} finds no group in the file name {name}")
-    return found[1] if found.re.groups else found[0]
+        return path.as_posix()
+    found = re.search(pattern, path.name)
+    name = found and found[1 if found.re.groups else 0]
+    if not name:
+        raise ValueError(f"--groups {pattern} finds no group in the file name {path.name}")
+    return name
 
 
 def test_groups(videos, ratio, seed):
@@ -194,15 +205,22 @@ def test_groups(videos, ratio, seed):
 
 
 def video_files(folder):
-    """Paths of the files with a video's suffix below `folder`, sorted; links are followed, hidden folders are not."""
+    """Paths of the files with a video's suffix below `folder`, sorted; links are followed, hidden folders are not. ValueError for a name that no list
+    can hold, OSError for a folder that cannot be read."""
+    def refuse(error):
+        raise error
+
     paths, seen = [], set()
-    for directory, folders, names in os.walk(folder, followlinks=True):
+    for directory, folders, names in os.walk(folder, followlinks=True, onerror=refuse):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         if (real := os.path.realpath(directory)) in seen:  # a link to a folder above
             folders.clear()
             continue
         seen.add(real)
         paths += [pathlib.Path(directory, name) for name in sorted(names) if name.lower().endswith(SUFFIXES) and not name.startswith(".")]
+    for path in paths:
+        if any("\udc80" <= letter <= "\udcff" for letter in str(path)):  # bytes that are no UTF-8, as Python holds them
+            raise ValueError(f"{os.fsencode(path)!r} is no name in UTF-8: rename it")
     return paths
 
 

@@ -14,6 +14,7 @@ import json
 import os
 import pathlib
 import re
+import shlex
 import shutil
 from typing import Callable
 
@@ -25,6 +26,9 @@ from distill_utils.decode import Picture, make_folder
 from distill_utils.options import count, number, positive
 from distill_utils.workers import in_processes
 from utils import atomic_write, lock_folder, progress, run_script, save_json
+
+
+TEST_RATIO = 0.3  # of one's own videos
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,9 +54,12 @@ def main(args):
     recipe, dataset = RECIPES[args.dataset], DATASETS[args.dataset]
     picture = Picture(args.resize or recipe.resize, recipe.crop if args.crop is None else args.crop or None, args.quality)
     T = args.frames or recipe.frames
-    for flag, value, only in (("--all_train", args.all_train, "HMDB51"), ("--groups", args.groups, "custom")):
-        if value and args.dataset != only:
+    for flag, given, only in (("--all_train", args.all_train, "HMDB51"), ("--groups", args.groups, "custom"),
+                              ("--test_ratio", args.test_ratio != TEST_RATIO, "custom"), ("--seed", args.seed, "custom")):
+        if given and args.dataset != only:
             raise ValueError(f"{flag} is for {only}")
+    if args.lists and args.dataset == "custom":
+        raise ValueError("--lists is for data sets that ship lists: custom is split by --test_ratio and --groups")
     if not args.videos.is_dir():
         raise ValueError(f"--videos {args.videos} is not a directory")
     root, frames, ours = read_lists(args, recipe, dataset, picture)
@@ -60,12 +67,15 @@ def main(args):
 
     root.mkdir(parents=True, exist_ok=True)
     lock = lock_folder(root, ".prepare.lock", "prepares videos")
-    check_settings(root, frames, {"resize": picture.resize, "crop": picture.crop, "quality": picture.quality, "frames": T})
-    broken, unlisted = prepare(videos, args.videos, frames, root / ".preparing", picture, T, args.workers or len(os.sched_getaffinity(0)))
+    settings = {"resize": picture.resize, "crop": picture.crop, "quality": picture.quality, "frames": T}
+    check_settings(root, frames, ours, settings | ({"videos": str(args.videos.resolve())} if args.dataset == "custom" else {}))
+    files = {name: [args.videos / name] for name in videos.video} if args.dataset == "custom" else find_files(videos, args.videos)
+    broken = prepare(videos, files, args.videos, frames, root / ".preparing", picture, T, args.workers or len(os.sched_getaffinity(0)))
+    unlisted = len(set(lists.video_files(args.videos)).difference(*files.values()))
     least = min(T or dataset.T, dataset.T)
     short = find_short(videos, frames, least)
-    report(root / "broken_videos.txt", broken)
-    report(root / "short_videos.txt", short)
+    report(root / "broken_videos.txt", broken, videos.folder)
+    report(root / "short_videos.txt", short, videos.folder)
     kept = write_lists(root, ours, broken, dataset, recipe.write)
     prepared = len(videos) - len(broken)
     print(f"{len(videos)} videos: {prepared} in {frames} ({len(short)} of fewer than {least} frames: short_videos.txt), "
@@ -73,8 +83,10 @@ def main(args):
     for name, rows in kept.items():
         counts = rows.split.value_counts()
         print(f"{root / name}: {counts.get('train', 0)} training and {counts.get('test', 0)} test videos of {rows.label.nunique()} classes")
-    where = f"custom --data_path {root}" if args.dataset == "custom" else args.dataset + (f" --data_path {args.out}" if args.out else "")
-    print(f"look at it: python -m distill_utils.inspect {where}")
+    if not any((rows.split == "test").any() for rows in kept.values()):
+        print("there is no test video: the scripts need some to evaluate on")
+    where = ["custom", "--data_path", str(root)] if args.dataset == "custom" else [args.dataset, *(["--data_path", str(args.out)] if args.out else [])]
+    print(f"look at it: python -m distill_utils.inspect {shlex.join(where)}")
     lock.close()
 
 
@@ -92,27 +104,31 @@ def read_lists(args, recipe, dataset, picture):
     return root, root / dataset.frames, read(folder)
 
 
-def check_settings(root, frames, settings):
-    """Frames of other settings, or of another maker, are not mixed with ours."""
-    path, remedy = root / "prepared.json", "give another --out, or delete them"
-    if frames.is_dir() and any(entry.is_dir() and not entry.name.startswith(".") for entry in os.scandir(frames)):
-        if not path.is_file():
-            raise ValueError(f"the folders in {frames} were not made here: {remedy}")
-        if read_json(path) != json.loads(json.dumps(settings)):
-            raise ValueError(f"the frames in {frames} are of other settings, {path.read_text()}: {remedy}")
+def check_settings(root, frames, ours, settings):
+    """Frames of other settings, or of another maker, are not mixed with ours, and lists of another maker are not written over."""
+    path = root / lists.PREPARED
+    if not path.is_file():
+        for theirs in (*visible_folders(frames), *(root / name for name in ours if (root / name).exists())):
+            raise ValueError(f"{theirs} was not made here: give another --out")
+    elif visible_folders(frames) and read_json(path) != json.loads(json.dumps(settings)):
+        raise ValueError(f"the frames in {frames} are of other settings, {path.read_text()}: give another --out, or delete them")
+    if root != frames and (others := [folder for folder in visible_folders(root) if folder != frames]):
+        raise ValueError(f"{root} is to hold frames and lists only, but has the folder {others[0].name}: give another --out")
     save_json(settings, path)
+
+
+def visible_folders(path):
+    return sorted(entry for entry in path.iterdir() if entry.is_dir() and not entry.name.startswith(".")) if path.is_dir() else []
 
 
 # ---------------------------------------------------------------- videos -> frame folders
 
-def prepare(videos, source, frames, partial, picture, T, workers):
-    """Make the frame folders that are not there yet. Returns {folder: why there is none}, and the number of files in no list."""
+def prepare(videos, files, source, frames, partial, picture, T, workers):
+    """Make the frame folders that are not there yet from {video: its files}. Returns {folder: why there is none}."""
     there = [os.path.isdir(frames / folder) for folder in videos.folder]
-    files = index(source)
-    known = sum(len(files.get(stem(video), ())) for video in videos.video)
     jobs, broken = [], {}
     for video, folder in videos.loc[[not done for done in there], ["video", "folder"]].itertuples(index=False):
-        if paths := candidates(files.get(stem(video), ()), video):
+        if paths := files[video]:
             jobs.append((paths, frames / folder, partial / str(len(jobs)), picture, T))
         else:
             broken[folder] = f"no file of this name below {source}"
@@ -129,27 +145,23 @@ def prepare(videos, source, frames, partial, picture, T, workers):
     lost = [folder for folder in videos.folder if folder not in broken and not os.path.isdir(frames / folder)]
     if lost:
         raise ValueError(f"{lost[0]} and {len(lost) - 1} other folders went away from {frames} meanwhile: run the same command again")
-    return broken, sum(map(len, files.values())) - known
+    return broken
 
 
-def index(source):
-    """{name without suffix: paths} of all video files."""
-    files = {}
+def find_files(videos, source):
+    """{video: its files at any depth of `source`}: where several have the name, first one in the listed folder, last those of replacements."""
+    named = {}
     for path in lists.video_files(source):
-        files.setdefault(path.stem, []).append(path)
-    return files
+        named.setdefault(path.stem, []).append(path)
+
+    def order(video):
+        return lambda path: (not path.as_posix().endswith("/" + video), any("replacement" in part for part in path.parts), path)
+    return {video: sorted(named.get(stem(video), ()), key=order(video)) for video in videos.video}
 
 
 def stem(video):
     name = os.path.basename(video)
     return name[:-len(suffix)] if (suffix := os.path.splitext(name)[1]) and suffix.lower() in lists.SUFFIXES else name
-
-
-def candidates(paths, video):
-    """Where several files have the listed name: first the one in the listed folder, last those in a folder of replacements."""
-    def order(path):
-        return not path.as_posix().endswith("/" + video), any("replacement" in part for part in path.parts), path
-    return sorted(paths, key=order)
 
 
 # ---------------------------------------------------------------- what is left to say
@@ -160,9 +172,12 @@ def find_short(videos, frames, least):
     return {folder: f"{count} frames, fewer than {least}" for folder, count in counts.items() if count < least}
 
 
-def report(path, reasons):
+def report(path, reasons, folders):
+    """Write the reasons, and keep those of other videos that are there: UCF101 and miniUCF101 share a folder."""
+    kept = [line.split("\t", 1) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
+    others = {folder: reason for folder, reason in kept if folder not in set(folders)}
     with atomic_write(path, "w") as file:
-        file.writelines(f"{folder}\t{' '.join(str(reason).split())}\n" for folder, reason in sorted(reasons.items()))
+        file.writelines(f"{folder}\t{' '.join(str(reason).split())}\n" for folder, reason in sorted((others | reasons).items()))
 
 
 def write_lists(root, ours, broken, dataset, write):
@@ -199,7 +214,7 @@ def parser():
     group = parser.add_argument_group("splits")
     group.add_argument("--all_train", action="store_true",
                        help="HMDB51: every video that is not for testing trains, as in the paper's released list, not 70 a class")
-    group.add_argument("--test_ratio", type=share, default=0.3, help="custom: test videos of each class, about (%(default)s)")
+    group.add_argument("--test_ratio", type=share, default=TEST_RATIO, help="custom: test videos of each class, about (%(default)s)")
     group.add_argument("--groups", type=pattern, metavar="REGEX", help="custom: the part of a file's name, or the pattern's first group in it, "
                        "that names person or source: their videos stay on one side (each video by itself)")
     group.add_argument("--seed", type=count, default=0, help="custom: of the split (%(default)s)")

@@ -10,13 +10,18 @@ def record(run, synset, clips, result, matching=None):
     headline = DATASETS[clips.dataset].headline
     best = run.keep_best(result[headline], std=result[f"{headline}_std"])
     run.evaluated = run.iteration
-    run.log(loss=run.loss, **learned, refused=run.refused, **result)
+    run.log(loss=run.loss, **learned, refused=run.refused, **logged(result))
     run.say(f"iteration {run.iteration}: {summary(result, headline)}; best on test {best['value']:.1f} at iteration {best['iteration']}")
     save({"kind": type(synset).__name__, **synset.content(), "ipc": synset.N, "class_names": clips.class_names,
           "dataset": clips.dataset, "frames": clips.T, "iteration": run.iteration, "lr": result["lr"], **learned}, run.folder / "distilled.pt")
     save_pictures(synset, run.folder)
     run.result = result
     run.checkpoint()
+
+
+def logged(result):
+    """Of an evaluation, what every line of metrics holds: all but the confusion matrix, which grows with the square of the classes."""
+    return {name: value for name, value in result.items() if name != "confusion"}
 
 
 def summary(result, headline="top1"):

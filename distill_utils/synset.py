@@ -241,7 +241,7 @@ def load_set(path):
         if len(content["class_names"]) != synset.K:
             raise ValueError(f"{len(content['class_names'])} names for {synset.K} classes")
         return synset, content
-    except (LookupError, TypeError, AttributeError, ValueError, RuntimeError) as error:
+    except (LookupError, TypeError, AttributeError, ValueError, ArithmeticError, RuntimeError) as error:
         raise ValueError(f"{path} is no distilled set of these scripts ({type(error).__name__}: {error})") from error
 
 

@@ -16,7 +16,8 @@ FIGURES = ("top1", "top1_std", "top5", "top5_std", "video_top1", "video_top1_std
 
 
 def read_results(folders):
-    """A row for each result.json below `folders`: data, run, path, SETTINGS, FIGURES (percent, bytes, seconds), headline, and per_class accuracies with class_names."""
+    """A row for each result.json below `folders`: data, run, path, SETTINGS, FIGURES (percent, bytes, seconds), headline, and per_class accuracies with class_names,
+    and the confusion matrix."""
     rows = []
     paths = sorted({path for folder in folders for path in folder.rglob("result.json")}, key=lambda path: path.stat().st_mtime)
     for path in paths:
@@ -25,7 +26,8 @@ def read_results(folders):
             continue
         rows.append({"data": path.parts[-3], "run": path.parent.name, "path": path.parent, "dataset": settings["dataset"],
                      "headline": DATASETS[settings["dataset"]].headline, **{name: settings.get(name) for name in SETTINGS},
-                     **{name: result.get(name) for name in FIGURES}, "per_class": result["per_class"], "class_names": result.get("class_names")})
+                     **{name: result.get(name) for name in FIGURES}, "per_class": result["per_class"], "class_names": result.get("class_names"),
+                     "confusion": result.get("confusion")})
     if not rows:
         raise ValueError(f"no finished run below {' or '.join(map(str, folders))}")
     return pd.DataFrame(rows, dtype=object)
@@ -54,7 +56,7 @@ def main(args):
     if args.csv:
         args.csv.parent.mkdir(parents=True, exist_ok=True)
         with atomic_write(args.csv, "w") as file:
-            rows.drop(columns=["per_class", "class_names"]).to_csv(file, index=False)
+            rows.drop(columns=["per_class", "class_names", "confusion"]).to_csv(file, index=False)
         print(f"all figures: {args.csv}")
 
 

@@ -27,8 +27,8 @@ def in_processes(function, jobs, workers):
             try:
                 answer = future.result()
             except BrokenProcessPool:
+                processes.shutdown()  # none of its processes is left when the job is tried again
                 answer = alone(function, job)
-                processes.shutdown()
                 processes = pool(workers, function)
                 waiting = collections.deque((job, future if answered(future) else submit(processes, function, job)) for job, future in waiting)
             yield job, answer

@@ -70,7 +70,7 @@ def greys(folder):
 
 # ---------------------------------------------------------------- decoding
 
-@pytest.mark.parametrize("suffix", CODECS)
+@pytest.mark.parametrize("suffix", list(CODECS)[:5])
 def test_every_frame_in_order(tmp_path, suffix):
     path = write_video(tmp_path / f"a{suffix}")
     assert extract(path, tmp_path / "frames", PLAIN) == (12, 12)
@@ -185,6 +185,20 @@ def test_frames_too_large_are_refused_before_decoding(tmp_path, monkeypatch):
     monkeypatch.setattr(decode, "MOST_PIXELS", 48 * 36 - 1)
     with pytest.raises(Broken, match="has frames of 48×36 pixels"):
         extract(write_video(tmp_path / "a.mp4"), tmp_path / "frames", PLAIN)
+
+
+def test_shapes_that_no_jpeg_holds(tmp_path):
+    path = write_video(tmp_path / "a.mp4", 2, size=(600, 2))
+    assert next(frames(path, Picture(20))).shape == (20, 6000, 3)
+    with pytest.raises(Broken, match="become 90000×300 pixels, more than a JPEG can hold"):
+        next(frames(path, Picture(300)))
+
+
+@pytest.mark.parametrize("count, rate", ((1, 25), (3, 25), (10, 25), (8, 1)))
+@pytest.mark.parametrize("suffix", (".wmv", ".flv", ".mkv", ".webm"))
+def test_short_files_are_not_truncated_ones(tmp_path, suffix, count, rate):
+    path = write_video(tmp_path / f"a{suffix}", count, rate=rate)
+    assert extract(path, tmp_path / "frames", PLAIN) == (count, count)
 
 
 def test_damage_in_the_middle(tmp_path):
@@ -402,7 +416,7 @@ def test_custom(own, tmp_path, command):
     write(own / "füll" / "notes.txt", "not a video")
     write_video(own / ".hidden" / "x.mp4", 1)
     code, printed = command("custom", "--videos", own, "--groups", r"^(\w)_")
-    assert code == 0 and "8 videos: 8 in " in printed
+    assert code == 0 and "8 videos: 8 in " in printed and "in no list" not in printed
     videos, class_names = read_videos("custom", tmp_path / "out")
     assert class_names == ["füll", "rise up"]
     people = videos.folder.str.extract(r"(\w)_1$")[0]
@@ -444,6 +458,7 @@ def test_bad_folders_of_ones_own(own, tmp_path, command):
     assert "no group of videos can be set apart" in refused(command, "custom", "--videos", own, "--groups", "_1")
     write_video(own / "füll" / "day one" / "a_1.avi", 1)
     assert "differ in their suffix only" in refused(command, "custom", "--videos", own)
+    assert "finds no group in the file name" in refused(command, "custom", "--videos", own, "--groups", r"(x\d+)?_")
     (own / "füll" / "day one" / "a_1.avi").unlink()
     write_video(own / "stray.mp4", 1)
     assert "stray.mp4 is in no class" in refused(command, "custom", "--videos", own)
@@ -451,13 +466,69 @@ def test_bad_folders_of_ones_own(own, tmp_path, command):
     (tmp_path / "empty").mkdir()
     assert "holds no video file" in refused(command, "custom", "--videos", tmp_path / "empty")
     assert "--all_train is for HMDB51" in refused(command, "custom", "--videos", own, "--all_train")
-    assert "--groups is for custom" in refused(command, "UCF101", "--videos", own, "--groups", "x")
+    for flag, value in (("--groups", "x"), ("--seed", "1"), ("--test_ratio", "0.5")):
+        assert f"{flag} is for custom" in refused(command, "UCF101", "--videos", own, flag, value)
+    assert "--lists is for data sets that ship lists" in refused(command, "custom", "--videos", own, "--lists", own)
     assert "invalid choice: 'toy'" in refused(command, "toy", "--videos", own)
     for flag, value in (("--resize", "160*120"), ("--resize", "0"), ("--crop", "-1"), ("--quality", "101"), ("--frames", "0"),
                         ("--test_ratio", "1"), ("--workers", "0")):
         assert refused(command, "custom", "--videos", own, flag, value).startswith(f"argument {flag}: '{value}' is n")
     assert "--crop 112 does not fit" in refused(command, "custom", "--videos", own, "--resize", "100")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_video_is_made_of_its_own_file_only(tmp_path, command):
+    """Others of the same name in other classes are no replacements."""
+    for label, frames in (("run", 20), ("walk", 6)):
+        write_video(tmp_path / "videos" / label / "001.mp4", frames)
+        write_video(tmp_path / "videos" / label / "002.mp4", 3)
+    write_video(tmp_path / "videos" / "a" / "run" / "001.mp4", 9)
+    write_video(tmp_path / "videos" / "a" / "2.mp4", 9)
+    cut(tmp_path / "videos" / "walk" / "001.mp4", 0.5)
+    code, printed = command("custom", "--videos", tmp_path / "videos")
+    assert code == 0 and set(report(tmp_path / "out" / "broken_videos.txt")) == {"walk/001"}
+    assert len(os.listdir(tmp_path / "out" / "jpegs_112" / "run" / "001")) == 20
+    assert len(os.listdir(tmp_path / "out" / "jpegs_112" / "a" / "run" / "001")) == 9
+
+
+def test_what_would_be_mixed_up_is_refused(own, tmp_path, command):
+    assert command("custom", "--videos", own)[0] == 0
+    moved = tmp_path / "elsewhere" / own.name
+    moved.parent.mkdir()
+    own.rename(moved)
+    assert "are of other settings" in refused(command, "custom", "--videos", moved)  # other videos, for all that is known
+    moved.rename(own)
+    assert "has the folder jpegs_112" in refused(command, "custom", "--videos", own, "--crop", "64")
+    write_video(own / "füll" / "day one.mp4")
+    assert "the video füll/day one and the folder of the video füll/day one/a_1 have the same name" in refused(command, "custom", "--videos", own)
+    (own / "füll" / "day one.mp4").unlink()
+    with open(os.fsencode(own / "füll") + b"/caf\xe9.avi", "w"):
+        pass
+    assert "is no name in UTF-8" in refused(command, "custom", "--videos", own)
+
+
+def test_official_lists_are_not_written_over(tmp_path, command):
+    root = tmp_path / "out" / "Kinetics"
+    write_video(tmp_path / "videos" / "abc_000001_000011.mp4")
+    write_video(tmp_path / "videos" / "def_000001_000011.mp4")
+    write(root / "train.csv", KINETICS, "run,abc,1,11,train", "run,gone,1,11,train")
+    write(root / "val.csv", KINETICS, "run,def,1,11,val")
+    before = (root / "train.csv").read_text()
+    assert f"{root / 'train.csv'} was not made here" in refused(command, "Kinetics400", "--videos", tmp_path / "videos", "--lists", root)
+    assert (root / "train.csv").read_text() == before
+    root.rename(tmp_path / "videos" / "lists")
+    out = tmp_path / "videos" / "frames"  # below the videos: our own lists are not taken for official ones
+    for _ in range(2):
+        code, printed = command("Kinetics400", "--videos", tmp_path / "videos", "--out", out)
+        assert code == 0 and "1 missing or broken" in printed, printed
+
+
+def test_reports_of_sets_that_share_a_folder_keep_each_others_lines(ucf, tmp_path, command):
+    (ucf / "UCF-101" / "Walk" / "v_Walk_g01_c01.avi").unlink()
+    (ucf / "UCF-101" / "Biking" / "v_Biking_g01_c01.avi").unlink()
+    for dataset in ("UCF101", "miniUCF101"):
+        assert command(dataset, "--videos", ucf)[0] == 0
+        assert set(report(tmp_path / "out" / "UCF101" / "broken_videos.txt")) == {"v_Walk_g01_c01", "v_Biking_g01_c01"}
 
 
 def test_links_are_followed_but_not_in_circles(own, tmp_path):
@@ -508,7 +579,7 @@ def test_frames_of_other_settings_or_makers_are_not_mixed(ucf, tmp_path, command
     assert command("UCF101", "--videos", ucf)[0] == 0
     assert "are of other settings" in refused(command, "UCF101", "--videos", ucf, "--quality", "80")
     (tmp_path / "out" / "UCF101" / "prepared.json").unlink()
-    assert "were not made here" in refused(command, "UCF101", "--videos", ucf)
+    assert "was not made here" in refused(command, "UCF101", "--videos", ucf)
 
 
 def test_two_at_once_are_refused(ucf, tmp_path, command):
@@ -580,6 +651,22 @@ def test_inspect(ucf, tmp_path, command):
     shown = sheet[14 + 8:14 + 24, 24:16 * 32:32].mean((0, 2))  # the right part of each of the first row's frames
     first = [grey(number) for number in greys(tmp_path / "out" / "UCF101" / "jpegs_112" / "v_Biking_g01_c01")]
     assert any(np.abs(shown - first[start:start + 16]).max() < 6 for start in range(5))
+
+
+def test_inspect_with_damage_that_only_drawing_finds(ucf, tmp_path, command):
+    assert command("UCF101", "--videos", ucf)[0] == 0
+    folder = tmp_path / "out" / "UCF101" / "jpegs_112" / "v_Biking_g01_c01"
+    for name in os.listdir(folder)[1:-1]:
+        if name not in ("frame000001.jpg", "frame000020.jpg"):
+            (folder / name).write_bytes(b"not an image")
+    (folder / "frame9999999999999.jpg").write_bytes((folder / "frame000001.jpg").read_bytes())  # the gap is counted, not listed
+    (folder / "frame000000.jpg").write_bytes((folder / "frame000001.jpg").read_bytes())
+    look = ("UCF101", "--data_path", tmp_path / "out", "--out", tmp_path / "look")
+    code, printed = command(*look, module=inspect)
+    assert code == 1 and "9999999999978 frames are missing, of number 21" in printed
+    (folder / "frame9999999999999.jpg").unlink()
+    code, printed = command(*look, module=inspect)
+    assert code == 1 and "cannot be read as an image" in printed and "one clip of each class" in printed
 
 
 def test_inspect_names_what_is_missing_or_broken(ucf, tmp_path, command):

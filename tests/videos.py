@@ -5,7 +5,7 @@ import signal
 import av
 import numpy as np
 
-CODECS = {".avi": "mpeg4", ".mp4": "h264", ".mov": "h264", ".mkv": "h264", ".webm": "vp8"}
+CODECS = {".avi": "mpeg4", ".mp4": "h264", ".mov": "h264", ".mkv": "h264", ".webm": "vp8", ".wmv": "wmv2", ".flv": "flv"}
 
 
 def grey(number):

@@ -1,0 +1,263 @@
+"""One page about finished runs: tables, plots and the distilled videos side by side, moving.
+
+    python -m distill_utils.report RUNS… [--out report/]
+
+RUNS are run folders, or folders with such below. report/index.html holds everything itself and opens from disk; the plots lie beside it as PNGs.
+"""
+import argparse
+import base64
+import html
+import json
+import math
+import pathlib
+import time
+
+import matplotlib
+import numpy as np
+import pandas as pd
+import torch
+
+from distill_utils.clips import denormalize
+from distill_utils.dynamics import class_dynamics
+from distill_utils.export import gif
+from distill_utils.options import positive
+from distill_utils.synset import StaticDynamicSet, load_set
+from distill_utils.table import accuracy, read_results
+from utils import atomic_write, git_commit, random_stream, run_script
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt  # after the choice of a backend without a screen
+
+STYLE = """
+body { font: 15px/1.5 system-ui, sans-serif; margin: 2em auto; max-width: 1200px; padding: 0 1em; color: #222; background: #fff; }
+h1 { margin-bottom: 0 } h2 { margin-top: 2em; border-bottom: 1px solid #ddd } .note { color: #666 }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums } th, td { padding: .25em .7em; text-align: right; white-space: nowrap; border-bottom: 1px solid #eee }
+th:first-child, td:first-child { text-align: left } th { background: #f6f6f6; position: sticky; top: 0 } .best td { font-weight: 600 }
+.videos td, .videos th { padding: 2px 3px; white-space: normal; max-width: 90px; text-align: center; border: 0; font-size: 12px } .videos td:first-child { text-align: right; font-size: 13px }
+.videos img { width: 84px; image-rendering: pixelated; display: block } .dynamic { color: #b40 } .plot { max-width: 100%; } .scroll { overflow-x: auto }
+"""
+
+
+def main(args):
+    every = read_results(args.runs)
+    every["method"] = [method_name(row) for row in every.itertuples()]
+    args.out.mkdir(parents=True, exist_ok=True)
+    parts = [f"<h1>Distilled video data sets</h1><p class=note>{len(every)} runs, {time.strftime('%Y-%m-%d %H:%M')}, code {html.escape(git_commit() or 'unknown')}</p>"]
+    for data, rows in every.groupby("data"):
+        rows = rows.sort_values(["ipc", "method"], kind="stable", na_position="last")
+        parts += [f"<h2>{html.escape(data)}</h2>", *section(data, rows, args.out, args.classes)]
+    page = f"<!doctype html><html lang=en><meta charset=utf-8><title>Distilled video data sets</title><style>{STYLE}</style>{''.join(parts)}</html>"
+    with atomic_write(args.out / "index.html", "w") as file:
+        file.write(page)
+    print(f"{len(every)} runs: {args.out / 'index.html'}, {len(page) / 1e6:.1f} MB")
+
+
+def section(data, rows, out, most_classes):
+    """The parts of the page about one data set's runs."""
+    classes = class_dynamics(rows)
+    plots = {"frontier": plot_frontier(rows), "iterations": plot_iterations(rows), "classes": plot_classes(rows, classes), "confusion": plot_confusion(rows)}
+    yield table_of(rows, classes)
+    titles = {"frontier": "Accuracy against bytes", "iterations": "Accuracy over iterations",
+              "classes": "Accuracy of each class" + (": the dynamic half marked, full clips against one frame" if classes is not None else ""),
+              "confusion": "Confusion: rows are the true classes"}
+    for name, figure in plots.items():
+        if figure is not None:
+            path = out / f"{data}_{name}.png"
+            with atomic_write(path) as file:
+                figure.savefig(file, format="png", dpi=110, bbox_inches="tight")
+            plt.close(figure)
+            yield f"<h3>{titles[name]}</h3><img class=plot alt='{titles[name]}' src='{inline(path.read_bytes(), 'png')}'>"
+    yield from videos_of(rows, classes, most_classes)
+
+
+def method_name(row):
+    """What a run is called in tables: its method, and what sets it apart from others of the method."""
+    kind = row.run.split("_ipc")[0].rsplit("_", 1)[0] if row.run.startswith(("full", "DC")) else row.run.split("_ipc")[0]
+    names = {"DM": "random" if row.Iteration == 0 else "DM", "s2d_DM": "static-dynamic DM", "s2d_MTT": "static-dynamic MTT", "full": "full data",
+             "full_1frames": "full data, one frame", "coreset_random": "random", "coreset_herding": "herding", "coreset_k-center": "k-center"}
+    name = f"static memory, {row.spc} frames" if kind.startswith("DC") else names.get(kind, kind)
+    study = [f"{flag} {getattr(row, flag)}" for flag in ("n_syn", "n_real") if not pd.isna(getattr(row, flag)) and not kind.startswith("full")]
+    study += [f"segments {row.segments}"] if row.segments and row.segments > 1 else []
+    study += [row.interpolation] if study and row.interpolation not in (None, "duplicate") else []
+    return ", ".join([name, *study])
+
+
+def label(row):
+    return row.method if pd.isna(row.ipc) else f"{row.method}, IPC {int(row.ipc)}"
+
+
+# ---------------------------------------------------------------- tables and plots
+
+def table_of(rows, classes):
+    """All runs; the best of each number of videos per class, full data apart, in bold."""
+    groups = None if classes is None else {True: sorted(classes.index[classes.dynamic]), False: sorted(classes.index[~classes.dynamic])}
+    best = {ipc: group[group.headline.iloc[0]].max() for ipc, group in rows[~rows.method.str.startswith("full")].groupby("ipc", dropna=False)}
+    head = ["method", "IPC", rows.headline.iloc[0], "video top-1", "top-5", "bytes", "steps", "s / step", "distilling, s", "evaluating, s", "GB"]
+    head += ["dynamic classes", "static classes"] if groups else []
+    lines = []
+    for row in rows.itertuples():
+        seconds = row.seconds_per_iteration or 0
+        cells = [row.method, "" if pd.isna(row.ipc) else int(row.ipc), accuracy(row, row.headline), accuracy(row, "video_top1"), accuracy(row, "top5"),
+                 f"{row.storage:,}", row.steps, f"{seconds:.2f}", f"{seconds * row.steps:.0f}", f"{row.seconds:.0f}", f"{row.peak_memory / 2 ** 30:.2f}"]
+        if groups:
+            per_class = pd.Series(row.per_class, index=sorted(classes.index), dtype=float)
+            cells += [f"{per_class[names].mean():.1f}" for names in groups.values()]
+        bold = " class=best" if getattr(row, row.headline) == best.get(row.ipc) and not row.method.startswith("full") else ""
+        lines.append(f"<tr{bold}>" + "".join(f"<td>{html.escape(str(cell))}</td>" for cell in cells) + "</tr>")
+    return (f"<p class=note>Percent, mean ± std over networks; bold: the most accurate of its IPC.</p><div class=scroll><table><tr>"
+            f"{''.join(f'<th>{name}</th>' for name in head)}</tr>{''.join(lines)}</table></div>")
+
+
+def plot_frontier(rows):
+    """Accuracy against stored bytes; the line joins the runs that no smaller or equal one exceeds. Full data are the ceiling."""
+    figure, axes = plt.subplots(figsize=(9, 5.5))
+    headline = rows.headline.iloc[0]
+    for row in rows[rows.method == "full data"].itertuples():
+        axes.axhline(getattr(row, headline), color="0.3", ls="--", lw=1, label="full data")
+    rows = rows[~rows.method.str.startswith("full")]
+    if rows.empty:
+        plt.close(figure)
+        return None
+    for (method, group), colour in zip(rows.groupby("method", sort=False), np.tile(plt.get_cmap("tab20").colors, (20, 1))):
+        axes.errorbar(group.storage.astype(float), group[headline].astype(float), group[f"{headline}_std"].astype(float), fmt="o", ms=6, capsize=2,
+                      color=colour, label=method)
+    frontier = frontier_of(rows)
+    axes.step(frontier.storage.astype(float), frontier[headline].astype(float), where="post", color="0.6", lw=1, zorder=0, label="frontier")
+    axes.set(xscale="log", xlabel="bytes of the set", ylabel=f"{headline}, %")
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.01, 1))
+    return figure
+
+
+def frontier_of(rows):
+    """The runs that are more accurate than every run of as many or fewer bytes, by bytes."""
+    headline = rows.headline.iloc[0]
+    rows = rows.sort_values(["storage", headline], ascending=[True, False], kind="stable")
+    before = rows[headline].astype(float).cummax().shift(fill_value=-math.inf)
+    return rows[rows[headline].astype(float) > before]
+
+
+def plot_iterations(rows):
+    """Accuracy over iterations of the runs that were evaluated on the way."""
+    figure, axes = plt.subplots(figsize=(9, 5))
+    headline = rows.headline.iloc[0]
+    for row in rows.itertuples():
+        metrics = [json.loads(line) for line in (row.path / "metrics.jsonl").read_text().splitlines()]
+        points = [(each["iteration"], each[headline], each[f"{headline}_std"]) for each in metrics if headline in each]
+        if len(points) > 1:
+            axes.errorbar(*zip(*points), marker="o", ms=4, capsize=2, label=label(row))
+    if not axes.has_data():
+        plt.close(figure)
+        return None
+    axes.set(xlabel="iteration", ylabel=f"{headline}, %")
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.01, 1))
+    return figure
+
+
+def plot_classes(rows, classes, most=12):
+    """Bars of each class: the runs of the page, at most 12, and where known the dynamics, by which the classes are sorted then."""
+    names = next((names for names in rows.class_names if names), None)
+    if names is None:
+        return None
+    order = list(range(len(names))) if classes is None else [sorted(names).index(name) for name in classes.index]
+    shown = rows.drop_duplicates(["method", "ipc"], keep="last").tail(most)
+    figure, axes = plt.subplots(figsize=(max(8, 0.12 * len(names) * len(shown)), 4.5))
+    width = 0.85 / len(shown)
+    for place, row in enumerate(shown.itertuples()):
+        values = np.array(row.per_class, dtype=float)[order]
+        axes.bar(np.arange(len(order)) - 0.425 + (place + 0.5) * width, values, width, label=label(row), color=plt.get_cmap("tab20")(place % 20))
+    ticks = [names[number] for number in order]
+    if classes is not None:
+        ticks = [f"{name} ({classes.dynamics[name]:+.0f})" for name in classes.index]
+    axes.set_xticks(range(len(order)), ticks, rotation=60 if len(names) > 8 else 20, ha="right")
+    for tick, name in zip(axes.get_xticklabels(), [] if classes is None else classes.index):
+        tick.set_color("#b40" if classes.dynamic[name] else "0.2")
+    axes.set(ylabel="top-1, %", xlim=(-0.6, len(order) - 0.4))
+    axes.grid(axis="y", alpha=0.3)
+    axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.01, 1))
+    return figure
+
+
+def plot_confusion(rows, most=6):
+    """What networks took the test clips of each class for, in percent of the class, of the most accurate runs."""
+    known = rows[rows.confusion.notna()]
+    if known.empty:
+        return None
+    known = known.sort_values(known.headline.iloc[0], ascending=False).head(most)
+    columns = min(3, len(known))
+    lines = math.ceil(len(known) / columns)
+    figure, grid = plt.subplots(lines, columns, figsize=(4.2 * columns, 4 * lines), squeeze=False, layout="constrained")
+    for axes in grid.flat[len(known):]:
+        axes.axis("off")
+    for axes, row in zip(grid.flat, known.itertuples()):
+        counts = np.array(row.confusion, dtype=float)
+        shares = 100 * counts / np.maximum(counts.sum(1, keepdims=True), 1)
+        axes.imshow(shares, vmin=0, vmax=100, cmap="Blues")
+        axes.set_title(f"{label(row)}: {accuracy(row, row.headline)}", fontsize=9)
+        if len(shares) <= 20:
+            axes.set_xticks(range(len(shares)), row.class_names, rotation=60, ha="right", fontsize=7)
+            axes.set_yticks(range(len(shares)), row.class_names, fontsize=7)
+            for (true, taken), share in np.ndenumerate(shares.round()):
+                axes.text(taken, true, f"{share:.0f}", ha="center", va="center", fontsize=7, color="white" if share > 50 else "black")
+    return figure
+
+
+# ---------------------------------------------------------------- videos
+
+@torch.no_grad()
+def videos_of(rows, classes, most_classes):
+    """Side by side: the first video of each class of every run, moving; of static-dynamic sets the two memories as well."""
+    columns = []
+    for row in rows.itertuples():
+        if (row.path / "distilled.pt").exists():
+            synset, content = load_set(row.path)
+            with random_stream(0):
+                columns += pictures(label(row), synset)
+            names = content["class_names"]
+    if not columns:
+        return
+    shown = [name for name in (names if classes is None else classes.index)][:most_classes]
+    head = "".join(f"<th>{html.escape(title)}</th>" for title, _ in columns)
+    lines = []
+    for name in shown:
+        kind = " class=dynamic" if classes is not None and classes.dynamic[name] else ""
+        cells = "".join(f"<td><img alt='' src='{moving(videos[sorted(names).index(name)])}'></td>" for _, videos in columns)
+        lines.append(f"<tr><td{kind}>{html.escape(name)}</td>{cells}</tr>")
+    more = f" {len(names) - len(shown)} more classes are not shown." if len(names) > len(shown) else ""
+    yield (f"<h3>Distilled videos</h3><p class=note>The first video of each class.{more}</p>"
+           f"<div class=scroll><table class=videos><tr><th></th>{head}</tr>{''.join(lines)}</table></div>")
+
+
+def pictures(title, synset):
+    """Columns of the table of videos: (title, uint8 (K, T, 3, H, W))."""
+    first = torch.arange(synset.K) * synset.N
+    if not isinstance(synset, StaticDynamicSet):
+        return [(title, denormalize(synset(first)[0]))]
+    static, dynamic = synset.static[:, 0], synset.dynamic[:, 0]            # of the first pair: (K, 3, H, W), (K, T, 1, H, W)
+    spread = dynamic.abs().amax((1, 2, 3, 4), keepdim=True).clamp_min(1e-6)
+    grey = (127.5 + 127.5 * dynamic / spread).round().to(torch.uint8).expand(-1, -1, 3, -1, -1)
+    return [(f"{title}: static memory", denormalize(static)[:, None]), ("dynamic memory", grey),
+            ("together", denormalize(synset.hallucinator(static, dynamic)))]
+
+
+def moving(video):
+    """uint8 (T, 3, H, W) as the source of an image element."""
+    pixels = video.permute(0, 2, 3, 1).numpy()
+    return inline(gif(pixels, fps=8), "gif")
+
+
+def inline(data, kind):
+    return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
+
+
+def parser():
+    parser = argparse.ArgumentParser(prog="report", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", type=pathlib.Path, nargs="+", metavar="RUNS", help="run folders, or folders of such")
+    parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("report"), metavar="DIR", help="folder of the page (%(default)s)")
+    parser.add_argument("--classes", type=positive, default=12, metavar="N", help="classes whose videos are shown (%(default)s)")
+    return parser
+
+
+if __name__ == "__main__":
+    run_script(main, parser())

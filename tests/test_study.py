@@ -1,0 +1,456 @@
+"""The paper's study: temporal compression, reference selections, other networks, class dynamics; and what is made of finished runs."""
+import importlib
+import json
+import os
+import re
+
+import av
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import torch.nn.functional as F
+from fakes import TinyNet, random_clips
+from PIL import Image
+from test_trajectories import assert_same_gradients, matching_of
+
+import distill_DM
+import networks
+from distill_utils import coreset, dynamics, evaluate, export, report, table
+from distill_utils.clips import denormalize
+from distill_utils.synset import Distilled, PixelSet, StaticDynamicSet, StillSet, initial_pixels, load, load_set
+from distill_utils.temporal import kept_frames, random_segment, repeated_frames
+from networks import Hallucinator, Interpolation
+from utils import run_script, save, save_json
+
+K = 3
+
+
+@pytest.fixture(autouse=True)
+def seeded():
+    torch.manual_seed(0)
+
+
+# ---------------------------------------------------------------- interpolation
+
+@pytest.mark.parametrize("n, T", ((1, 8), (2, 8), (3, 8), (4, 8), (8, 8), (5, 16)))
+def test_interpolations_are_their_plain_formulas(n, T):
+    videos = torch.randn(2, n, 3, 4, 4)
+    duplicate = Interpolation("duplicate", n, T)(videos)
+    assert torch.equal(duplicate, torch.stack([videos[:, t * n // T] for t in range(T)], 1))
+    linear = Interpolation("linear", n, T)(videos)
+    for t in range(T):
+        position = min(max((t + 0.5) * n / T - 0.5, 0), n - 1)
+        low = int(position)
+        high = min(low + 1, n - 1)
+        plain = (1 - (position - low)) * videos[:, low] + (position - low) * videos[:, high]
+        assert torch.allclose(linear[:, t], plain, atol=1e-6)
+    parametric = Interpolation("parametric", n, T)
+    assert torch.equal(parametric(videos), linear)
+    assert [parameter.shape for parameter in parametric.parameters()] == [(T, n)]
+    assert not list(Interpolation("linear", n, T).parameters()) and not Interpolation("linear", n, T).state_dict()
+
+
+def test_unknown_interpolations():
+    with pytest.raises(ValueError, match="'cubic': choose one of duplicate, linear, parametric"):
+        Interpolation("cubic", 2, 8)
+    with pytest.raises(ValueError, match="9 frames cannot be stretched to 8"):
+        Interpolation("linear", 9, 8)
+
+
+def test_frames_that_are_kept():
+    assert kept_frames(8, 1).tolist() == [4] and kept_frames(8, 2).tolist() == [2, 6] and kept_frames(8, 8).tolist() == list(range(8))
+    assert repeated_frames(8, 2).tolist() == [2, 2, 2, 2, 6, 6, 6, 6] and repeated_frames(8, 8).tolist() == list(range(8))
+    for T in range(1, 20):
+        for n in range(1, T + 1):
+            assert sorted(set(repeated_frames(T, n).tolist())) == kept_frames(T, n).tolist() and len(kept_frames(T, n).unique()) == n
+
+
+def test_segments_are_pieces_of_the_clip():
+    assert random_segment(8, 1, 4) == slice(None)
+    pieces = {tuple(random_segment(8, 2, 4).tolist()) for _ in range(50)}
+    assert pieces == {(0, 1, 2, 3), (4, 5, 6, 7)}
+    assert {tuple(random_segment(8, 4, 4).tolist()) for _ in range(99)} == {(0, 0, 1, 1), (2, 2, 3, 3), (4, 4, 5, 5), (6, 6, 7, 7)}
+    assert random_segment(16, 2, 4).shape == (8,)
+
+
+def test_clips_of_fewer_frames():
+    clips = random_clips([0, 1, 2], K, T=8)
+    index = torch.arange(3)
+    assert torch.equal(clips.reduced(2).draw(index), clips.draw(index)[:, repeated_frames(8, 2)])
+    assert torch.equal(clips.reduced(None).draw(index), clips.draw(index)) and torch.equal(clips.reduced(8).draw(index), clips.draw(index))
+
+
+@pytest.mark.parametrize("kind", networks.INTERPOLATIONS)
+def test_sets_of_few_frames(kind):
+    clips = random_clips([0, 1, 2] * 2, K, T=8)
+    torch.manual_seed(1)
+    synset = initial_pixels(clips, 2, "real", 2, kind)
+    torch.manual_seed(1)
+    whole = initial_pixels(clips, 2, "real")
+    assert torch.equal(synset.videos, whole.videos[:, kept_frames(8, 2)]) and whole.interpolation is None
+    videos, labels = synset(torch.arange(6))
+    assert videos.shape == whole.videos.shape and labels.tolist() == [0, 0, 1, 1, 2, 2]
+    learned = 8 * 2 if kind == "parametric" else 0
+    assert synset.storage() == 4 * (synset.videos.numel() + learned)
+    assert len(synset.param_groups(1.0, 0.1)) == (2 if learned else 1)
+    videos.sum().backward()
+    assert torch.allclose(synset.videos.grad.sum(1), torch.full((6, 3, 8, 8), 8.0))  # the shares of each moment add up to one
+
+
+# ---------------------------------------------------------------- matching few frames and segments
+
+@pytest.mark.parametrize("segments, n_real, kind", ((1, 2, "linear"), (2, None, "duplicate"), (4, 4, "parametric")))
+def test_dm_of_the_study_is_the_plain_formula(monkeypatch, segments, n_real, kind):
+    nets = []
+
+    def build(name, num_classes, frames, size):
+        nets.append(networks.ConvNet3D(num_classes, 8, 43))
+        return nets[-1]
+    monkeypatch.setattr(networks, "build", build)
+    clips = random_clips([0, 1, 2] * 2, K, T=8, size=43)
+    synset = initial_pixels(clips, 1, "real", 2, kind)
+    matching = distill_DM.DistributionMatching(clips.reduced(n_real), 64, segments=segments)
+    torch.manual_seed(7)
+    loss = matching(synset)
+    loss.backward()
+    torch.manual_seed(7)
+    build("", K, 8, 43)  # draws what the matching's network drew
+    frames = random_segment(8, segments, 4)
+    net, plain = nets[0], 0
+    index = clips.class_batch(64)
+    real = clips.draw(index, flip=True)[:, repeated_frames(8, n_real or 8)][:, frames]
+    videos = synset(torch.arange(K))[0][:, frames]
+    for label in range(K):
+        plain = plain + (net.embed(real[clips.labels[index] == label]).mean(0) - net.embed(videos[label][None])[0]).square().sum()
+    found = {name: parameter.grad.clone() for name, parameter in synset.named_parameters()}
+    synset.zero_grad()
+    plain.backward()
+    assert abs(loss - plain) < 1e-4 * plain
+    for name, parameter in synset.named_parameters():
+        assert (found[name] - parameter.grad).norm() < 1e-3 * parameter.grad.norm(), name
+
+
+class Patient(TinyNet):
+    """Takes what segments are stretched to."""
+
+    def __init__(self):
+        super().__init__(K, 8, 8)
+
+
+@pytest.mark.parametrize("segments, kind", ((1, "parametric"), (2, "linear"), (4, "parametric")))
+def test_replay_of_the_study_is_the_unrolled_graph(monkeypatch, segments, kind):
+    """In float64, pixels and matrix; a step's segment is the same on the way there and back."""
+    synset = PixelSet(torch.randn(K * 2, 2, 3, 8, 8), K, Interpolation(kind, 2, 8)).double()
+    matching = matching_of(Patient().double(), random_clips([0, 1, 2], K, T=8))
+    matching.segments = segments
+
+    class Segmented:
+        """For the plain form, which knows of no segments: the set cuts them itself, where the matching does."""
+
+        def __init__(self, synset):
+            self.synset = synset
+
+        def __call__(self, index):
+            return matching.draw(self.synset, index)
+
+        def __len__(self):
+            return len(self.synset)
+
+        def __getattr__(self, name):
+            return getattr(self.synset, name)
+    if segments == 1:
+        found, _ = assert_same_gradients(matching, synset)
+        assert set(found) == {"videos"} | ({"interpolation.matrix"} if kind == "parametric" else set())
+        return
+    import test_trajectories
+    plain = test_trajectories.unrolled
+    monkeypatch.setattr(test_trajectories, "unrolled", lambda reference, reference_set: plain(reference, Segmented(reference_set)))
+    assert_same_gradients(matching, synset)
+
+
+# ---------------------------------------------------------------- selections
+
+def brute_herding(features, count):
+    taken = []
+    for _ in range(count):
+        rest = [row for row in range(len(features)) if row not in taken]
+        taken.append(min(rest, key=lambda row: (features[[*taken, row]].mean(0) - features.mean(0)).norm().item()))
+    return taken
+
+
+def brute_k_center(features, count):
+    taken = [min(range(len(features)), key=lambda row: (features[row] - features.mean(0)).norm().item())]
+    while len(taken) < count:
+        rest = [row for row in range(len(features)) if row not in taken]
+        taken.append(max(rest, key=lambda row: min((features[row] - features[other]).norm().item() for other in taken)))
+    return taken
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_selections_agree_with_brute_force(seed):
+    features = torch.randn(17, 6, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    for count in (1, 5, 17):
+        assert coreset.herding(features, count) == brute_herding(features, count)
+        assert coreset.k_center(features, count) == brute_k_center(features, count)
+
+
+def test_selections_of_equal_clips_take_each_once():
+    for method in (coreset.herding, coreset.k_center):
+        assert sorted(method(torch.ones(4, 3), 4)) == [0, 1, 2, 3]
+
+
+def test_selection_is_by_class():
+    clips = random_clips([2, 0, 1, 0, 2, 1, 0], K)
+    features = torch.randn(7, 4)
+    chosen = coreset.select(clips, 2, "herding", features)
+    assert clips.labels[chosen].tolist() == [0, 0, 1, 1, 2, 2]
+    zeros = torch.tensor([1, 3, 6])
+    assert chosen[:2].tolist() == zeros[brute_herding(features[zeros], 2)].tolist()
+
+
+# ---------------------------------------------------------------- other networks
+
+@pytest.mark.parametrize("name", networks.NETWORKS)
+def test_networks_map_clips_to_logits_whatever_their_batch(name):
+    net = networks.build(name, 5, 8, 48).eval()
+    clips = torch.randn(3, 8, 3, 48, 48)
+    with torch.no_grad():
+        logits = net(clips)
+        assert logits.shape == (3, 5) and torch.allclose(net(clips[1:2] * 3 + 1), logits[1:2], atol=1e-4)  # standardised, each by itself
+        backwards = net(clips.flip(1))
+    assert torch.allclose(backwards, logits, atol=1e-4) == (name == "CNN+mean")  # which alone does not see the order
+    networks.build(name, 2, 16, 112)
+
+
+def test_names_of_networks():
+    assert {"ConvNet3D", "CNN+mean", "CNN+RNN", "CNN+GRU", "CNN+LSTM", "r3d_18", "mc3_18", "r2plus1d_18"} == set(networks.NETWORKS)
+    with pytest.raises(ValueError, match="choose one of mean, RNN, GRU, LSTM"):
+        networks.FrameNetwork(2, 8, 64, "Transformer")
+    with pytest.raises(ValueError, match="at least 16 pixels"):
+        networks.build("r3d_18", 2, 8, 15)
+
+
+# ---------------------------------------------------------------- sets in files
+
+def sets():
+    torch.manual_seed(3)
+    still = torch.randn(K, 4, 3, 8, 8)
+    dynamic = StaticDynamicSet(torch.randn(K, 4, 3, 8, 8), torch.randn(K, 6, 5, 1, 8, 8), Hallucinator(), 2)
+    return {"pixels": PixelSet(torch.randn(K * 2, 5, 3, 8, 8), K), "still": StillSet(still, 2, 5), "dynamic": dynamic,
+            **{kind: PixelSet(torch.randn(K * 2, 2, 3, 8, 8), K, Interpolation(kind, 2, 5)) for kind in networks.INTERPOLATIONS}}
+
+
+def written(synset, path, **other):
+    save({"kind": type(synset).__name__, **synset.content(), "ipc": synset.N, "class_names": list("abc"), "dataset": "custom", "frames": 5,
+          "iteration": 1, "lr": 0.01, **other}, path)
+    return path
+
+
+@pytest.mark.parametrize("kind", ("pixels", "still", "dynamic", *networks.INTERPOLATIONS))
+def test_a_set_comes_back_from_its_file(tmp_path, kind):
+    synset = sets()[kind]
+    again, content = load_set(written(synset, tmp_path / "distilled.pt"))
+    index = torch.arange(K * 2)
+    with torch.no_grad():
+        torch.manual_seed(5)
+        videos, labels = synset(index)
+        torch.manual_seed(5)
+        assert torch.equal(again(index)[0], videos) and torch.equal(again(index)[1], labels)
+    assert again.storage() == synset.storage()
+    data = load(tmp_path)  # of the run's folder
+    torch.manual_seed(5)
+    video, label = data[3]
+    assert isinstance(data, torch.utils.data.Dataset) and video.shape == (5, 3, 8, 8) and label == 1 and not video.requires_grad
+    assert len(data) == 6 and data.class_names == ["a", "b", "c"] and [label for _, label in data] == [0, 0, 1, 1, 2, 2]
+    batch = next(iter(torch.utils.data.DataLoader(data, batch_size=6)))
+    assert batch[0].shape == (6, 5, 3, 8, 8) and batch[1].tolist() == [0, 0, 1, 1, 2, 2]
+    with pytest.raises(IndexError):
+        data[6]
+
+
+def test_every_video_of_a_set():
+    """Of a static-dynamic set all pairs within a slot, and none across slots."""
+    synset = sets()["dynamic"]  # slots of 2 static and 3 dynamic memories
+    with torch.no_grad():
+        videos, labels = synset.every()
+        assert videos.shape == (K * 2 * 2 * 3, 5, 3, 8, 8) and labels.tolist() == [0] * 12 + [1] * 12 + [2] * 12
+        place = 0
+        for c in range(K):
+            for slot in range(2):
+                for s in range(2):
+                    for d in range(3):
+                        pair = synset.static[c, slot * 2 + s][None], synset.dynamic[c, slot * 3 + d][None]
+                        assert torch.allclose(videos[place], synset.hallucinator(*pair)[0], atol=1e-5)
+                        place += 1
+        assert sets()["still"].every()[0].shape == (12, 5, 3, 8, 8) and sets()["pixels"].every()[0].shape == (6, 5, 3, 8, 8)
+
+
+def test_files_that_hold_no_set(tmp_path):
+    path = written(sets()["pixels"], tmp_path / "distilled.pt")
+    content = torch.load(path)
+    for change in ({"kind": "Unknown"}, {"kind": "StillSet"}, {"class_names": ["a"]}, {"videos": None}, {"ipc": 0}):
+        try:
+            save(content | change, path)
+            load(path)
+        except ValueError as error:
+            assert "is no distilled set of these scripts" in str(error)
+        except ZeroDivisionError:
+            pytest.fail(f"{change} is no sentence")
+        else:
+            pytest.fail(f"{change} passed")
+    save([1, 2], path)
+    with pytest.raises(ValueError, match="is no distilled set"):
+        load(path)
+    with pytest.raises(ValueError, match="does not exist"):
+        load(tmp_path / "nowhere")
+
+
+# ---------------------------------------------------------------- export
+
+@pytest.mark.parametrize("kind", ("pixels", "dynamic"))
+def test_export(tmp_path, capsys, kind):
+    synset = sets()[kind]
+    written(synset, tmp_path / "distilled.pt", class_names=["a b", "ü/../x", "c"])
+    with torch.no_grad():
+        videos, labels = synset.every()
+    pixels = denormalize(videos).permute(0, 1, 3, 4, 2).numpy()
+    for form in ("mp4", "gif", "npz", "pt"):
+        run_script(export.main, export.parser(), [str(tmp_path), "--format", form, "--scale", "2"])
+    arrays = np.load(tmp_path / "export_npz" / "distilled.npz")
+    assert (arrays["videos"] == pixels).all() and arrays["labels"].tolist() == labels.tolist() and arrays["class_names"].tolist() == ["a b", "ü/../x", "c"]
+    assert torch.equal(torch.load(tmp_path / "export_pt" / "distilled.pt")["videos"], videos)
+    count = len(videos) // 3
+    names = [f"{name}_{number}" for name in ("a_b", "c", "ü_.._x") for number in range(count)]
+    for form in ("mp4", "gif"):
+        assert sorted(os.listdir(tmp_path / f"export_{form}")) == sorted(f"{name}.{form}" for name in names)
+    with av.open(str(tmp_path / "export_mp4" / "c_1.mp4")) as container:
+        frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+    assert np.shape(frames) == (5, 16, 16, 3)
+    grey = np.array(frames).reshape(5, 8, 2, 8, 2, 3).mean((2, 4, 5))
+    assert np.corrcoef(grey.ravel(), pixels[-count + 1].mean(-1).ravel())[0, 1] > 0.9
+    with Image.open(tmp_path / "export_gif" / "c_1.gif") as image:
+        assert image.n_frames == 5 and image.size == (16, 16)
+
+
+# ---------------------------------------------------------------- runs, tables, dynamics, report
+
+@pytest.fixture
+def command(tiny, tmp_path, monkeypatch, capfd):
+    """command(module, *flags) runs a program on the tiny data and gives (exit code, what it printed)."""
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+
+    def command(module, *flags, data=True):
+        arguments = ["--dataset", "custom", "--data_path", tiny, "--save_path", tmp_path / "results", "--pack_path", tmp_path / "packs",
+                     *"--frames 8 --size 43 --test_clips 1 --device cpu --num_eval 2 --epoch_eval_train 1".split()] if data else []
+        capfd.readouterr()
+        try:
+            run_script(module.main, module.parser(), list(map(str, [*arguments, *flags])))
+            code = 0
+        except SystemExit as stop:
+            code = stop.code
+        printed = capfd.readouterr()
+        assert "Traceback" not in printed.err
+        return code, printed.out + printed.err
+    return command
+
+
+def run_folder(tmp_path, pattern):
+    folder, = (tmp_path / "results").glob(f"*/{pattern}")
+    return folder
+
+
+def test_coreset_and_other_networks_end_to_end(command, tmp_path):
+    for method in ("random", "herding", "k-center"):
+        code, printed = command(coreset, "--method", method, "--ipc", 2, "--feature_epochs", 2)
+        assert code == 0, printed
+        assert ("the feature network has" in printed) == (method == "herding")  # k-center finds herding's
+    folder = run_folder(tmp_path, "coreset_herding*")
+    result = json.loads((folder / "result.json").read_text())
+    assert result["storage"] == 4 * 4 * 8 * 3 * 43 * 43 and result["class_names"] == ["fall", "rise"]
+    assert np.sum(result["confusion"]) == 2 * 4 and np.trace(result["confusion"]) == round(sum(result["networks"]) / 100 * 4)
+    assert "confusion" not in (folder / "metrics.jsonl").read_text()
+
+    code, printed = command(evaluate, folder, "--networks", "ConvNet3D,CNN+GRU", "--pack_path", tmp_path / "packs", "--device", "cpu", data=False)
+    assert code == 0 and "CNN+GRU" in printed, printed
+    table = json.loads((folder / "networks.json").read_text())
+    assert table["ConvNet3D"]["networks"] == result["networks"]  # the run's own settings and random numbers
+    assert table["CNN+GRU"]["settings"]["network"] == "CNN+GRU"
+    table["CNN+GRU"]["top1"] = 12.3  # seen again: not computed again
+    save_json(table, folder / "networks.json")
+    code, printed = command(evaluate, folder, "--networks", "CNN+GRU", "--pack_path", tmp_path / "packs", "--device", "cpu", data=False)
+    assert code == 0 and "12.3 ±" in printed
+    code, printed = command(evaluate, folder / "distilled.pt", "--network", "ConvNet3D")  # a file: the data come from the flags
+    assert code == 0 and (folder / "distilled.networks.json").exists()
+    code, printed = command(evaluate, folder, "--frames", 9, "--device", "cpu", "--pack_path", tmp_path / "packs", data=False)
+    assert code == 2 and "was distilled from other classes, frames or sizes" in printed
+    code, printed = command(evaluate, folder, "--networks", "VGG", data=False)
+    assert code == 2 and "unknown network 'VGG': choose among ConvNet3D, " in printed
+    assert command(evaluate, data=False)[0] == 2
+
+
+def test_dynamics_and_report(command, tmp_path):
+    """Runs of several kinds; the page holds them all and names nothing outside itself."""
+    for flags in ((), ("--n_real", 1)):
+        assert command(evaluate, *flags)[0] == 0
+    assert command(distill_DM, "--ipc", 1, "--Iteration", 2, "--eval_it", 1, "--batch_real", 2, "--n_syn", 2, "--interpolation", "linear")[0] == 0
+    assert command(coreset, "--ipc", 1)[0] == 0
+    results = tmp_path / "results"
+    static = StaticDynamicSet(torch.randn(2, 1, 3, 43, 43), torch.randn(2, 1, 8, 1, 43, 43), Hallucinator(), 1)
+    folder = run_folder(tmp_path, "coreset*")
+    other = folder.with_name("s2d_DM_ipc1_lr1_00000000")
+    other.mkdir()
+    for name in ("config.json", "result.json", "metrics.jsonl"):
+        (other / name).write_text((folder / name).read_text())
+    written(static, other / "distilled.pt", class_names=["fall", "rise"], frames=8)
+
+    rows = table.read_results([results])
+    assert len(rows) == 5 and set(rows.run.str.split("_").str[0]) == {"full", "DM", "coreset", "s2d"}
+    classes = dynamics.class_dynamics(rows)
+    full, = rows[rows.run.str.startswith("full_") & rows.n_real.isna()].per_class
+    still, = rows[rows.run.str.startswith("full_1frames")].per_class
+    assert classes.dynamics.to_dict() == {name: full[k] - still[k] for k, name in enumerate(("fall", "rise"))}
+    assert classes.dynamic.tolist() == [True, False] and classes.dynamics.is_monotonic_decreasing
+    code, printed = command(dynamics, results, data=False)
+    assert code == 0 and "static" in printed
+    code, printed = command(table, results, "--csv", tmp_path / "all" / "table.csv", data=False)
+    csv = pd.read_csv(tmp_path / "all" / "table.csv")
+    assert code == 0 and csv.n_syn.dropna().tolist() == [2] and csv.interpolation.dropna().tolist() == ["linear"] and len(csv) == 5
+
+    code, printed = command(report, results, "--out", tmp_path / "report", data=False)
+    assert code == 0, printed
+    page = (tmp_path / "report" / "index.html").read_text()
+    for method in ("full data", "full data, one frame", "DM, n_syn 2, linear", "random", "static-dynamic DM"):
+        assert f"<td>{method}</td>" in page
+    sources = re.findall(r"src='([^']*)'", page)
+    assert all(source.startswith("data:image/") for source in sources) and "http" not in re.sub(r"base64,[^']*", "", page)
+    assert sum(source.startswith("data:image/gif") for source in sources) == 2 * (1 + 1 + 3)  # pixels, pixels, and the memories apart and together
+    assert {path.name.split("_")[-1] for path in (tmp_path / "report").glob("*.png")} == {"frontier.png", "iterations.png", "classes.png", "confusion.png"}
+    code, printed = command(report, tmp_path / "packs", data=False)
+    assert code == 2 and "no finished run below" in printed
+
+
+def test_dynamic_classes_are_the_upper_half():
+    rows = pd.DataFrame({"run": ["full_a", "full_1frames_b"], "n_real": [None, 1], "per_class": [[50., 90, 70, 20, 5], [40., 20, 70, 30, 5]],
+                         "class_names": [list("vwxyz")] * 2})
+    classes = dynamics.class_dynamics(rows)
+    assert classes.dynamics.to_dict() == {"w": 70, "v": 10, "x": 0, "z": 0, "y": -10} and classes.index[classes.dynamic].tolist() == ["w", "v"]
+    groups = dynamics.by_group(rows, classes)
+    assert groups.dynamic.tolist() == [70, 30] and groups.static.tolist() == [pytest.approx(95 / 3), 35]
+    assert dynamics.class_dynamics(rows[:1]) is None
+
+
+def test_frontier_is_what_nothing_smaller_exceeds():
+    rows = pd.DataFrame({"headline": "top1", "storage": [5, 1, 3, 3, 9, 4], "top1": [50., 10, 30, 40, 45, 40]})
+    assert report.frontier_of(rows).storage.tolist() == [1, 3, 5] and report.frontier_of(rows).top1.tolist() == [10, 40, 50]
+
+
+# ---------------------------------------------------------------- flags
+
+@pytest.mark.parametrize("flags, sentence", (
+    (("--n_syn", 9), "--n_syn 9 does not fit clips of 8 frames"), (("--n_real", 9), "--n_real 9 does not fit clips of 8 frames"),
+    (("--segments", 3), "--segments 3 does not fit clips of 8 frames"), (("--segments", 16), "--segments 16 does not fit"),
+    (("--interpolation", "cubic"), "invalid choice: 'cubic'")))
+def test_impossible_settings_are_refused(command, tmp_path, flags, sentence):
+    code, printed = command(importlib.import_module("distill_DM"), *flags)
+    assert code == 2 and sentence in printed and not (tmp_path / "results").exists()
