@@ -165,6 +165,7 @@ def find_run(args, name, same, wanted, launcher, flag):
     wanted: what it is, in words; launcher: its command's first words; flag: the one that names a folder or file instead.
     """
     folder, mine, defaults = args.save_path / dataset_label(args), vars(args), script_parser("")
+    add_temporal_options(defaults)
     found = [path.parent for path in sorted(folder.glob(f"{name}_*/result.json")) if not differing(args, path.parent, same)]
     if not found:
         given = [word for key in (*same, "save_path") if mine[key] != defaults.get_default(key) for word in (f"--{key}", str(mine[key]))]

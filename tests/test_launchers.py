@@ -12,7 +12,7 @@ import pytest
 
 from utils import ROOT
 
-LAUNCHERS = {path.relative_to(ROOT).as_posix(): path for path in sorted(ROOT.glob("sh/*/*.sh"))}
+LAUNCHERS = {path.relative_to(ROOT).as_posix(): path for path in sorted(ROOT.glob("sh/*/*.sh")) if path.parent.name != "study"}
 
 # JSON of what it was called with, into the file that CALL names.
 STUB = f"""#!{sys.executable} -SE
@@ -25,6 +25,7 @@ POSITIONALS = {
     "sh/baseline/DM.sh": {"DATASET": ("toy", "dataset"), "LR": ("2.5", "lr_img"), "IPC": ("3", "ipc")},
     "sh/baseline/MTT.sh": {"DATASET": ("toy", "dataset"), "LR": ("2.5", "lr_img"), "IPC": ("3", "ipc")},
     "sh/baseline/buffer.sh": {"DATASET": ("toy", "dataset")},
+    "sh/baseline/coreset.sh": {"DATASET": ("toy", "dataset"), "METHOD": ("herding", "method"), "IPC": ("3", "ipc")},
     "sh/baseline/full.sh": {"DATASET": ("toy", "dataset")},
     "sh/s2d/DC.sh": {"DATASET": ("toy", "dataset"), "SPC": ("10", "spc")},
     "sh/s2d/DM.sh": {"DATASET": ("toy", "dataset"), "LR": ("2.5", "lr_dynamic"), "IPC": ("3", "ipc")},
@@ -286,3 +287,66 @@ def test_prepare(launch, tmp_path):
     for given in ((), ("custom",)):
         process, call = launch(name, *given)
         assert process.returncode == 2 and call is None and process.stderr.startswith("usage: bash sh/prepare.sh DATASET VIDEOS [")
+
+
+# ---------------------------------------------------------------- studies: launchers that call others, many times
+
+@pytest.fixture
+def study(tmp_path):
+    """study(name, *arguments) -> the finished process and the command lines of all its calls; code: what each call but the tables ends with."""
+    stub, calls = tmp_path / "stub", tmp_path / "calls.jsonl"
+    stub.write_text(STUB.replace('"w") as file', '"a") as file').replace("}, file)", '}, file); file.write("\\n")')
+                    + 'sys.exit(int(os.environ.get("CODE", 0)) if os.environ.get("FAILS", "nothing") in sys.argv else 0)\n')
+    stub.chmod(0o755)
+
+    def study(name, *arguments, **environment):
+        calls.unlink(missing_ok=True)
+        process = subprocess.run(["bash", str(ROOT / name), *arguments], cwd=tmp_path, stdin=subprocess.DEVNULL, capture_output=True, text=True,
+                                 env={**os.environ, "PYTHON": str(stub), "CALL": str(calls), **environment}, timeout=60)
+        return process, [json.loads(line) for line in calls.read_text().splitlines()] if calls.exists() else []
+    return study
+
+
+@pytest.mark.parametrize("method", ("DM", "MTT"))
+@pytest.mark.parametrize("dataset, T", (("toy", 8), ("miniUCF101", 16)))
+def test_taxonomy(study, tmp_path, method, dataset, T):
+    process, calls = study("sh/study/taxonomy.sh", "cpu", dataset, "5", "--lr_img", "7", METHOD=method, RESULTS=str(tmp_path / "grid"))
+    assert process.returncode == 0, process.stderr
+    *cells, final = calls
+    flags = [parse(call) for call in cells]
+    assert all(call["command"][0].endswith(f"distill_{method}.py") for call in cells)
+    assert all((each["dataset"], each["ipc"], each["lr_img"], each["save_path"]) == (dataset, 5, 7.0, tmp_path / "grid") for each in flags)
+    grid = {(each["n_syn"], each["interpolation"]) for each in flags if each["n_syn"]}
+    powers = [2 ** k for k in range(10) if 2 ** k < T]
+    assert grid == {(T, "duplicate"), (T, "parametric"), (1, "duplicate"), (1, "parametric")} | {
+        (n, kind) for n in powers[1:] for kind in ("duplicate", "linear", "parametric")}
+    assert [each["n_real"] for each in flags if each["n_real"]] == powers
+    assert [each["segments"] for each in flags if each["segments"] > 1] == powers[1:]
+    assert len({json.dumps(each, default=str) for each in flags}) == len(flags)  # no cell twice
+    assert final["command"] == ["-m", "distill_utils.table", str(tmp_path / "grid"), "--csv", str(tmp_path / "grid" / "taxonomy.csv")]
+
+
+def test_taxonomy_goes_on_after_a_cell_that_fails(study):
+    process, calls = study("sh/study/taxonomy.sh", "cpu", "toy", "1", FAILS="--segments", CODE="2")
+    assert process.returncode == 1 and process.stderr.splitlines()[-2:] == ["failed: DM --segments 2", "failed: DM --segments 4"]
+    assert calls[-1]["command"][1] == "distill_utils.table"
+    process, calls = study("sh/study/taxonomy.sh", "cpu", "toy", "1", METHOD="DC")
+    assert process.returncode == 2 and not calls and "METHOD is DM or MTT, not 'DC'" in process.stderr
+
+
+def test_dynamics(study, tmp_path):
+    process, calls = study("sh/study/dynamics.sh", "cpu", "toy", "--save_path", str(tmp_path / "some where"), "--seed", "3")
+    assert process.returncode == 0, process.stderr
+    whole, still, final = calls
+    assert [parse(call)["n_real"] for call in (whole, still)] == [None, 1] and parse(still)["seed"] == 3
+    assert final["command"] == ["-m", "distill_utils.dynamics", str(tmp_path / "some where")]
+
+
+def test_cross_architecture(study):
+    process, calls = study("sh/study/cross_arch.sh", "cpu", "results/toy/a run", "--networks", "r3d_18", "--num_eval", "1")
+    flags = parse(calls[0])
+    assert process.returncode == 0 and (flags["run"], flags["networks"], flags["num_eval"]) == (pathlib.Path("results/toy/a run"), ["r3d_18"], 1)
+    for name, count in (("taxonomy", 3), ("dynamics", 2), ("cross_arch", 2)):
+        for given in range(count):
+            process, calls = study(f"sh/study/{name}.sh", *["cpu", "toy", "1"][:given])
+            assert process.returncode == 2 and not calls and process.stderr.startswith(f"usage: bash sh/study/{name}.sh GPU ")
