@@ -104,7 +104,6 @@ def parser():
     options.add_evaluation_options(parser, eval_it=500)
     options.add_distillation_options(parser, 5000)
     options.add_pixel_options(parser, lr_img=30)
-    options.add_temporal_options(parser)
     add_matching_options(parser)
     return parser
 

@@ -191,7 +191,6 @@ def parser():
     options.add_evaluation_options(parser, eval_it=500, lr_net=None)
     options.add_distillation_options(parser, 8000)
     options.add_pixel_options(parser, lr_img=1e5)
-    options.add_temporal_options(parser)
     add_matching_options(parser)
     return parser
 
