@@ -13,12 +13,12 @@ positionals() {
 # install [PACKAGE …]: the virtual environment with what requirements.txt names; nothing to do where PYTHON is given or all is there.
 install() {
   if [[ -n ${PYTHON:-} ]]; then return; fi
-  local wanted; wanted=$(cat "$root/requirements.txt"; echo "$@")
-  if [[ ! -f $root/.venv/installed || $(<"$root/.venv/installed") != "$wanted" ]]; then
+  local missing; missing=$(cat "$root/requirements.txt" <(printf '%s\n' "$@") | grep -v '^$' | grep -vxFf <(cat "$root/.venv/installed" 2>/dev/null) || true)
+  if [[ -n $missing ]]; then
     echo "installing into $root/.venv (PyTorch is large: a minute or more)"
     [[ -x $root/.venv/bin/python ]] || python3 -m venv "$root/.venv"
     "$root/.venv/bin/python" -m pip install --quiet --disable-pip-version-check -r "$root/requirements.txt" "$@"
-    echo "$wanted" > "$root/.venv/installed"
+    echo "$missing" >> "$root/.venv/installed"
   fi
 }
 
