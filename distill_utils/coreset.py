@@ -14,7 +14,7 @@ from distill_utils import options
 from distill_utils.evaluate import RealSet, evaluate, train
 from distill_utils.record import finish, record
 from distill_utils.synset import PixelSet, real_videos
-from utils import load, progress, random_stream, run_script, save, seed_everything, stream_seed
+from utils import finite, load, progress, random_stream, run_script, save, seed_everything, stream_seed
 
 
 def herding(features, count):
@@ -59,6 +59,8 @@ def embed_all(net, clips, precision):
     for index in torch.arange(len(clips)).split(clips_at_once(clips.T, clips.size, clips.device)):
         with autocast(clips.device, precision):
             features.append(net.embed(clips.draw(index)).float().cpu())
+    if not finite(features):
+        raise ValueError("the feature network's embeddings are not finite: lower --feature_lr")
     return torch.cat(features)
 
 
@@ -75,6 +77,8 @@ def feature_network(run, args, clips):
         net = networks.build("ConvNet3D", clips.K, clips.T, clips.size).to(clips.device)
         top1 = train(net, RealSet(clips), args.feature_epochs, args.feature_lr, args.feature_batch, clips_at_once(clips.T, clips.size, clips.device),
                      args.precision, bar)
+    if not finite(net.state_dict().values()):
+        raise ValueError("the feature network's weights are not finite: lower --feature_lr")
     run.say(f"the feature network has {top1:.1f} % top1 on its training clips")
     save(net.state_dict(), path)
     return net

@@ -17,12 +17,13 @@ from utils import run_script
 
 def class_dynamics(rows):
     """The classes of one data set by their dynamics, the most dynamic first: a table indexed by class, full, one_frame, dynamics (percent), dynamic
-    (bool); None where the two runs on the full set are not among the rows of read_results."""
-    full = rows[rows.run.str.startswith("full") & rows.class_names.notna()]
-    whole, still = full[full.n_real.isna()], full[full.n_real == 1]
-    if whole.empty or still.empty:
+    (bool); None where no two runs on the full set that differ in this only are among the rows of read_results. The latest two count."""
+    full = rows[rows.run.str.startswith("full")]
+    pairs = [(whole, still) for whole in full[full.n_real.isna()].itertuples() for still in full[full.n_real == 1].itertuples()
+             if whole.chosen | {"n_real": 1} == still.chosen]
+    if not pairs:
         return None
-    whole, still = whole.iloc[-1], still.iloc[-1]
+    whole, still = pairs[-1]
     table = pd.DataFrame({"full": whole.per_class, "one_frame": still.per_class}, index=pd.Index(whole.class_names, name="class"), dtype=float)
     table["dynamics"] = table.full - table.one_frame
     table = table.sort_values("dynamics", ascending=False, kind="stable")
@@ -33,14 +34,14 @@ def by_group(rows, classes):
     """Mean accuracy per class of every run on the dynamic and on the static classes, in percent."""
     groups = []
     for row in rows.itertuples():
-        accuracy = pd.Series(row.per_class, index=sorted(classes.index), dtype=float)
+        accuracy = pd.Series(row.per_class, index=row.class_names, dtype=float)
         groups.append({"run": row.run, "dynamic": accuracy[classes.index[classes.dynamic]].mean(), "static": accuracy[classes.index[~classes.dynamic]].mean()})
     return pd.DataFrame(groups)
 
 
 def main(args):
     every = read_results(args.folders)
-    for data, rows in every.groupby("data"):
+    for (data, _), rows in every.groupby(["data", "class_names"]):
         classes = class_dynamics(rows)
         print(f"\n{data}")
         if classes is None:

@@ -16,7 +16,9 @@ import torch.nn.functional as F
 
 import networks
 from distill_utils.compute import autocast, clips_at_once
-from distill_utils.options import add_evaluation_options, check, evaluation_values, load_data, positive, script_parser, start_run
+from distill_utils.datasets import read_json
+from distill_utils.options import (add_evaluation_options, check, digest, evaluation_values, list_digest, load_data, positive, script_parser, start_run,
+                                   tail)
 from distill_utils.record import finish, logged
 from distill_utils.synset import load_set
 from distill_utils.temporal import random_segment
@@ -35,14 +37,14 @@ def evaluate(synset, test, *, network="ConvNet3D", num_eval=3, epochs=500, lr=0.
     Returns a dict of plain values: `top1`, `top5` over clips and `video_top1` (logits averaged over a video's clips), each the mean over
     networks in percent with its `_std`; `per_class` top-1 in percent; `confusion`, counts of clips of all networks, a row for each true class; `storage` in bytes; `lr`; `seconds`; `train_top1` on the set itself.
     """
-    start, at_once = time.perf_counter(), clips_at_once(test.T, test.size, test.device)
+    start, at_once = time.perf_counter(), networks.clips_together(network, clips_at_once(test.T, test.size, test.device))
     frozen, scores = synset.frozen(), []
     with progress(total=num_eval * epochs, desc="evaluating", unit="epoch", leave=False) as bar:
         for number in range(num_eval):
             with random_stream(seed * 1000 + 1 + number):
                 net = networks.build(network, test.K, test.T, test.size).to(test.device)
                 train_top1 = train(net, frozen, epochs, lr, batch_size, at_once, precision, bar)
-            scores.append({**score(predict(net, test, precision), test), "train_top1": train_top1})
+            scores.append({**score(predict(net, test, precision, at_once), test), "train_top1": train_top1})
     result = {}
     for name in ("top1", "top5", "video_top1"):
         values = torch.tensor([each[name] for each in scores], dtype=torch.float64)
@@ -76,18 +78,19 @@ def train_epoch(net, synset, optimizer, batch_size, at_once, precision):
             with autocast(videos.device, precision):
                 logits = net(videos).float()
             loss = F.cross_entropy(logits, labels, reduction="sum")
-            (loss / len(index)).backward()  # a part's share of the batch's mean: the parts' gradients add up to the batch's
+            # A part's share of the batch's mean: the parts' gradients add up to the batch's (but for batch normalisation, which sees parts).
+            (loss / len(index)).backward()
             total, correct = total + loss.detach(), correct + (logits.argmax(1) == labels).sum()
         optimizer.step()
     return float(total) / len(synset), 100 * float(correct) / len(synset)
 
 
 @torch.inference_mode()
-def predict(net, test, precision="fp32"):
+def predict(net, test, precision="fp32", at_once=None):
     """Logits (n, K) of all test clips, float32 on the CPU."""
     net.eval()
     logits = []
-    for index in torch.arange(len(test)).split(clips_at_once(test.T, test.size, test.device)):
+    for index in torch.arange(len(test)).split(at_once or clips_at_once(test.T, test.size, test.device)):
         with autocast(test.device, precision):
             logits.append(net(test.draw(index)).float().cpu())
     return torch.cat(logits)
@@ -108,7 +111,8 @@ def score(logits, test):
 
 
 class RealSet:
-    """Real training clips in the place of a synthetic set; of several segments each batch sees a random one."""
+    """Real training clips in the place of a synthetic set; of several segments each part of a batch that is drawn together is a
+    random one."""
 
     def __init__(self, clips, segments=1):
         self.clips, self.segments = clips, segments
@@ -131,9 +135,14 @@ class RealSet:
 # ---------------------------------------------------------------- as a program
 
 def main(args):
+    if args.run and not args.run.exists():
+        raise ValueError(f"{args.run} does not exist")
     if not args.dataset:
-        raise ValueError("give a RUN, or --dataset for the full training set")
-    check(args)
+        raise ValueError("a set's file needs --dataset and the other data flags" if args.run else "give a RUN, or --dataset for the full training set")
+    if args.run and args.n_real or args.networks and not args.run:
+        raise ValueError("--n_real is for the full set, --networks for a RUN's")
+    for args.network in args.networks or [args.network]:
+        check(args)
     if args.run:
         across_networks(args)
     else:
@@ -159,14 +168,15 @@ def across_networks(args):
     test = load_data(args, "test")
     if content["class_names"] != test.class_names or synset.of_class(0).shape[1:] != (test.T, 3, test.size, test.size):
         raise ValueError(f"{args.run} was distilled from other classes, frames or sizes than these test clips have: give the data flags of its run")
-    path = args.run / "networks.json" if args.run.is_dir() else args.run.with_suffix(".networks.json")
-    done = json.loads(path.read_text()) if path.exists() else {}
+    path, file = (args.run / "networks.json", args.run / "distilled.pt") if args.run.is_dir() else (args.run.with_suffix(".networks.json"), args.run)
+    clips = {"set": digest([tail(file)]), "list": list_digest(args), "test_clips": args.test_clips, "stride": args.stride}
     rows = []
-    for name in args.networks:
+    for name in args.networks or [args.network]:
         values = evaluation_values(args, content["lr"]) | {"network": name}
-        if done.get(name, {}).get("settings") != values:
-            result = evaluate(synset.to(test.device), test, **values)
-            done[name] = {"settings": values, **result}
+        done = read_json(path) if path.exists() else {}
+        if done.get(name, {}).get("settings") != values | clips:
+            result = {"settings": values | clips, **evaluate(synset.to(test.device), test, **values)}
+            done = (read_json(path) if path.exists() else {}) | {name: result}  # another process may have added its own
             save_json(done, path)
         result = done[name]
         rows.append({"network": name, **{figure: f"{result[figure]:.1f} ± {result[figure + '_std']:.1f}" for figure in ("top1", "top5", "video_top1")},
@@ -206,8 +216,8 @@ def parser():
     group = parser.add_argument_group("what is evaluated")
     group.add_argument("run", nargs="?", type=pathlib.Path, action=RunSettings, metavar="RUN",
                        help="folder of a finished run, whose flags are the defaults then, or a set's file (the full training set)")
-    group.add_argument("--networks", type=network_names, default=["ConvNet3D"], metavar="A,B",
-                       help=f"that are trained on RUN's set: of {', '.join(networks.NETWORKS)} (ConvNet3D)")
+    group.add_argument("--networks", type=network_names, metavar="A,B",
+                       help=f"that are trained on RUN's set: of {', '.join(networks.NETWORKS)} (--network)")
     group.add_argument("--n_real", type=positive, help="of the full set: only so many frames of each clip are kept, in training and testing (all)")
     return parser
 

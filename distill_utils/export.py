@@ -36,8 +36,11 @@ def main(args):
             np.savez_compressed(file, videos=pixels, labels=labels.numpy(), class_names=np.array(names))
     else:
         numbers = [int((labels[:place] == label).sum()) for place, label in enumerate(labels)]
+        files = [file_name(name) for name in names]
+        if len(set(files)) < len(files):  # names that differ only in what no file name should hold
+            files = [f"{number}_{name}" for number, name in enumerate(files)]
         for video, label, number in zip(pixels, labels.tolist(), numbers):
-            with atomic_write(folder / f"{file_name(names[label])}_{number}.{args.format}") as file:
+            with atomic_write(folder / f"{files[label]}_{number}.{args.format}") as file:
                 file.write(WRITERS[args.format](video.repeat(args.scale, 1).repeat(args.scale, 2), args.fps))
     print(f"{len(videos)} videos of {len(names)} classes: {folder}")
 

@@ -167,7 +167,10 @@ def find_run(args, name, same, wanted, launcher, flag):
     """
     folder, mine, defaults = args.save_path / dataset_label(args), vars(args), script_parser("")
     add_temporal_options(defaults)
-    found = [path.parent for path in sorted(folder.glob(f"{name}_*/result.json")) if not differing(args, path.parent, same)]
+    for place in (folder, ROOT / "results" / dataset_label(args)):  # a study has a folder of its own, and the experts of all
+        found = [path.parent for path in sorted(place.glob(f"{name}_*/result.json")) if not differing(args, path.parent, same)]
+        if found:
+            break
     if not found:
         given = [word for key in (*same, "save_path") if mine[key] != defaults.get_default(key) for word in (f"--{key}", str(mine[key]))]
         raise ValueError(f"no finished {wanted} for these data in {folder}: run `{shlex.join(launcher + given)}` first, or give {flag}")
@@ -179,7 +182,7 @@ def find_run(args, name, same, wanted, launcher, flag):
 def differing(args, folder, same):
     """Which of the settings `same`, or "list", are not those that the run in `folder` was made with; None stands for the data set's own."""
     made, row = read_config(folder / "config.json")["settings"], DATASETS[args.dataset]
-    mine, own = vars(args) | {"list_digest": list_digest(args)}, {"frames": row.T, "size": row.size, "stride": row.stride}
+    mine, own = vars(args) | {"list_digest": list_digest(args)}, {"frames": row.T, "size": row.size, "stride": row.stride, "segments": 1}
 
     def value(settings, key):
         return own.get(key) if settings.get(key) is None else as_setting(settings[key])

@@ -43,7 +43,11 @@ def main(args):
     every["method"] = [method_name(row) for row in every.itertuples()]
     args.out.mkdir(parents=True, exist_ok=True)
     parts = [f"<h1>Distilled video data sets</h1><p class=note>{len(every)} runs, {time.strftime('%Y-%m-%d %H:%M')}, code {html.escape(git_commit() or 'unknown')}</p>"]
-    for data, rows in every.groupby("data"):
+    groups, titles = every.groupby(["data", "class_names"]), set()
+    for (data, names), rows in groups:
+        if data in titles:  # other classes under the same name
+            data += f", {len(names)} classes, {sum(title.startswith(data) for title in titles) + 1}"
+        titles.add(data)
         rows = rows.sort_values(["ipc", "method"], kind="stable", na_position="last")
         parts += [f"<h2>{html.escape(data)}</h2>", *section(data, rows, args.out, args.classes)]
     page = f"<!doctype html><html lang=en><meta charset=utf-8><title>Distilled video data sets</title><style>{STYLE}</style>{''.join(parts)}</html>"
@@ -73,12 +77,12 @@ def section(data, rows, out, most_classes):
 def method_name(row):
     """What a run is called in tables: its method, and what sets it apart from others of the method."""
     kind = row.run.split("_ipc")[0].rsplit("_", 1)[0] if row.run.startswith(("full", "DC")) else row.run.split("_ipc")[0]
-    names = {"DM": "random" if row.Iteration == 0 else "DM", "s2d_DM": "static-dynamic DM", "s2d_MTT": "static-dynamic MTT", "full": "full data",
+    names = {"DM": "random" if row.Iteration == 0 and row.init == "real" else "DM", "s2d_DM": "static-dynamic DM", "s2d_MTT": "static-dynamic MTT", "full": "full data",
              "full_1frames": "full data, one frame", "coreset_random": "random", "coreset_herding": "herding", "coreset_k-center": "k-center"}
     name = f"static memory, {row.spc} frames" if kind.startswith("DC") else names.get(kind, kind)
     study = [f"{flag} {getattr(row, flag)}" for flag in ("n_syn", "n_real") if not pd.isna(getattr(row, flag)) and not kind.startswith("full")]
     study += [f"segments {row.segments}"] if row.segments and row.segments > 1 else []
-    study += [row.interpolation] if study and row.interpolation not in (None, "duplicate") else []
+    study += [row.interpolation] if row.interpolation == "parametric" or study and row.interpolation == "linear" else []
     return ", ".join([name, *study])
 
 
@@ -100,7 +104,7 @@ def table_of(rows, classes):
         cells = [row.method, "" if pd.isna(row.ipc) else int(row.ipc), accuracy(row, row.headline), accuracy(row, "video_top1"), accuracy(row, "top5"),
                  f"{row.storage:,}", row.steps, f"{seconds:.2f}", f"{seconds * row.steps:.0f}", f"{row.seconds:.0f}", f"{row.peak_memory / 2 ** 30:.2f}"]
         if groups:
-            per_class = pd.Series(row.per_class, index=sorted(classes.index), dtype=float)
+            per_class = pd.Series(row.per_class, index=row.class_names, dtype=float)
             cells += [f"{per_class[names].mean():.1f}" for names in groups.values()]
         bold = " class=best" if getattr(row, row.headline) == best.get(row.ipc) and not row.method.startswith("full") else ""
         lines.append(f"<tr{bold}>" + "".join(f"<td>{html.escape(str(cell))}</td>" for cell in cells) + "</tr>")
@@ -157,10 +161,8 @@ def plot_iterations(rows):
 
 def plot_classes(rows, classes, most=12):
     """Bars of each class: the runs of the page, at most 12, and where known the dynamics, by which the classes are sorted then."""
-    names = next((names for names in rows.class_names if names), None)
-    if names is None:
-        return None
-    order = list(range(len(names))) if classes is None else [sorted(names).index(name) for name in classes.index]
+    names = rows.class_names.iloc[0]
+    order = list(range(len(names))) if classes is None else [names.index(name) for name in classes.index]
     shown = rows.drop_duplicates(["method", "ipc"], keep="last").tail(most)
     figure, axes = plt.subplots(figsize=(max(8, 0.12 * len(names) * len(shown)), 4.5))
     width = 0.85 / len(shown)
@@ -211,18 +213,18 @@ def videos_of(rows, classes, most_classes):
     columns = []
     for row in rows.itertuples():
         if (row.path / "distilled.pt").exists():
-            synset, content = load_set(row.path)
+            synset, _ = load_set(row.path)
             with random_stream(0):
                 columns += pictures(label(row), synset)
-            names = content["class_names"]
     if not columns:
         return
+    names = rows.class_names.iloc[0]
     shown = [name for name in (names if classes is None else classes.index)][:most_classes]
     head = "".join(f"<th>{html.escape(title)}</th>" for title, _ in columns)
     lines = []
     for name in shown:
         kind = " class=dynamic" if classes is not None and classes.dynamic[name] else ""
-        cells = "".join(f"<td><img alt='' src='{moving(videos[sorted(names).index(name)])}'></td>" for _, videos in columns)
+        cells = "".join(f"<td><img alt='' src='{moving(videos[names.index(name)])}'></td>" for _, videos in columns)
         lines.append(f"<tr><td{kind}>{html.escape(name)}</td>{cells}</tr>")
     more = f" {len(names) - len(shown)} more classes are not shown." if len(names) > len(shown) else ""
     yield (f"<h3>Distilled videos</h3><p class=note>The first video of each class.{more}</p>"

@@ -12,6 +12,7 @@ from torch import nn
 from distill_utils.temporal import kept_frames
 from networks import Hallucinator, Interpolation
 from utils import load as load_file
+from utils import random_stream
 
 
 class SyntheticSet(nn.Module):
@@ -237,9 +238,14 @@ def load_set(path):
     path = path / "distilled.pt" if path.is_dir() else path
     content = load_file(path)
     try:
-        synset = KINDS[content["kind"]](content)
-        if len(content["class_names"]) != synset.K:
-            raise ValueError(f"{len(content['class_names'])} names for {synset.K} classes")
+        synset, names = KINDS[content["kind"]](content), content["class_names"]
+        content.setdefault("lr", 0.01)  # the protocol's; files of the first versions have none
+        if len(names) != synset.K or not all(isinstance(name, str) for name in names):
+            raise ValueError(f"{synset.K} classes want as many names")
+        with torch.no_grad(), random_stream(0):
+            shape = synset.of_class(synset.K - 1).shape
+        if len(shape) != 5 or shape[2] != 3 or shape[3] != shape[4] or not float(content["lr"]) >= 0:
+            raise ValueError(f"videos of shape {tuple(shape)} are none of (N, T, 3, H, H), or no learning rate")
         return synset, content
     except (LookupError, TypeError, AttributeError, ValueError, ArithmeticError, RuntimeError) as error:
         raise ValueError(f"{path} is no distilled set of these scripts ({type(error).__name__}: {error})") from error
@@ -251,7 +257,10 @@ def pixel_set(content):
         matrix = content["matrix"]
         interpolation = Interpolation(content["interpolation"], matrix.shape[1], matrix.shape[0])
         interpolation.matrix.data.copy_(matrix)
-    return PixelSet(content["videos"], len(content["videos"]) // content["ipc"], interpolation)
+    videos, ipc = content["videos"], content["ipc"]
+    if len(videos) % ipc:
+        raise ValueError(f"{len(videos)} videos are no multiple of {ipc}")
+    return PixelSet(videos, len(videos) // ipc, interpolation)
 
 
 def still_set(content):

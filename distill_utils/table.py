@@ -3,31 +3,35 @@
     python -m distill_utils.table results/ [--csv FILE]
 """
 import argparse
-import json
 import pathlib
 
 import pandas as pd
 
-from distill_utils.datasets import DATASETS
-from utils import atomic_write, run_script
+from distill_utils.datasets import DATASETS, read_json
+from utils import atomic_write, read_config, run_script
 
-SETTINGS = ("ipc", "spc", "dpc", "n_syn", "interpolation", "n_real", "segments", "lr_img", "lr_dynamic", "method", "network", "Iteration")
+SETTINGS = ("ipc", "spc", "dpc", "n_syn", "interpolation", "n_real", "segments", "init", "lr_img", "lr_dynamic", "method", "network", "Iteration")
 FIGURES = ("top1", "top1_std", "top5", "top5_std", "video_top1", "video_top1_std", "storage", "seconds_per_iteration", "steps", "peak_memory", "seconds")
 
 
 def read_results(folders):
-    """A row for each result.json below `folders`: data, run, path, SETTINGS, FIGURES (percent, bytes, seconds), headline, and per_class accuracies with class_names,
-    and the confusion matrix."""
+    """A row for each result.json below `folders`: data, run, path, SETTINGS, FIGURES (percent, bytes, seconds), headline; per_class accuracies with class_names,
+    the confusion matrix, and the chosen settings."""
     rows = []
     paths = sorted({path for folder in folders for path in folder.rglob("result.json")}, key=lambda path: path.stat().st_mtime)
     for path in paths:
-        result, settings = json.loads(path.read_text()), json.loads((path.parent / "config.json").read_text())["settings"]
+        config, result = read_config(path.parent / "config.json"), read_json(path)
         if "storage" not in result:  # a buffer of experts
             continue
-        rows.append({"data": path.parts[-3], "run": path.parent.name, "path": path.parent, "dataset": settings["dataset"],
-                     "headline": DATASETS[settings["dataset"]].headline, **{name: settings.get(name) for name in SETTINGS},
-                     **{name: result.get(name) for name in FIGURES}, "per_class": result["per_class"], "class_names": result.get("class_names"),
-                     "confusion": result.get("confusion")})
+        settings, folder = config["settings"], path.parent.resolve()
+        try:
+            names = result.get("class_names") or [f"class {number}" for number in range(len(result["per_class"]))]
+            rows.append({"data": folder.parent.name, "run": folder.name, "path": folder, "dataset": settings["dataset"],
+                         "headline": DATASETS[settings["dataset"]].headline, **{name: settings.get(name) for name in SETTINGS},
+                         **{name: result[name] for name in FIGURES}, "per_class": result["per_class"], "class_names": tuple(names),
+                         "confusion": result.get("confusion"), "chosen": config["chosen"]})
+        except (LookupError, TypeError) as error:
+            raise ValueError(f"{path} is no result of these scripts ({type(error).__name__}: {error})") from None
     if not rows:
         raise ValueError(f"no finished run below {' or '.join(map(str, folders))}")
     return pd.DataFrame(rows, dtype=object)
@@ -56,7 +60,7 @@ def main(args):
     if args.csv:
         args.csv.parent.mkdir(parents=True, exist_ok=True)
         with atomic_write(args.csv, "w") as file:
-            rows.drop(columns=["per_class", "class_names", "confusion"]).to_csv(file, index=False)
+            rows.drop(columns=["per_class", "class_names", "confusion", "chosen"]).to_csv(file, index=False)
         print(f"all figures: {args.csv}")
 
 

@@ -4,7 +4,7 @@ from torch import nn
 
 from .standardize import standardize
 
-LEAST_SIZE = 16  # pixels: smaller ones leave no more than a point to normalise over
+LEAST_SIZE = 17  # pixels: smaller ones leave no more than a point to normalise over
 
 
 class VideoClassifier(nn.Module):

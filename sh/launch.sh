@@ -40,7 +40,15 @@ launch() {
   # Activations come and go by the hundred megabytes: without these glibc gives them back to the system and faults them in again, which
   # doubles the time of a step on a CPU.
   export MALLOC_MMAP_THRESHOLD_=${MALLOC_MMAP_THRESHOLD_:-4294967296} MALLOC_TRIM_THRESHOLD_=${MALLOC_TRIM_THRESHOLD_:-8589934592}
-  # PYTHONSAFEPATH: a utils.py in the user's folder is not ours.
-  CUDA_VISIBLE_DEVICES=$gpu PYTHONSAFEPATH=1 PYTHONPATH=$root${PYTHONPATH:+:$PYTHONPATH} \
-    "$(find_python)" "${program[@]}" --device "$device" "$@"
+  CUDA_VISIBLE_DEVICES=$gpu python "${program[@]}" --device "$device" "$@"
+}
+
+# module NAME [ARGUMENT …]: run a module that needs no GPU.
+module() {
+  python -m "$@"
+}
+
+# Ours are found before the user's: a utils.py in the user's folder is not ours (PYTHONSAFEPATH).
+python() {
+  PYTHONSAFEPATH=1 PYTHONPATH=$root${PYTHONPATH:+:$PYTHONPATH} "$(find_python)" "$@"
 }

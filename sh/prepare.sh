@@ -15,4 +15,4 @@ flags=(
   --videos "$videos"
   --quality 95              # of the JPEGs
 )
-PYTHONSAFEPATH=1 PYTHONPATH=$root${PYTHONPATH:+:$PYTHONPATH} "$(find_python)" -m distill_utils.prepare "$dataset" "${flags[@]}" "$@"
+module distill_utils.prepare "$dataset" "${flags[@]}" "$@"

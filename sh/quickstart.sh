@@ -7,7 +7,7 @@ set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/launch.sh"
 gpu=${1:-cpu}
 install
-export WANDB_MODE=${WANDB_MODE:-disabled} PYTHONPATH=$root
+export WANDB_MODE=${WANDB_MODE:-disabled}
 results=$root/results/quickstart
 
 ipc=3
@@ -22,7 +22,7 @@ flags=(
 all=(--batch_real 24)       # clips of a class
 start=(--spc $ipc --dpc $ipc --init_dynamic residual --init_hal identity)
 few=(--syn_steps 5 --batch_syn 8 --max_start_epoch 4 --lr_lr 1e-6)
-"$(find_python)" -m distill_utils.toy
+module distill_utils.toy
 
 printf '\n== random selection: %s real videos per class\n' $ipc
 bash "$root/sh/baseline/DM.sh" "$gpu" toy 300 $ipc "${flags[@]}" "${all[@]}" --Iteration 0
@@ -40,4 +40,4 @@ printf '\n== static-dynamic MTT\n'
 bash "$root/sh/s2d/MTT.sh" "$gpu" toy 500 $ipc "${flags[@]}" "${few[@]}" "${start[@]}" --Iteration 20 --lr_hal 1e-5
 
 printf '\n== results\n'
-"$(find_python)" -m distill_utils.table "$results"
+module distill_utils.table "$results"

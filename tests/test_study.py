@@ -227,8 +227,8 @@ def test_names_of_networks():
     assert {"ConvNet3D", "CNN+mean", "CNN+RNN", "CNN+GRU", "CNN+LSTM", "r3d_18", "mc3_18", "r2plus1d_18"} == set(networks.NETWORKS)
     with pytest.raises(ValueError, match="choose one of mean, RNN, GRU, LSTM"):
         networks.FrameNetwork(2, 8, 64, "Transformer")
-    with pytest.raises(ValueError, match="at least 16 pixels"):
-        networks.build("r3d_18", 2, 8, 15)
+    with pytest.raises(ValueError, match="at least 17 pixels"):
+        networks.build("r3d_18", 2, 8, 16)
 
 
 # ---------------------------------------------------------------- sets in files
@@ -289,7 +289,8 @@ def test_every_video_of_a_set():
 def test_files_that_hold_no_set(tmp_path):
     path = written(sets()["pixels"], tmp_path / "distilled.pt")
     content = torch.load(path)
-    for change in ({"kind": "Unknown"}, {"kind": "StillSet"}, {"class_names": ["a"]}, {"videos": None}, {"ipc": 0}):
+    for change in ({"kind": "Unknown"}, {"kind": "StillSet"}, {"class_names": ["a"]}, {"videos": None}, {"ipc": 0}, {"ipc": 4},
+                   {"videos": torch.zeros(6, 3)}, {"class_names": [1, 2, 3]}, {"lr": None}):
         try:
             save(content | change, path)
             load(path)
@@ -386,7 +387,16 @@ def test_coreset_and_other_networks_end_to_end(command, tmp_path):
     assert code == 2 and "was distilled from other classes, frames or sizes" in printed
     code, printed = command(evaluate, folder, "--networks", "VGG", data=False)
     assert code == 2 and "unknown network 'VGG': choose among ConvNet3D, " in printed
-    assert command(evaluate, data=False)[0] == 2
+    content = torch.load(folder / "distilled.pt")
+    save(content | {"videos": content["videos"] + 1}, folder / "distilled.pt")  # the run went on: computed again
+    code, printed = command(evaluate, folder, "--networks", "CNN+GRU", "--pack_path", tmp_path / "packs", "--device", "cpu", data=False)
+    assert code == 0 and "12.3 ±" not in printed
+    for flags, sentence in (((), "give a RUN, or --dataset"), ((tmp_path / "nowhere",), "nowhere does not exist"),
+                            ((folder / "distilled.pt",), "a set's file needs --dataset"), ((folder, "--n_real", 1), "--n_real is for the full set")):
+        code, printed = command(evaluate, *flags, data=False)
+        assert code == 2 and sentence in printed
+    code, printed = command(coreset, "--method", "herding", "--feature_lr", "1e30", "--feature_epochs", 2)
+    assert code == 2 and "lower --feature_lr" in printed
 
 
 def test_dynamics_and_report(command, tmp_path):
@@ -426,18 +436,31 @@ def test_dynamics_and_report(command, tmp_path):
     assert all(source.startswith("data:image/") for source in sources) and "http" not in re.sub(r"base64,[^']*", "", page)
     assert sum(source.startswith("data:image/gif") for source in sources) == 2 * (1 + 1 + 3)  # pixels, pixels, and the memories apart and together
     assert {path.name.split("_")[-1] for path in (tmp_path / "report").glob("*.png")} == {"frontier.png", "iterations.png", "classes.png", "confusion.png"}
+    third = folder.with_name("coreset_random_ipc1_11111111")  # other classes under the same name of a data set
+    third.mkdir()
+    for name in ("config.json", "metrics.jsonl"):
+        (third / name).write_text((folder / name).read_text())
+    result = json.loads((folder / "result.json").read_text())
+    save_json(result | {"class_names": ["a", "b", "c"], "per_class": [1.0, 2.0, 3.0], "confusion": None}, third / "result.json")
+    code, printed = command(report, results, "--out", tmp_path / "report", data=False)
+    assert code == 0 and re.search("[23] classes, 2</h2>", (tmp_path / "report" / "index.html").read_text()), printed
+    save_json({"storage": 1}, third / "result.json")
+    code, printed = command(report, results, "--out", tmp_path / "report", data=False)
+    assert code == 2 and "result.json is no result of these scripts" in printed
     code, printed = command(report, tmp_path / "packs", data=False)
     assert code == 2 and "no finished run below" in printed
 
 
 def test_dynamic_classes_are_the_upper_half():
     rows = pd.DataFrame({"run": ["full_a", "full_1frames_b"], "n_real": [None, 1], "per_class": [[50., 90, 70, 20, 5], [40., 20, 70, 30, 5]],
-                         "class_names": [list("vwxyz")] * 2})
+                         "class_names": [tuple("vwxyz")] * 2, "chosen": [{"network": "a", "n_real": None}, {"network": "a", "n_real": 1}]})
     classes = dynamics.class_dynamics(rows)
     assert classes.dynamics.to_dict() == {"w": 70, "v": 10, "x": 0, "z": 0, "y": -10} and classes.index[classes.dynamic].tolist() == ["w", "v"]
     groups = dynamics.by_group(rows, classes)
     assert groups.dynamic.tolist() == [70, 30] and groups.static.tolist() == [pytest.approx(95 / 3), 35]
     assert dynamics.class_dynamics(rows[:1]) is None
+    other = rows[:1].assign(chosen=[{"network": "b", "n_real": None}], per_class=[[0.0] * 5])  # a later run of another network has no partner
+    assert dynamics.class_dynamics(pd.concat([rows, other])).equals(classes)
 
 
 def test_frontier_is_what_nothing_smaller_exceeds():

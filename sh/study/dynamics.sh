@@ -8,9 +8,12 @@ gpu=$1 dataset=$2
 shift 2
 
 save_path=$root/results
-for ((i = 1; i < $#; i++)); do
-  if [[ ${!i} == --save_path ]]; then j=$((i + 1)); save_path=${!j}; fi
+for ((i = 1; i <= $#; i++)); do
+  case ${!i} in
+    --save_path) j=$((i + 1)); save_path=${!j} ;;
+    --save_path=*) save_path=${!i#*=} ;;
+  esac
 done
 bash "$root/sh/baseline/full.sh" "$gpu" "$dataset" "$@"
 bash "$root/sh/baseline/full.sh" "$gpu" "$dataset" "$@" --n_real 1
-PYTHONPATH=$root "$(find_python)" -m distill_utils.dynamics "$save_path"
+module distill_utils.dynamics "$save_path"

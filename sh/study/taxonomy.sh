@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
 # The paper's study of temporal compression: frames that are learned and matched, segments, interpolations; one csv of accuracy, time, memory, bytes.
 # Usage: bash sh/study/taxonomy.sh GPU DATASET IPC [any flag of distill_DM.py]
-# METHOD=MTT studies trajectory matching instead; its cells of fewer real frames or segments need experts of the same (sh/baseline/buffer.sh …
-# --n_real 4), and say so. Finished cells are not computed again; a cell that fails is named at the end.
+# METHOD=MTT studies trajectory matching instead, with the experts under results/; its cells of fewer real frames or segments need experts of the
+# same (sh/baseline/buffer.sh … --n_real 4), and say so. Finished cells are not computed again; a cell that fails is named at the end.
+# The runs and taxonomy.csv lie in results/taxonomy-<method>-ipc<IPC>, or in RESULTS.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/../launch.sh"
 positionals 3 "$@"
@@ -28,14 +29,19 @@ for ((n = 1; n < T; n *= 2)); do
   done
   cells+=("--n_real $n")
 done
-for ((segments = 2; segments < T; segments *= 2)); do cells+=("--segments $segments"); done
+for ((segments = 2; segments < T; segments *= 2)); do
+  if ((T % segments == 0)); then cells+=("--segments $segments"); fi
+done
 
 failed=()
 for cell in "${cells[@]}"; do
   printf '\n== %s %s\n' "$method" "$cell"
   read -ra flags <<< "$cell"
-  bash "$root/sh/baseline/$method.sh" "$gpu" "$dataset" "$lr" "$ipc" --save_path "$results" "$@" "${flags[@]}" || failed+=("$cell")
+  bash "$root/sh/baseline/$method.sh" "$gpu" "$dataset" "$lr" "$ipc" "$@" --save_path "$results" "${flags[@]}" || {
+    if (($? == 130)); then exit 130; fi       # Ctrl-C ends the grid, not the cell
+    failed+=("$cell")
+  }
 done
-PYTHONPATH=$root "$(find_python)" -m distill_utils.table "$results" --csv "$results/taxonomy.csv"
 for cell in "${failed[@]}"; do echo "failed: $method $cell" >&2; done
+module distill_utils.table "$results" --csv "$results/taxonomy.csv"
 exit $((${#failed[@]} > 0))
