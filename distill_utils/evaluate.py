@@ -141,8 +141,8 @@ def main(args):
         raise ValueError("a set's file needs --dataset and the other data flags" if args.run else "give a RUN, or --dataset for the full training set")
     if args.run and args.n_real or args.networks and not args.run:
         raise ValueError("--n_real is for the full set, --networks for a RUN's")
-    for args.network in args.networks or [args.network]:
-        check(args)
+    for name in args.networks or [args.network]:
+        check(argparse.Namespace(**vars(args) | {"network": name}))
     if args.run:
         across_networks(args)
     else:
