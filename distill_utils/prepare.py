@@ -112,7 +112,8 @@ def check_settings(root, frames, ours, settings):
             raise ValueError(f"{theirs} was not made here: give another --out")
     elif visible_folders(frames) and read_json(path) != json.loads(json.dumps(settings)):
         raise ValueError(f"the frames in {frames} are of other settings, {path.read_text()}: give another --out, or delete them")
-    if root != frames and (others := [folder for folder in visible_folders(root) if folder != frames]):
+    others = [folder for folder in visible_folders(root) if folder != frames]
+    if others and "videos" in settings:  # custom, of which the loader takes the only folder
         raise ValueError(f"{root} is to hold frames and lists only, but has the folder {others[0].name}: give another --out")
     save_json(settings, path)
 

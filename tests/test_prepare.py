@@ -271,6 +271,7 @@ def ucf(tmp_path):
 
 
 def test_ucf101(ucf, tmp_path, command):
+    (tmp_path / "out" / "UCF101" / "raw").mkdir(parents=True)  # other folders beside the frames do no harm
     code, printed = command("UCF101", "--videos", ucf)
     assert code == 0 and "8 videos: 8 in " in printed and "0 missing or broken" in printed
     root = tmp_path / "out" / "UCF101"
