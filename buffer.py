@@ -14,7 +14,7 @@ from distill_utils import options
 from distill_utils.compute import clips_at_once
 from distill_utils.evaluate import RealSet, predict, score, train_epoch
 from distill_utils.trajectories import check_epoch, expert_bytes, snapshot
-from utils import check_space, peak_memory, progress, random_stream, run_script, save, stream_seed
+from utils import check_space, gather, peak_memory, progress, random_stream, rank, run_script, save, stream_seed, world_size
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -33,6 +33,26 @@ def train_expert(net, clips, epochs, lr, batch_size, precision, seeds, segments=
         yield epoch, loss, top1
 
 
+def make_expert(folder, number, train, test, dtype, args):
+    """Trains an expert and writes its file; returns a line of metrics for each epoch."""
+    seeds, lines = ("expert", args.seed, number), []
+    with random_stream(stream_seed(*seeds)):
+        net = networks.build(args.network, train.K, train.T, train.size).to(train.device)
+    trajectory = [snapshot(net, dtype)]
+    with progress(total=args.train_epochs, desc=f"expert {number}", unit="epoch", leave=False) as bar:
+        for epoch, loss, top1 in train_expert(net, train.reduced(args.n_real), args.train_epochs, args.lr_teacher, args.batch_train,
+                                              args.precision, seeds, args.segments):
+            trajectory.append(snapshot(net, dtype))
+            check_epoch(*trajectory[-2:])
+            tested = score(predict(net, test, args.precision), test)
+            lines.append({"iteration": number, "epoch": epoch, "loss": loss, "train_top1": top1,
+                          **{name: tested[name] for name in ("top1", "top5", "video_top1")}})
+            bar.set_postfix(loss=f"{loss:.3f}", train=f"{top1:.1f}", test=f"{tested['top1']:.1f}", refresh=False)
+            bar.update()
+    save([trajectory], folder / f"replay_buffer_{number}.pt")
+    return lines
+
+
 def main(args):
     device = options.check(args)
     run = options.start_run(args, "buffer")
@@ -44,25 +64,19 @@ def main(args):
     check_space(run.folder, (args.num_experts - run.iteration) * size, "a buffer",
                 "give another --save_path, fewer --num_experts or --train_epochs, or --buffer_dtype bfloat16")
 
-    for number in run.iterations(args.num_experts, "experts", "expert"):
+    # As many experts at a time as there are processes.
+    for number in run.iterations(args.num_experts, "experts", "expert", at_once=world_size()):
         if number == args.num_experts:
             break
-        seeds = "expert", args.seed, number
-        with random_stream(stream_seed(*seeds)):
-            net = networks.build(args.network, train.K, train.T, train.size).to(device)
-        trajectory = [snapshot(net, dtype)]
-        with run.timed_step(), progress(total=args.train_epochs, desc=f"expert {number}", unit="epoch", leave=False) as bar:
-            for epoch, loss, top1 in train_expert(net, train.reduced(args.n_real), args.train_epochs, args.lr_teacher, args.batch_train,
-                                                  args.precision, seeds, args.segments):
-                trajectory.append(snapshot(net, dtype))
-                check_epoch(*trajectory[-2:])
-                tested = score(predict(net, test, args.precision), test)
-                run.log(epoch=epoch, loss=loss, train_top1=top1, **{name: tested[name] for name in ("top1", "top5", "video_top1")})
-                bar.set_postfix(loss=f"{loss:.3f}", train=f"{top1:.1f}", test=f"{tested['top1']:.1f}", refresh=False)
-                bar.update()
-        save([trajectory], run.folder / f"replay_buffer_{number}.pt")
-        run.checkpoint(number + 1)
+        experts = range(number, min(number + world_size(), args.num_experts))
+        with run.timed_step(len(experts)):
+            lines = gather([line for mine in experts[rank():rank() + 1] for line in make_expert(run.folder, mine, train, test, dtype, args)])
+        for line in lines:
+            run.log(**line)
+        run.checkpoint(experts.stop)
 
+    if rank() > 0:
+        return
     metrics = pd.read_json(run.metrics, lines=True)
     accuracy = metrics[metrics.epoch == args.train_epochs].top1
     run.finish(experts_top1=accuracy.mean(), experts_top1_std=accuracy.std(ddof=0), bytes=args.num_experts * size, peak_memory=peak_memory(device))

@@ -8,13 +8,14 @@ Dataset condensation by gradient matching (DC, Zhao et al. 2021, arXiv 2006.0592
 import torch
 import torch.nn.functional as F
 
+from distill_utils.clips import coin_flips
 from distill_utils.compute import autocast
 from distill_utils.evaluate import evaluate
 from distill_utils import options
 from distill_utils.record import finish, record
 from distill_utils.synset import StillSet, check_divides, initial_static
 from networks import ConvNet
-from utils import run_script, seed_everything
+from utils import own, run_script, seed_everything, sum_gradients, sum_over_ranks
 
 LOOPS = {1: (1, 1), 2: (1, 1), 5: (1, 1), 10: (10, 50), 20: (20, 25), 30: (30, 20), 40: (40, 15), 50: (50, 10)}  # spc: outer, inner
 
@@ -34,6 +35,7 @@ class GradientMatching:
             optimizer.zero_grad()
             loss = self.match(net, synset)
             check_loss(loss)
+            sum_gradients(optimizer)
             optimizer.step()
             total += loss
             if step < self.outer_loop - 1:  # the network is thrown away after the last step
@@ -41,23 +43,26 @@ class GradientMatching:
         return total / (self.outer_loop * synset.K)
 
     def match(self, net, synset):
-        """Sum over classes of the distance; leaves its gradient in the frames, class by class, so that one graph is alive at a time."""
-        total, index = 0, self.clips.class_batch(self.batch_real)
-        labels = self.clips.labels[index]
-        for label in range(synset.K):
-            clips = self.clips.draw(index[labels == label], flip=True)
+        """Sum over classes of the distance; leaves its gradient in the frames, class by class, so that one graph is alive at a time.
+
+        Of several processes each takes some of the classes, of the same frames that one would draw; the sum is that of all, the gradients are shares.
+        """
+        total, index = torch.zeros((), dtype=torch.float64, device=synset.static.device), self.clips.class_batch(self.batch_real)
+        labels, flips = self.clips.labels[index], coin_flips(len(index))
+        for label in own(synset.K):
+            clips = self.clips.draw(index[labels == label], flip=flips[labels == label])
             real = self.gradient(net, clips[:, 0], label)
             synthetic = self.gradient(net, synset.static[label], label, create_graph=True)
             loss = sum(row_distance(s, r.detach()) for s, r in zip(synthetic, real))
             loss.backward(inputs=[synset.static])
-            total += loss.item()
-        return total
+            total += loss.detach()
+        return sum_over_ranks(total).item()
 
     def gradient(self, net, frames, label, create_graph=False):
         """Gradient of the cross-entropy of one class's frames with respect to the weights of two or more axes."""
         weights = [parameter for parameter in net.parameters() if parameter.dim() > 1]
         with autocast(frames.device, self.precision):
-            logits = net(frames).float()
+            logits = net(frames).to(frames.dtype)
         loss = F.cross_entropy(logits, torch.full((len(frames),), label, device=frames.device))
         return torch.autograd.grad(loss, weights, create_graph=create_graph)
 

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 import networks
+from distill_utils.clips import coin_flips
 from distill_utils.compute import KnownGradient, autocast, clips_at_once
 from distill_utils.evaluate import evaluate
 from distill_utils import options
@@ -15,13 +16,14 @@ from distill_utils.record import finish, record
 from distill_utils.synset import initial_pixels
 from distill_utils.temporal import random_segment
 from networks.convnet3d import LEAST_FRAMES
-from utils import run_script, seed_everything
+from utils import own, run_script, seed_everything, sum_over_ranks
 
 
 class DistributionMatching(nn.Module):
     """`matching(synset)` is the loss in the feature space of a fresh ConvNet3D.
 
-    Neither branch ever holds more than `clips_at_once` clips, so that memory does not grow with the number of classes.
+    Neither branch ever holds more than `clips_at_once` clips, so that memory does not grow with the number of classes. Of several processes
+    each takes some of the classes, of the same clips and videos that one would draw.
     """
 
     def __init__(self, clips, batch_real, precision="fp32", segments=1):
@@ -32,32 +34,38 @@ class DistributionMatching(nn.Module):
     def forward(self, synset):
         net = networks.build("ConvNet3D", self.clips.K, self.clips.T, self.clips.size).to(self.clips.device).requires_grad_(False)
         frames = random_segment(self.clips.T, self.segments, LEAST_FRAMES // 2)   # of a step, clips and videos alike
-        real = self.real_means(net, frames)                                # (K, F)
-        videos = synset(torch.arange(len(synset)))[0][:, frames]           # (K·N, T, 3, H, W), in class order
-        loss, gradient = 0, torch.empty_like(videos)
-        for classes in torch.arange(synset.K).split(max(1, self.at_once // synset.N)):
-            rows = slice(int(classes[0]) * synset.N, int(classes[-1] + 1) * synset.N)
+        classes = own(synset.K)                                            # of a range, first to last
+        real = self.real_means(net, frames, classes)                       # (classes, F)
+        rows = slice(classes.start * synset.N, classes.stop * synset.N)
+        videos = synset(torch.arange(len(synset)), rows)[0][:, frames]     # (classes·N, T, 3, H, W), in class order
+        loss, gradient, step = videos.new_zeros(()), torch.empty_like(videos), max(1, self.at_once // synset.N)
+        for start in range(0, len(classes), step):
+            rows = slice(start * synset.N, (start + step) * synset.N)
             piece = videos[rows].detach().requires_grad_()
             means = self.embed(net, piece).unflatten(0, (-1, synset.N)).mean(1)
-            distance = (real[classes] - means).square().sum()              # this piece's terms of the sum over c
+            distance = (real[start:start + step] - means).square().sum()   # this piece's terms of the sum over c
             gradient[rows], = torch.autograd.grad(distance, piece)
-            loss = loss + distance.detach()
-        return KnownGradient.apply(loss, [gradient], videos)
+            loss += distance.detach()
+        return KnownGradient.apply(sum_over_ranks(loss), [gradient], videos)
 
     @torch.inference_mode()
-    def real_means(self, net, frames=slice(None)):
-        """Mean embedding of `batch_real` random clips of each class, (K, F) float32."""
+    def real_means(self, net, frames, classes):
+        """Mean embedding of `batch_real` random clips of each of the `classes`, (classes, F); the clips are drawn for all classes."""
         index = self.clips.class_batch(self.batch_real)
-        labels = self.clips.labels[index]
+        labels, flips = self.clips.labels[index], coin_flips(len(index))
+        ours = (labels >= classes.start) & (labels < classes.stop)
+        index, labels, flips = index[ours], labels[ours] - classes.start, flips[ours]
         sums = 0
-        for part, part_labels in zip(index.split(self.at_once), labels.split(self.at_once)):
-            membership = torch.nn.functional.one_hot(part_labels, self.clips.K).T.float().to(self.clips.device)
-            sums = sums + membership @ self.embed(net, self.clips.draw(part, flip=True)[:, frames])
-        return (sums / torch.bincount(labels, minlength=self.clips.K)[:, None].to(self.clips.device))
+        for start in range(0, len(index), self.at_once):
+            part = slice(start, start + self.at_once)
+            features = self.embed(net, self.clips.draw(index[part], flip=flips[part])[:, frames])
+            membership = torch.nn.functional.one_hot(labels[part], len(classes)).T
+            sums = sums + membership.to(features) @ features
+        return sums / torch.bincount(labels, minlength=len(classes))[:, None].to(self.clips.device)
 
     def embed(self, net, clips):
         with autocast(clips.device, self.precision):
-            return net.embed(clips).float()
+            return net.embed(clips).to(clips.dtype)
 
     def eval_lr(self):
         """The learning rate that networks are trained with on the set, where no flag gives one."""

@@ -23,7 +23,7 @@ from distill_utils.temporal import random_segment
 from distill_utils.trajectories import Experts, buffer_files
 from networks import FlatNetwork
 from networks.convnet3d import LEAST_FRAMES
-from utils import random_stream, run_script, seed_everything
+from utils import own, random_stream, run_script, seed_everything, sum_over_ranks, world_size
 
 LEAST_STEP_SIZE = 0.001  # α never falls below
 
@@ -33,14 +33,15 @@ class TrajectoryMatching(nn.Module):
 
     The gradient is that of the unrolled steps, by exact replay: only the vectors θ_0 … θ_n are kept, on a CPU on disk, and the way back
     computes each step anew, so that memory does not grow with n. A step's random numbers come from a stream of its own, the same both times.
+    Loss and gradient are the means over `trajectories`, each of an expert and a start of its own; several processes share them.
     """
 
     def __init__(self, experts, student, clips, *, syn_steps, expert_epochs, max_start_epoch, step_size, learn_step_size, batch_syn=None,
-                 precision="fp32", segments=1):
+                 precision="fp32", segments=1, trajectories=1):
         super().__init__()
         self.experts, self.student, self.device, self.precision = experts, student, clips.device, precision
         self.syn_steps, self.expert_epochs, self.max_start_epoch, self.batch_syn = syn_steps, expert_epochs, max_start_epoch, batch_syn
-        self.segments = segments
+        self.segments, self.trajectories = segments, trajectories
         self.at_once = max(1, clips_at_once(clips.T, clips.size, clips.device) // 2)  # a graph of gradients takes twice the memory
         self.students = [] if self.device.type == "cuda" else DiskStack()
         self.step_size = nn.Parameter(torch.tensor(float(step_size)), requires_grad=learn_step_size)
@@ -53,12 +54,20 @@ class TrajectoryMatching(nn.Module):
     def forward(self, synset):
         with torch.no_grad():
             self.step_size.clamp_(min=LEAST_STEP_SIZE)
-        first = int(torch.randint(self.max_start_epoch, ()))
-        start, target = (vector.to(self.device) for vector in self.experts.draw(int(self.visits), (first, first + self.expert_epochs)))
-        self.visits += 1
-        steps, alpha = self.plan(len(synset)), self.step_size.item()
+        plans = [(int(torch.randint(self.max_start_epoch, ())), self.plan(len(synset))) for _ in range(self.trajectories)]
+        learned = [parameter for parameter in synset.parameters() if parameter.requires_grad]
+        gradients = [torch.zeros_like(parameter) for parameter in (*learned, self.step_size)]
+        loss = torch.zeros_like(self.step_size)
+        for number in own(self.trajectories):
+            loss += self.match(synset, learned, gradients, int(self.visits) + number, *plans[number])
+        self.visits += self.trajectories
+        gradients = [gradient.div_(self.trajectories) for gradient in gradients]
+        return KnownGradient.apply(sum_over_ranks(loss) / self.trajectories, gradients, *learned, self.step_size)
 
-        theta = start
+    def match(self, synset, learned, gradients, visit, first, steps):
+        """The loss of one trajectory, (); its gradients by what the set has `learned`, and last by α, are added to `gradients`."""
+        start, target = (vector.to(self.device) for vector in self.experts.draw(visit, (first, first + self.expert_epochs)))
+        theta, alpha = start, self.step_size.item()
         self.students.clear()                                              # θ_0 … θ_{n−1}, each (P,)
         for index, seed in steps:
             self.students.append(theta)
@@ -70,15 +79,15 @@ class TrajectoryMatching(nn.Module):
             return loss                                                    # there is nothing to go back along
 
         # With the gradient v of the loss by θ_{i+1} and g = ∇CE(θ_i; videos): that by α is −v·g, that by whatever g depends on is −α ∂(v·g).
-        learned = [parameter for parameter in synset.parameters() if parameter.requires_grad]
-        gradients, by_alpha, v = [torch.zeros_like(parameter) for parameter in learned], 0, remaining.mul_(2 / scale)
+        *by_set, by_alpha = gradients
+        v = remaining.mul_(2 / scale)
         for left, (index, seed) in reversed(list(enumerate(steps))):
             product, by_theta, by_learned = self.replay(self.students.pop(), v, synset, learned, index, seed, onwards=left > 0)
-            by_alpha = by_alpha - product
-            for gradient, piece in zip(gradients, by_learned):
+            by_alpha -= product
+            for gradient, piece in zip(by_set, by_learned):
                 gradient.sub_(piece, alpha=alpha)
             v.sub_(by_theta, alpha=alpha)
-        return KnownGradient.apply(loss, [*gradients, by_alpha], *learned, self.step_size)
+        return loss
 
     def plan(self, videos):
         """Each step's video numbers, shuffled batches of all, and the seed of its random numbers."""
@@ -142,11 +151,15 @@ def prepare(args):
 
 def make_matching(args, clips):
     net = networks.build("ConvNet3D", clips.K, clips.T, clips.size).to(clips.device)
+    if args.trajectories_per_step < world_size():
+        print(f"{args.trajectories_per_step} trajectory a step, so that as many of the {world_size()} processes match (all evaluate): "
+              f"--trajectories_per_step {world_size()} takes all, and is another algorithm")
     experts = Experts(buffer_files(args.buffer_path), [parameter.shape for parameter in net.parameters()],
                       args.max_start_epoch + args.expert_epochs, args.seed)
     return TrajectoryMatching(experts, FlatNetwork(net), clips, syn_steps=args.syn_steps, expert_epochs=args.expert_epochs,
                               max_start_epoch=args.max_start_epoch, step_size=args.lr_teacher, learn_step_size=args.train_lr,
-                              batch_syn=args.batch_syn, precision=args.precision, segments=args.segments).to(clips.device)
+                              batch_syn=args.batch_syn, precision=args.precision, segments=args.segments,
+                              trajectories=args.trajectories_per_step).to(clips.device)
 
 
 def add_matching_options(parser):
@@ -156,6 +169,8 @@ def add_matching_options(parser):
     group.add_argument("--syn_steps", type=options.positive, default=10, help="steps of the student, n (%(default)s)")
     group.add_argument("--expert_epochs", type=options.positive, default=1, help="epochs of the expert that they are to match, M (%(default)s)")
     group.add_argument("--max_start_epoch", type=options.positive, default=10, help="the student starts at an epoch below this (%(default)s)")
+    group.add_argument("--trajectories_per_step", type=options.positive, default=1,
+                       help="of which loss and gradient are the mean; several GPUs share them (%(default)s, the paper's)")
     group.add_argument("--batch_syn", type=options.positive, help="videos of a student's step (all)")
     group.add_argument("--lr_teacher", type=options.rate, default=0.01, help="step size of the student, α, at the start (%(default)s)")
     group.add_argument("--train_lr", action=argparse.BooleanOptionalAction, default=True, help="learn the step size (%(default)s)")

@@ -1,5 +1,6 @@
-"""Plumbing that knows nothing of videos: atomic files, random state, devices, and the run folder with its checkpoint and metrics."""
+"""Plumbing that knows nothing of videos: atomic files, random state, devices, several processes, and the run folder with its checkpoint and metrics."""
 import contextlib
+import datetime
 import errno
 import fcntl
 import hashlib
@@ -17,6 +18,7 @@ import time
 import zipfile
 
 import torch
+import torch.distributed as dist
 from tqdm import tqdm
 
 ROOT = pathlib.Path(__file__).resolve().parent
@@ -94,13 +96,14 @@ def seed_everything(seed):
 
 
 def random_state():
-    return {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []}
+    """Of the CPU and of this process's GPU."""
+    return {"cpu": torch.get_rng_state(), "cuda": [torch.cuda.get_rng_state()] if torch.cuda.is_available() else []}
 
 
 def set_random_state(state):
     torch.set_rng_state(state["cpu"])
-    if len(state["cuda"]) == torch.cuda.device_count():
-        torch.cuda.set_rng_state_all(state["cuda"])
+    if state["cuda"] and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"][0])
 
 
 @contextlib.contextmanager
@@ -120,9 +123,9 @@ def stream_seed(*names):
 
 
 def find_device(name):
-    """`cpu`, `cuda` or `cuda:1` as a torch.device; ValueError when there is no such GPU."""
+    """`cpu`, `cuda` or `cuda:1` as a torch.device; ValueError when there is no such GPU. Of torchrun's processes each has a `cuda` of its own."""
     try:
-        device = torch.device(name)
+        device = torch.device(f"cuda:{os.environ['LOCAL_RANK']}" if name == "cuda" and dist.is_torchelastic_launched() else name)
     except RuntimeError:
         device = None
     if device is None or device.type not in ("cpu", "cuda"):
@@ -141,22 +144,39 @@ def peak_memory(device):
 
 def progress(iterable=None, **options):
     """A progress bar with a rate; in a log file a line every half minute instead of ten a second."""
-    return tqdm(iterable, dynamic_ncols=True, mininterval=0.2 if sys.stderr.isatty() else 30, **options)
+    return tqdm(iterable, dynamic_ncols=True, mininterval=0.2 if sys.stderr.isatty() else 30, disable=rank() > 0, **options)
 
 
 def run_script(main, parser, arguments=None):
-    """Call main with the parsed flags; what is the user's to mend ends in one sentence and exit code 2 (TRACEBACK=1 shows where)."""
-    args = parser.parse_args(arguments)
+    """Call main with the parsed flags, in each of torchrun's processes where it was started so.
+
+    What is the user's to mend ends in one sentence and exit code 2 (TRACEBACK=1 shows where).
+    """
+    args = parsed(parser, arguments)
     try:
-        main(args)
+        with process_group(getattr(args, "device", "cpu")), only_the_first_speaks():
+            main(args)
     except (ValueError, OSError) as error:
         if os.environ.get("TRACEBACK"):
             raise
-        print(f"{parser.prog}: error: {sentence(error)}", file=sys.stderr)
+        complain(f"{parser.prog}: error: {sentence(error)}")
         sys.exit(2)
+    except PeerEnded:
+        sys.exit(PEER_ENDED)
     except KeyboardInterrupt:
         print(f"{parser.prog}: stopped; the same command goes on from the last checkpoint", file=sys.stderr)
         sys.exit(130)
+
+
+def parsed(parser, arguments):
+    said = io.StringIO()
+    try:
+        with only_the_first_speaks(), contextlib.redirect_stderr(said):
+            return parser.parse_args(arguments)
+    except SystemExit:
+        if said.getvalue():
+            complain(said.getvalue().rstrip())
+        raise
 
 
 def sentence(error):
@@ -167,13 +187,128 @@ def sentence(error):
     return " ".join(str(error).split())
 
 
+# ---------------------------------------------------------------- several processes (torchrun)
+#
+# Every process runs the same program on the same random numbers and takes a share of the work; what they sum is the same bits in all
+# of them, so that their sets never part. Only the first writes the run's files.
+
+PEER_ENDED = 3  # exit code of a process whose own work is in order
+
+
+class PeerEnded(Exception):
+    """Another process of the run ended while this one waited for it."""
+
+
+def rank():
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def world_size():
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+@contextlib.contextmanager
+def process_group(device):
+    """Joins torchrun's processes, by NCCL on GPUs and by gloo on CPUs; nothing to do where there is one."""
+    if int(os.environ.get("WORLD_SIZE", 1)) == 1 or not dist.is_torchelastic_launched():
+        yield
+        return
+    device = find_device(device)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    # A process may wait for days, as for another's experts: torchrun, not a time limit, ends all when one ends.
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=datetime.timedelta(days=30))
+    yield
+    dist.destroy_process_group()  # not after an error: it would wait for the others
+
+
+@contextlib.contextmanager
+def only_the_first_speaks():
+    """What the processes but the first print is dropped; it would be the same again."""
+    if os.environ.get("RANK", "0") == "0" or not dist.is_torchelastic_launched():
+        yield
+    else:
+        with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
+            yield
+
+
+def complain(text):
+    """A last sentence: to torchrun, which reports that of the process that failed first, else on the screen."""
+    if dist.is_torchelastic_launched():
+        save_json({"message": text, "timestamp": int(time.time())}, os.environ["TORCHELASTIC_ERROR_FILE"])
+    else:
+        print(text, file=sys.stderr)
+
+
+@contextlib.contextmanager
+def waiting_for_others():
+    try:
+        yield
+    except RuntimeError as error:
+        raise PeerEnded(str(error)) from error
+
+
+def own(count):
+    """Which of `count` pieces of work are this process's: a range of their numbers."""
+    return range(count * rank() // world_size(), count * (rank() + 1) // world_size())
+
+
+def gather(mine):
+    """The results of all pieces of work, in order, from each process's list of those of its `own`."""
+    everyone = [mine]
+    if world_size() > 1:
+        everyone = [None] * world_size()
+        with waiting_for_others():
+            dist.all_gather_object(everyone, mine)
+    return [result for results in everyone for result in results]
+
+
+def broadcast(value):
+    """The first process's value in all of them: tensors, on the CPU then, and plain values."""
+    if world_size() == 1:
+        return value
+    buffer = io.BytesIO()
+    torch.save(value if rank() == 0 else None, buffer)
+    content = [buffer.getvalue()]
+    with waiting_for_others():
+        dist.broadcast_object_list(content)
+    return torch.load(io.BytesIO(content[0]), map_location="cpu", weights_only=True)
+
+
+@contextlib.contextmanager
+def first_goes_ahead():
+    """The first process runs the block before the others do, so that these find what it made."""
+    if rank() > 0:
+        broadcast(None)
+    yield
+    if rank() == 0:
+        broadcast(None)
+
+
+def sum_over_ranks(tensor):
+    """The tensor, summed over all processes in place."""
+    if world_size() > 1:
+        with waiting_for_others():
+            dist.all_reduce(tensor)
+    return tensor
+
+
+def sum_gradients(optimizer):
+    """Makes each process's share of the gradients all of them."""
+    if world_size() > 1:
+        for group in optimizer.param_groups:
+            for value in group["params"]:
+                if value.requires_grad:
+                    value.grad = sum_over_ranks(torch.zeros_like(value) if value.grad is None else value.grad)
+
+
 # ---------------------------------------------------------------- the run folder
 
 class Run:
     """One run's folder, a function of its settings: config.json, metrics.jsonl, log.txt, checkpoint.pt and results.
 
     The same settings lead to the same folder and go on from its checkpoint, bitwise as if never stopped. `settings` are all flags;
-    those named in `without_effect` (paths, device, logging) do not choose the folder.
+    those named in `without_effect` (paths, device, logging) do not choose the folder. Of several processes the first one reads and writes.
     """
 
     COUNTERS = ("iteration", "seconds", "steps", "refused", "logged", "loss", "evaluated", "best", "result")
@@ -182,18 +317,23 @@ class Run:
         chosen = {key: value for key, value in sorted(settings.items()) if key not in without_effect}
         self.id = hashlib.sha256(json.dumps(chosen).encode()).hexdigest()[:8]
         self.folder = pathlib.Path(save_path).absolute() / f"{name}_{self.id}"
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self.lock = lock_folder(self.folder)
-        for leftover in self.folder.glob(".*.tmp"):  # of a write that was killed
-            leftover.unlink()
         self.metrics, self.wandb = self.folder / "metrics.jsonl", None
         self.iteration, self.seconds, self.steps, self.refused, self.logged, self.loss = 0, 0.0, 0, 0, 0, None
         self.evaluated, self.best, self.result = None, None, None  # iteration of the last evaluation, the best one, the last one
         self.checkpoint_seconds, self.saved_at = checkpoint_seconds, time.monotonic()
         self.stateful = {}
-        self.write_config(settings, chosen)
-        self.start_wandb(wandb_mode, settings, f"{name}_{self.id}")
-        self.say(f"run folder: {self.folder}")
+        if rank() == 0:
+            self.claim_folder()
+            self.write_config(settings, chosen)
+            self.start_wandb(wandb_mode, settings, f"{name}_{self.id}")
+        processes = f", {world_size()} processes" if world_size() > 1 else ""
+        self.say(f"run folder: {self.folder}{processes}")
+
+    def claim_folder(self):
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.lock = lock_folder(self.folder)
+        for leftover in self.folder.glob(".*.tmp"):  # of a write that was killed
+            leftover.unlink()
 
     def write_config(self, settings, chosen):
         path = self.folder / "config.json"
@@ -219,11 +359,15 @@ class Run:
             raise ValueError(f"--wandb {mode} does not work here: give --wandb offline or disabled ({error})") from error
 
     def say(self, text):
+        if rank() > 0:
+            return
         tqdm.write(text)
         append(self.folder / "log.txt", f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}")
 
     def log(self, **values):
         """One line of metrics.jsonl, and the same to wandb."""
+        if rank() > 0:
+            return
         line = {"iteration": self.iteration, **values}
         append(self.metrics, json.dumps(line))
         self.logged += 1
@@ -231,68 +375,92 @@ class Run:
             self.wandb.log(line, step=self.logged)  # wandb drops a number that it has seen: what is computed again after a kill
 
     def resume(self, **stateful):
-        """Take up the checkpoint, if there is one; `stateful` are the things with a state_dict that make up the run's state."""
+        """Take up the checkpoint, if there is one; `stateful` are the things with a state_dict that make up the run's state.
+
+        All processes start from the first one's bits, and from its checkpoint, however many wrote it.
+        """
         self.stateful = stateful
         path = self.folder / "checkpoint.pt"
-        if path.exists():
-            try:
-                state = load(path)
-                for name, thing in stateful.items():
-                    thing.load_state_dict(state[name])
-                set_random_state(state["random"])
-                for name in self.COUNTERS:
-                    setattr(self, name, state[name])
-                metrics_bytes = state["metrics_bytes"]
-            except (ValueError, LookupError, TypeError, AttributeError, RuntimeError) as error:
-                raise ValueError(f"{path} is damaged: delete its folder to start anew ({error})") from error
-            with open(self.metrics, "ab") as file:
-                file.truncate(metrics_bytes)  # what was logged after the checkpoint is computed and logged again
-            self.say(f"resumed at iteration {self.iteration}")
-        else:
+        if rank() == 0 and path.exists():
+            self.resume_from(path)
+        elif rank() == 0:
             self.metrics.write_bytes(b"")
+        state = broadcast(self.state())
+        if rank() > 0:
+            self.set_state(state)
 
-    def iterations(self, total, desc="distilling", unit="it"):
-        """Yield iteration numbers up to and including `total`: the last is for the final evaluation, no step follows it."""
+    def resume_from(self, path):
+        try:
+            state = load(path)
+            self.set_state(state)
+            metrics_bytes = state["metrics_bytes"]
+        except (ValueError, LookupError, TypeError, AttributeError, RuntimeError) as error:
+            raise ValueError(f"{path} is damaged: delete its folder to start anew ({error})") from error
+        with open(self.metrics, "ab") as file:
+            file.truncate(metrics_bytes)  # what was logged after the checkpoint is computed and logged again
+        self.say(f"resumed at iteration {self.iteration}")
+
+    def state(self):
+        """All that the rest of the run depends on: what is learned, random state, counters."""
+        return {name: thing.state_dict() for name, thing in self.stateful.items()} | {name: getattr(self, name) for name in self.COUNTERS} | {
+            "random": random_state()}
+
+    def set_state(self, state):
+        for name, thing in self.stateful.items():
+            thing.load_state_dict(state[name])
+        set_random_state(state["random"])
+        for name in self.COUNTERS:
+            setattr(self, name, state[name])
+
+    def iterations(self, total, desc="distilling", unit="it", at_once=1):
+        """Yield iteration numbers up to and including `total`: the last is for the final evaluation, no step follows it.
+
+        Those between are `at_once` apart.
+        """
         with progress(total=total, initial=self.iteration, desc=desc, unit=unit) as self.bar:
-            for self.iteration in range(self.iteration, total + 1):
+            while self.iteration < total:
                 yield self.iteration
-                if self.iteration < total:
-                    self.bar.update()
-                if time.monotonic() - self.saved_at > self.checkpoint_seconds and self.iteration < total:
-                    self.checkpoint(self.iteration + 1)
+                following = min(self.iteration + at_once, total)
+                self.bar.update(following - self.iteration)
+                if time.monotonic() - self.saved_at > self.checkpoint_seconds:
+                    self.checkpoint(following)
+                self.iteration = following
+            yield total
 
     def due(self, every, total):
         """Whether this iteration is to be evaluated: the first and every so many (none of these where `every` exceeds `total`), and the last."""
         due = (every <= total and self.iteration % every == 0 or self.iteration == total) and self.evaluated != self.iteration
         if due:
-            self.finite_state()
+            self.check_finite()
         return due
 
     def checkpoint(self, iteration=None):
         """Write the state before the step of `iteration` (by default this one)."""
-        counters = {name: getattr(self, name) for name in self.COUNTERS}
-        save({**self.finite_state(), **counters, "iteration": self.iteration if iteration is None else iteration, "random": random_state(),
-              "metrics_bytes": self.metrics.stat().st_size}, self.folder / "checkpoint.pt")
+        self.check_finite()
+        if rank() == 0:
+            save({**self.state(), "iteration": self.iteration if iteration is None else iteration, "metrics_bytes": self.metrics.stat().st_size},
+                 self.folder / "checkpoint.pt")
         self.saved_at = time.monotonic()
 
-    def finite_state(self):
-        """The state of all that is learned; ValueError when any of it is not finite, before it is written anywhere."""
-        state = {name: thing.state_dict() for name, thing in self.stateful.items()}
-        for name, values in state.items():
-            if not finite(tensors(values)):
+    def check_finite(self):
+        """ValueError when anything that is learned is not finite, before it is written anywhere."""
+        for name, thing in self.stateful.items():
+            if not finite(tensors(thing.state_dict())):
                 raise ValueError(f"the {name} is not finite at iteration {self.iteration}: lower the learning rate "
                                  f"(the last good checkpoint stays in {self.folder})")
-        return state
 
     @contextlib.contextmanager
-    def timed_step(self):
-        """Counts the seconds of one step, evaluation and checkpoints apart."""
+    def timed_step(self, steps=1):
+        """Counts the seconds of a step, or of several that are taken side by side, evaluation and checkpoints apart."""
         start = time.perf_counter()
         yield
-        self.seconds, self.steps = self.seconds + time.perf_counter() - start, self.steps + 1
+        self.seconds, self.steps = self.seconds + time.perf_counter() - start, self.steps + steps
 
     def step(self, loss_of, optimizer, last_good=None):
-        """One step down the gradient of loss_of(). With a LastGood, one that leads to a loss that is not finite is taken back and counted."""
+        """One step down the gradient of loss_of(): a loss of all processes, the same in each, whose gradients are their shares.
+
+        With a LastGood, a step that leads to a loss that is not finite is taken back and counted.
+        """
         with self.timed_step():
             optimizer.zero_grad()
             loss = loss_of()
@@ -300,6 +468,7 @@ class Run:
                 self.check_loss(loss)
             if loss.isfinite():
                 loss.backward()
+                sum_gradients(optimizer)
             if last_good is None:
                 optimizer.step()
             elif last_good.step(loss):
@@ -324,7 +493,7 @@ class Run:
 
     def finish(self, **result):
         path = self.folder / "result.json"
-        if not path.exists():  # a finished run that is started again changes nothing
+        if rank() == 0 and not path.exists():  # a finished run that is started again changes nothing
             save_json({"iteration": self.iteration, **result, "best_on_test": self.best, "steps": self.steps, "refused": self.refused,
                        "seconds_per_iteration": self.seconds / self.steps if self.steps else None}, path)
         if self.wandb:

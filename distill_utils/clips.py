@@ -68,12 +68,11 @@ class Clips:
         self.take(index, batch)
         return batch.to(self.device, non_blocking=True)
 
-    def draw(self, index, flip=False):
-        """Clips in normalised pixels, float32 (B, T, 3, H, W); `flip` mirrors each left-right with probability 1/2."""
+    def draw(self, index, flip=None):
+        """Clips in normalised pixels, float32 (B, T, 3, H, W); those are mirrored left-right where `flip` (B,) is true."""
         clips = self.gather(index)[:, self.shown]
-        if flip:
-            mirrored = (torch.rand(len(index)) < 0.5).to(self.device)
-            chosen = torch.arange(len(index), device=self.device) + len(index) * mirrored
+        if flip is not None:
+            chosen = torch.arange(len(index), device=self.device) + len(index) * flip.to(self.device)
             # Copies whole clips: 8 times faster than torch.where.
             clips = torch.cat((clips, clips.flip(-1))).index_select(0, chosen)
         return normalize(clips)
@@ -162,6 +161,11 @@ def check_positive(**flags):
     for name, value in flags.items():
         if value is not None and value < 1:
             raise ValueError(f"--{name} {value} must be at least 1")
+
+
+def coin_flips(count):
+    """For each of `count` clips whether it is mirrored, with probability 1/2."""
+    return torch.rand(count) < 0.5
 
 
 # ---------------------------------------------------------------- frames

@@ -14,7 +14,7 @@ from distill_utils import options
 from distill_utils.evaluate import RealSet, evaluate, train
 from distill_utils.record import finish, record
 from distill_utils.synset import PixelSet, real_videos
-from utils import finite, load, progress, random_stream, run_script, save, seed_everything, stream_seed
+from utils import broadcast, finite, load, progress, random_stream, rank, run_script, save, seed_everything, stream_seed
 
 
 def herding(features, count):
@@ -94,8 +94,9 @@ def main(args):
         if args.method == "random":
             synset = PixelSet(real_videos(clips, args.ipc), clips.K)
         else:
-            features = embed_all(feature_network(run, args, clips), clips, args.precision)
-            synset = PixelSet(clips.draw(select(clips, args.ipc, args.method, features)), clips.K)
+            chosen = broadcast(select(clips, args.ipc, args.method, embed_all(feature_network(run, args, clips), clips, args.precision))
+                               if rank() == 0 else None)
+            synset = PixelSet(clips.draw(chosen), clips.K)
         record(run, synset, test, evaluate(synset, test, **options.evaluation_values(args)))
     finish(run, test)
 

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 
 import networks
+from distill_utils.clips import coin_flips
 from distill_utils.compute import autocast, clips_at_once
 from distill_utils.datasets import read_json
 from distill_utils.options import (add_evaluation_options, check, digest, evaluation_values, list_digest, load_data, positive, script_parser, start_run,
@@ -23,7 +24,7 @@ from distill_utils.record import finish, logged
 from distill_utils.synset import load_set
 from distill_utils.temporal import random_segment
 from networks.convnet3d import LEAST_FRAMES
-from utils import progress, random_stream, read_config, run_script, save_json, seed_everything
+from utils import broadcast, gather, own, progress, random_stream, rank, read_config, run_script, save_json, seed_everything
 
 
 def evaluate(synset, test, *, network="ConvNet3D", num_eval=3, epochs=500, lr=0.01, batch_size=256, seed=0, precision="fp32"):
@@ -34,18 +35,20 @@ def evaluate(synset, test, *, network="ConvNet3D", num_eval=3, epochs=500, lr=0.
         test: the test Clips.
         seed: of the evaluation's own random stream; the run's random state is left as it was.
 
+    Several processes share the networks; each has the same result but for the seconds.
+
     Returns a dict of plain values: `top1`, `top5` over clips and `video_top1` (logits averaged over a video's clips), each the mean over
     networks in percent with its `_std`; `per_class` top-1 in percent; `confusion`, counts of clips of all networks, a row for each true class; `storage` in bytes; `lr`; `seconds`; `train_top1` on the set itself.
     """
     start, at_once = time.perf_counter(), networks.clips_together(network, clips_at_once(test.T, test.size, test.device))
     frozen, scores = synset.frozen(), []
-    with progress(total=num_eval * epochs, desc="evaluating", unit="epoch", leave=False) as bar:
-        for number in range(num_eval):
+    with progress(total=len(own(num_eval)) * epochs, desc="evaluating", unit="epoch", leave=False) as bar:
+        for number in own(num_eval):
             with random_stream(seed * 1000 + 1 + number):
                 net = networks.build(network, test.K, test.T, test.size).to(test.device)
                 train_top1 = train(net, frozen, epochs, lr, batch_size, at_once, precision, bar)
             scores.append({**score(predict(net, test, precision, at_once), test), "train_top1": train_top1})
-    result = {}
+    result, scores = {}, gather(scores)
     for name in ("top1", "top5", "video_top1"):
         values = torch.tensor([each[name] for each in scores], dtype=torch.float64)
         result |= {name: values.mean().item(), f"{name}_std": values.std(correction=0).item()}
@@ -121,7 +124,7 @@ class RealSet:
         return len(self.clips)
 
     def __call__(self, index):
-        clips = self.clips.draw(index, flip=True)
+        clips = self.clips.draw(index, flip=coin_flips(len(index)))
         return clips[:, random_segment(clips.shape[1], self.segments, LEAST_FRAMES)], self.clips.labels[index].to(self.clips.device)
 
     def frozen(self):
@@ -173,11 +176,12 @@ def across_networks(args):
     rows = []
     for name in args.networks or [args.network]:
         values = evaluation_values(args, content["lr"]) | {"network": name}
-        done = read_json(path) if path.exists() else {}
+        done = broadcast(read_json(path) if path.exists() else {})
         if done.get(name, {}).get("settings") != values | clips:
             result = {"settings": values | clips, **evaluate(synset.to(test.device), test, **values)}
-            done = (read_json(path) if path.exists() else {}) | {name: result}  # another process may have added its own
-            save_json(done, path)
+            done = (read_json(path) if path.exists() else {}) | {name: result}  # another command may have added its own
+            if rank() == 0:
+                save_json(done, path)
         result = done[name]
         rows.append({"network": name, **{figure: f"{result[figure]:.1f} ± {result[figure + '_std']:.1f}" for figure in ("top1", "top5", "video_top1")},
                      "train top1": f"{result['train_top1']:.1f}", "seconds": f"{result['seconds']:.0f}"})

@@ -10,7 +10,7 @@ from distill_utils.compute import PRECISIONS
 from distill_utils.datasets import DATASETS, read_videos
 from distill_utils.clips import load_clips
 from networks import INTERPOLATIONS, NETWORKS, build
-from utils import ROOT, Run, find_device, read_config
+from utils import ROOT, Run, find_device, first_goes_ahead, read_config
 
 # Flags that change no result, so that they do not choose the run's folder.
 WITHOUT_EFFECT = ("save_path", "pack_path", "pack", "device", "workers", "wandb", "checkpoint_seconds",
@@ -219,7 +219,8 @@ def check_temporal(args, T):
 def load_data(args, split, **other):
     """The training or test Clips that the flags describe; `other` replaces flags, as T=1 for static learning."""
     values = dict(pack=args.pack, pack_path=args.pack_path, device=args.device, workers=args.workers)
-    return load_clips(args.dataset, split=split, **(values | selection_values(args) | other))
+    with first_goes_ahead():
+        return load_clips(args.dataset, split=split, **(values | selection_values(args) | other))
 
 
 def selection_values(args):

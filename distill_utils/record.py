@@ -1,7 +1,7 @@
 """What a run keeps of an evaluation: metrics, the distilled set, its pictures, a checkpoint, and at the end its result."""
 from distill_utils.datasets import DATASETS
 from distill_utils.pictures import save_pictures
-from utils import peak_memory, save
+from utils import peak_memory, rank, save
 
 
 def record(run, synset, clips, result, matching=None):
@@ -12,9 +12,10 @@ def record(run, synset, clips, result, matching=None):
     run.evaluated = run.iteration
     run.log(loss=run.loss, **learned, refused=run.refused, **logged(result))
     run.say(f"iteration {run.iteration}: {summary(result, headline)}; best on test {best['value']:.1f} at iteration {best['iteration']}")
-    save({"kind": type(synset).__name__, **synset.content(), "ipc": synset.N, "class_names": clips.class_names,
-          "dataset": clips.dataset, "frames": clips.T, "iteration": run.iteration, "lr": result["lr"], **learned}, run.folder / "distilled.pt")
-    save_pictures(synset, run.folder)
+    if rank() == 0:
+        save({"kind": type(synset).__name__, **synset.content(), "ipc": synset.N, "class_names": clips.class_names,
+              "dataset": clips.dataset, "frames": clips.T, "iteration": run.iteration, "lr": result["lr"], **learned}, run.folder / "distilled.pt")
+        save_pictures(synset, run.folder)
     run.result = result
     run.checkpoint()
 

@@ -1,7 +1,8 @@
 """Synthetic sets (METHOD 3): what is learned. N synthetic videos stand for each of K classes.
 
 Each set is called with video numbers 0 … K·N−1 and gives videos (B, T, 3, H, W) in normalised pixels and their labels (B,),
-differentiable with respect to what the set learns. Video n is the (n % N)-th of class n // N.
+differentiable with respect to what the set learns. Video n is the (n % N)-th of class n // N. With `part`, a slice, it gives only that part of
+them, with the random numbers of all: so several processes share the videos that one would draw.
 """
 import copy
 import pathlib
@@ -53,7 +54,8 @@ class PixelSet(SyntheticSet):
         super().__init__(num_classes, len(videos) // num_classes)
         self.videos, self.interpolation = nn.Parameter(videos), interpolation
 
-    def forward(self, index):
+    def forward(self, index, part=slice(None)):
+        index = index[part]
         videos = self.videos[index]
         if self.interpolation:
             videos = self.interpolation(videos)                            # (B, T, 3, H, W)
@@ -79,9 +81,9 @@ class StillSet(SyntheticSet):
         check_divides(ipc, spc=static.shape[1])
         self.static, self.T = nn.Parameter(static), frames                 # (K, spc, 3, H, W)
 
-    def forward(self, index):
-        still = draw_memory(self.static, index, self.N)
-        return still.unsqueeze(1).expand(-1, self.T, -1, -1, -1), (index // self.N).to(still.device)
+    def forward(self, index, part=slice(None)):
+        still = draw_memory(self.static, index, self.N, part)
+        return still.unsqueeze(1).expand(-1, self.T, -1, -1, -1), (index[part] // self.N).to(still.device)
 
     def every(self):
         K, spc = self.static.shape[:2]
@@ -103,9 +105,9 @@ class StaticDynamicSet(SyntheticSet):
         check_divides(ipc, spc=static.shape[1], dpc=dynamic.shape[1])
         self.static, self.dynamic, self.hallucinator = nn.Parameter(static), nn.Parameter(dynamic), hallucinator
 
-    def forward(self, index):
-        static, dynamic = draw_memory(self.static, index, self.N), draw_memory(self.dynamic, index, self.N)
-        return self.hallucinator(static, dynamic), (index // self.N).to(static.device)
+    def forward(self, index, part=slice(None)):
+        static, dynamic = (draw_memory(memory, index, self.N, part) for memory in (self.static, self.dynamic))
+        return self.hallucinator(static, dynamic), (index[part] // self.N).to(static.device)
 
     def every(self):
         """Videos (K·N·spc/N·dpc/N, T, 3, H, W), the static memories of a slot outside, its dynamic ones inside."""
@@ -125,10 +127,10 @@ class StaticDynamicSet(SyntheticSet):
                 "hallucinator": {name: tensor.cpu() for name, tensor in self.hallucinator.state_dict().items()}}
 
 
-def draw_memory(memory, index, ipc):
-    """For each video number one memory of its group, at random: (K, M, ...) to (B, ...)."""
+def draw_memory(memory, index, ipc, part=slice(None)):
+    """For each video number one memory of its group, at random: (K, M, ...) to (B, ...), of which only `part` is looked up."""
     group = memory.shape[1] // ipc
-    member = torch.randint(group, (len(index),))
+    member, index = torch.randint(group, (len(index),))[part], index[part]
     return memory[index // ipc, index % ipc * group + member]
 
 

@@ -28,15 +28,23 @@ find_python() {
   else echo python3; fi
 }
 
-# launch GPU PROGRAM [FLAG …]: run a script, or a module such as distill_utils.evaluate, on that GPU; cpu or -1 is the CPU.
+# launch GPU PROGRAM [FLAG …]: run a script, or a module such as distill_utils.evaluate, on that GPU; cpu or -1 is the CPU. A list such as 0,1,2,3
+# starts a process for each GPU by torchrun, cpu*2 two processes on the CPU.
 launch() {
   local gpu=$1 program=("$root/$2"); shift 2
   if [[ ${program[0]} != *.py ]]; then program=(-m "${program[0]#"$root/"}"); fi
-  local device=cuda
-  case $gpu in
-    cpu|-1) device=cpu gpu='' ;;
-    ''|*[!0-9]*) echo "error: GPU is a number, cpu or -1, not '$gpu'" >&2; exit 2 ;;
-  esac
+  local device=cuda processes=1
+  if [[ $gpu =~ ^(cpu|-1)(\*([1-9][0-9]{0,2}))?$ ]]; then
+    device=cpu gpu='' processes=${BASH_REMATCH[3]:-1}
+  elif [[ $gpu =~ ^[0-9]+(,[0-9]+)*$ && -z $(tr , '\n' <<< "$gpu" | sort | uniq -d) ]]; then
+    processes=$(tr , '\n' <<< "$gpu" | wc -l)
+  else
+    echo "error: GPU is a number, a list such as 0,1, cpu, -1 or cpu*2, not '$gpu'" >&2; exit 2
+  fi
+  if ((processes > 1)); then
+    program=(-m distill_utils.torchrun --nproc_per_node "$processes" "${program[@]}")
+    if [[ $device == cpu ]]; then export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((($(nproc) + processes - 1) / processes))}; fi
+  fi
   # Activations come and go by the hundred megabytes: without these glibc gives them back to the system and faults them in again, which
   # doubles the time of a step on a CPU.
   export MALLOC_MMAP_THRESHOLD_=${MALLOC_MMAP_THRESHOLD_:-4294967296} MALLOC_TRIM_THRESHOLD_=${MALLOC_TRIM_THRESHOLD_:-8589934592}

@@ -13,7 +13,7 @@ from conftest import write_frames
 from PIL import Image
 
 from distill_utils import clips as clips_module
-from distill_utils.clips import denormalize, load_clips, normalize
+from distill_utils.clips import coin_flips, denormalize, load_clips, normalize
 from distill_utils.datasets import DATASETS, clip_frames, clip_positions, frame_names, read_videos
 from utils import ROOT
 
@@ -495,7 +495,7 @@ def test_draw_flips_only_when_asked(load):
     state = torch.get_rng_state()
     assert torch.equal(clips.draw(index), plain) and torch.equal(torch.get_rng_state(), state)
     torch.manual_seed(0)
-    drawn = clips.draw(index, flip=True)
+    drawn = clips.draw(index, flip=coin_flips(len(index)))
     torch.manual_seed(0)
     flipped = torch.rand(len(index)) < 0.5
     assert torch.equal(drawn[flipped], plain[flipped].flip(-1)) and torch.equal(drawn[~flipped], plain[~flipped])

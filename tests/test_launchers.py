@@ -63,7 +63,7 @@ def values(name):
 
 def split(call):
     """The program of a call: folder of the project, the program's parser, its arguments."""
-    first, *arguments = call["command"]
+    first, *arguments = call["command"][4 if "distill_utils.torchrun" in call["command"] else 0:]
     if first == "-m":
         first, *arguments = arguments
         root = call["environment"]["PYTHONPATH"].split(":")[0]
@@ -143,11 +143,24 @@ def test_gpu(launch, name, gpu, device, cuda):
 
 
 @each_launcher
-@pytest.mark.parametrize("gpu", ("gpu0", "-2", "1.5", "0,1", "cuda:0", "", " ", "--help"))
+@pytest.mark.parametrize("gpu, device, cuda, processes", (("0,1,2,3", "cuda", "0,1,2,3", 4), ("7,2", "cuda", "7,2", 2), ("cpu*2", "cpu", "", 2),
+                                                          ("cpu*1", "cpu", "", None), ("-1*12", "cpu", "", 12)))
+def test_several_gpus(launch, name, gpu, device, cuda, processes, monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    _, call = launch(name, gpu, *values(name))
+    assert parse(call)["device"] == device and call["environment"]["CUDA_VISIBLE_DEVICES"] == cuda
+    start = ["-m", "distill_utils.torchrun", "--nproc_per_node", str(processes)]
+    assert (call["command"][:4] == start) == (processes is not None)
+    threads = call["environment"].get("OMP_NUM_THREADS")
+    assert threads == (str(-(-len(os.sched_getaffinity(0)) // processes)) if device == "cpu" and processes else None)
+
+
+@each_launcher
+@pytest.mark.parametrize("gpu", ("gpu0", "-2", "1.5", "0,", ",1", "0,,1", "0,1,0", "cpu*0", "cpu*", "cpu*x", "0*2", "cuda:0", "", " ", "--help"))
 def test_nonsense_gpu(launch, name, gpu):
     process, call = launch(name, gpu, *values(name))
     assert process.returncode == 2 and call is None
-    assert process.stderr == f"error: GPU is a number, cpu or -1, not '{gpu}'\n"
+    assert process.stderr == f"error: GPU is a number, a list such as 0,1, cpu, -1 or cpu*2, not '{gpu}'\n"
 
 
 @each_launcher

@@ -1,0 +1,49 @@
+"""torchrun on one machine, ending as a single process does: with a sentence and exit code of the process that failed first.
+
+    python -m distill_utils.torchrun --nproc_per_node 4 distill_DM.py …
+
+torchrun itself would add forty lines and a traceback of its own; it has ended the other processes by then.
+"""
+import logging
+import os
+import signal
+import sys
+
+from torch.distributed import run
+from torch.distributed.elastic.multiprocessing.api import SignalException
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
+from utils import PEER_ENDED
+
+GOES_ON = "the same command goes on from the last checkpoint, with any number of processes"
+
+
+def account(failures):
+    """Sentence and exit code for failed processes by their rank; those that ended because another one had are not asked."""
+    first = {number: failure for number, failure in failures.items() if failure.exitcode != PEER_ENDED} or failures
+    number = min(first, key=lambda number: first[number].timestamp)
+    failure = first[number]
+    if failure.exitcode < 0:
+        return f"process {number} was ended by {signal.Signals(-failure.exitcode).name}: {GOES_ON}", 128 - failure.exitcode
+    if failure.error_file_data.get("message"):
+        return failure.message, failure.exitcode
+    return f"process {number} ended with exit code {failure.exitcode}", failure.exitcode
+
+
+def main(arguments):
+    if not os.environ.get("TRACEBACK"):
+        logging.disable(logging.ERROR)
+    try:
+        run.run(run.parse_args(["--standalone", *arguments]))
+    except ChildFailedError as error:
+        sentence, code = account(error.failures)
+    except SignalException as stop:
+        sentence, code = f"stopped; {GOES_ON}", 128 + stop.sigval
+    else:
+        return
+    print(sentence, file=sys.stderr)
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,95 @@
+"""What torchrun's processes compute together, for test_ranks.py: `torchrun --nproc_per_node W tests/ranks.py FOLDER` writes FOLDER/<rank>.pt.
+
+`results()` in one process is what W must agree with.
+"""
+import pathlib
+import sys
+
+import torch
+
+sys.path[:0] = [str(pathlib.Path(__file__).resolve().parent.parent), str(pathlib.Path(__file__).resolve().parent)]
+import distill_DC
+import networks
+from distill_DM import DistributionMatching
+from distill_MTT import TrajectoryMatching
+from distill_utils import clips as clips_module
+from distill_utils.evaluate import evaluate
+from distill_utils.synset import PixelSet, StaticDynamicSet, StillSet
+from fakes import TinyNet, random_clips
+from networks import ConvNet, FlatNetwork, Hallucinator
+from utils import process_group, rank, sum_gradients
+
+K, T, SIZE = 3, 4, 8
+LABELS = [2, 0, 1, 0, 2, 2, 1, 0, 1, 2, 2]
+
+
+class Expert:
+    """Another one at each visit."""
+
+    def __init__(self, net):
+        self.start = torch.cat([parameter.detach().flatten() for parameter in net.parameters()])
+
+    def draw(self, visit, epochs):
+        return self.start * (1 + 0.01 * visit), self.start * (1.02 + 0.01 * visit)
+
+
+def static_dynamic():
+    return StaticDynamicSet(torch.randn(K, 4, 3, SIZE, SIZE), torch.randn(K, 6, T, 1, SIZE, SIZE), Hallucinator(), 2).double()
+
+
+def pixels():
+    return PixelSet(torch.randn(K * 2, T, 3, SIZE, SIZE).double(), K)
+
+
+def steps(matching, synset, count=2):
+    """Losses and gradients of some steps down, and where they lead to."""
+    learned = [value for value in (*synset.parameters(), *getattr(matching, "parameters", list)()) if value.requires_grad]
+    optimizer, found = torch.optim.SGD(learned, lr=0.1), []
+    for _ in range(count):
+        optimizer.zero_grad()
+        if isinstance(matching, distill_DC.GradientMatching):
+            loss = matching.iterate(synset, optimizer, lambda loss: None)
+        else:
+            loss = matching(synset)
+            loss.backward()
+            sum_gradients(optimizer)
+            optimizer.step()
+        found.append({"loss": float(torch.as_tensor(loss).detach()), "gradients": [value.grad.clone() for value in learned]})
+    return found, [value.detach().clone() for value in learned], torch.rand(1)
+
+
+def results():
+    """All that is to agree, in float64 but for the evaluation."""
+    torch.set_num_threads(1)
+    normalize = clips_module.normalize
+    clips_module.normalize = lambda pixels: normalize(pixels).double()
+    built = {name: networks.NETWORKS["ConvNet3D"] for name in ("ConvNet3D",)}
+    networks.NETWORKS["ConvNet3D"] = lambda *settings: TinyNet(*settings).double()
+    distill_DC.ConvNet = lambda *settings: ConvNet(*settings).double()
+    torch.manual_seed(0)
+    try:
+        clips, found = random_clips(LABELS, K, T=T, size=SIZE), {}
+        for name, make in (("pixels", pixels), ("static and dynamic", static_dynamic)):
+            found[f"DM of {name}"] = steps(DistributionMatching(clips, 3), make())
+            net = TinyNet(K, T, SIZE).double()
+            for trajectories in (1, 3):
+                matching = TrajectoryMatching(Expert(net), FlatNetwork(net), clips, syn_steps=3, expert_epochs=1, max_start_epoch=4, step_size=0.05,
+                                              learn_step_size=True, batch_syn=4, trajectories=trajectories).double()
+                found[f"MTT of {name}, {trajectories}"] = steps(matching, make())
+        stills = StillSet(torch.randn(K, 2, 3, SIZE, SIZE).double(), 2, T)
+        single = random_clips(LABELS, K, T=1, size=SIZE)
+        found["DC"] = steps(distill_DC.GradientMatching(single, 3, 2, 1, 0.01, 4, "fp32"), stills)
+    finally:
+        clips_module.normalize, distill_DC.ConvNet = normalize, ConvNet
+        networks.NETWORKS["ConvNet3D"] = TinyNet
+    try:
+        found["evaluation"] = evaluate(PixelSet(torch.randn(K, T, 3, SIZE, SIZE), K), clips, num_eval=3, epochs=4)
+        del found["evaluation"]["seconds"]
+    finally:
+        networks.NETWORKS.update(built)
+    return found
+
+
+if __name__ == "__main__":
+    with process_group("cpu"):
+        torch.save(results(), pathlib.Path(sys.argv[1]) / f"{rank()}.pt")
