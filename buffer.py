@@ -37,7 +37,7 @@ def make_expert(folder, number, train, test, dtype, args):
     """Trains an expert and writes its file; returns a line of metrics for each epoch."""
     seeds, lines = ("expert", args.seed, number), []
     with random_stream(stream_seed(*seeds)):
-        net = networks.build(args.network, train.K, train.T, train.size).to(train.device)
+        net = networks.build(args.network, train.K, train.T, train.size, args.compile).to(train.device)
     trajectory = [snapshot(net, dtype)]
     with progress(total=args.train_epochs, desc=f"expert {number}", unit="epoch", leave=False) as bar:
         for epoch, loss, top1 in train_expert(net, train.reduced(args.n_real), args.train_epochs, args.lr_teacher, args.batch_train,

@@ -1,9 +1,28 @@
 """How much is computed at once, in which number format, and what is kept of it where."""
+import pathlib
+import re
 import tempfile
 
 import torch
 
-PRECISIONS = ("fp32", "bf16")
+PRECISIONS = ("fp32", "tf32", "bf16")
+
+
+def set_precision(device, precision):
+    """Makes this process's float32 products exact, or those of tf32; returns the precision, which for `auto` is bf16 where the device has it in
+    hardware and fp32 elsewhere. ValueError for tf32 where there is none."""
+    ampere = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
+    if precision == "tf32" and not ampere:
+        raise ValueError("--precision tf32 needs an NVIDIA GPU of the Ampere generation or later: give fp32 or bf16")
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
+    if precision == "auto":
+        return "bf16" if ampere or device.type == "cpu" and cpu_has_bf16() else "fp32"
+    return precision
+
+
+def cpu_has_bf16(path=pathlib.Path("/proc/cpuinfo")):
+    """Whether the CPU has products of bfloat16 (AVX-512, AMX or Arm's); without them they take several times as long as float32's."""
+    return path.exists() and bool(re.search(r"\b(avx512_bf16|amx_bf16|bf16)\b", path.read_text()))
 
 
 def autocast(device, precision):

@@ -27,7 +27,8 @@ from networks.convnet3d import LEAST_FRAMES
 from utils import broadcast, gather, own, progress, random_stream, rank, read_config, run_script, save_json, seed_everything
 
 
-def evaluate(synset, test, *, network="ConvNet3D", num_eval=3, epochs=500, lr=0.01, batch_size=256, seed=0, precision="fp32"):
+def evaluate(synset, test, *, network="ConvNet3D", num_eval=3, epochs=500, lr=0.01, batch_size=256, seed=0, precision="fp32",
+             compile=False):
     """Train `num_eval` fresh networks on the set and test them.
 
     Args:
@@ -45,7 +46,7 @@ def evaluate(synset, test, *, network="ConvNet3D", num_eval=3, epochs=500, lr=0.
     with progress(total=len(own(num_eval)) * epochs, desc="evaluating", unit="epoch", leave=False) as bar:
         for number in own(num_eval):
             with random_stream(seed * 1000 + 1 + number):
-                net = networks.build(network, test.K, test.T, test.size).to(test.device)
+                net = networks.build(network, test.K, test.T, test.size, compile).to(test.device)
                 train_top1 = train(net, frozen, epochs, lr, batch_size, at_once, precision, bar)
             scores.append({**score(predict(net, test, precision, at_once), test), "train_top1": train_top1})
     result, scores = {}, gather(scores)
@@ -144,8 +145,7 @@ def main(args):
         raise ValueError("a set's file needs --dataset and the other data flags" if args.run else "give a RUN, or --dataset for the full training set")
     if args.run and args.n_real or args.networks and not args.run:
         raise ValueError("--n_real is for the full set, --networks for a RUN's")
-    for name in args.networks or [args.network]:
-        check(argparse.Namespace(**vars(args) | {"network": name}))
+    check(args, networks=args.networks)
     if args.run:
         across_networks(args)
     else:

@@ -5,8 +5,9 @@ import math
 import os
 import pathlib
 import shlex
+import shutil
 
-from distill_utils.compute import PRECISIONS
+from distill_utils.compute import PRECISIONS, set_precision
 from distill_utils.datasets import DATASETS, read_videos
 from distill_utils.clips import load_clips
 from networks import INTERPOLATIONS, NETWORKS, build
@@ -30,8 +31,12 @@ def add_run_options(parser):
     group = parser.add_argument_group("run")
     group.add_argument("--save_path", default=ROOT / "results", type=pathlib.Path, help="folder of the run folders (%(default)s)")
     group.add_argument("--device", default="cuda", help="cuda, cuda:1 or cpu (%(default)s)")
-    group.add_argument("--precision", default="fp32", choices=PRECISIONS,
-                       help="number format of convolutions; sums, means and updates are float32 in both (%(default)s)")
+    group.add_argument("--precision", default="auto", choices=("auto", *PRECISIONS),
+                       help="number format of convolutions; sums, means and updates are float32 in all; auto: bf16 where the device has it in hardware, "
+                       "else fp32 (%(default)s)")
+    group.add_argument("--compile", action="store_true",
+                       help="torch.compile the networks of distribution matching, experts and evaluation; gradient and trajectory matching differentiate "
+                       "twice, which it cannot")
     group.add_argument("--seed", default=0, type=count, help="of everything random (%(default)s)")
     group.add_argument("--checkpoint_seconds", default=60, type=rate, metavar="S",
                        help="a kill loses at most about so much work between evaluations; of experts, the one in the making (%(default)s)")
@@ -193,13 +198,20 @@ def list_videos(args):
     return read_videos(args.dataset, args.data_path, args.list_path, args.frames_path)
 
 
-def check(args, per_class=1):
-    """Refuse impossible settings before any work is done, among them classes of fewer than `per_class` clips; returns the device."""
+def check(args, per_class=1, networks=()):
+    """Refuse impossible settings before any work is done, among them classes of fewer than `per_class` clips; returns the device.
+
+    `--precision auto` becomes the one that is meant. networks: those that are evaluated in the place of --network.
+    """
     for name, table in (("dataset", DATASETS), ("network", NETWORKS), ("wandb", WANDB_MODES)):
         if getattr(args, name) not in table:
             raise ValueError(f"unknown --{name} {getattr(args, name)!r}: choose one of {', '.join(table)}")
     dataset, device = DATASETS[args.dataset], find_device(args.device)
-    build(args.network, 1, args.frames or dataset.T, args.size or dataset.size)  # refuses clips that are too small
+    args.precision = set_precision(device, args.precision)
+    if args.compile and device.type == "cpu" and not shutil.which(os.environ.get("CXX", "g++")):
+        raise ValueError("--compile needs a C++ compiler here: install g++, or leave it out")
+    for network in networks or [args.network]:
+        build(network, 1, args.frames or dataset.T, args.size or dataset.size)  # refuses clips that are too small
     check_temporal(args, args.frames or dataset.T)
     videos, _ = list_videos(args)
     counts = videos.label[videos.split == "train"].value_counts() * (args.train_clips if dataset.rule == "stride" else 1)
@@ -232,4 +244,4 @@ def selection_values(args):
 def evaluation_values(args, lr=None):
     """The named values of `evaluate` that the flags give; `lr` where they give no --lr_net."""
     return dict(network=args.network, num_eval=args.num_eval, epochs=args.epoch_eval_train, lr=lr if args.lr_net is None else args.lr_net,
-                batch_size=args.batch_train, seed=args.seed, precision=args.precision)
+                batch_size=args.batch_train, seed=args.seed, precision=args.precision, compile=args.compile)

@@ -1,6 +1,8 @@
 """Network modules: tensors in, tensors out. `build` makes one by name."""
 import functools
 
+import torch
+
 from .convnet import ConvNet
 from .convnet3d import ConvNet3D
 from .flat import FlatNetwork
@@ -28,8 +30,16 @@ def clips_together(name, budget):
     return 16 if name.endswith("_18") else max(1, budget // ACTIVATIONS.get(name, 6))
 
 
-def build(name, num_classes, frames, size):
-    """A fresh video classifier for K classes and clips of `frames` frames of `size` pixels; its weights come from torch's generator."""
+def build(name, num_classes, frames, size, compile=False):
+    """A fresh video classifier for K classes and clips of `frames` frames of `size` pixels; its weights come from torch's generator.
+
+    With `compile` through torch.compile, once for all fresh networks; it cannot be differentiated twice.
+    """
     if name not in NETWORKS:
         raise ValueError(f"unknown network {name!r}: choose one of {', '.join(NETWORKS)}")
-    return NETWORKS[name](num_classes, frames, size)
+    net = NETWORKS[name](num_classes, frames, size)
+    if compile:
+        net.compile(dynamic=False)
+        if hasattr(net, "embed"):
+            net.embed = torch.compile(net.embed, dynamic=False)
+    return net

@@ -17,7 +17,6 @@ flags=(
   --epoch_eval_train 60
   --lr_net 0.005            # 0.01, the protocol's, diverges on so few videos
   --eval_it 1000            # only at the end
-  --precision bf16
 )
 all=(--batch_real 24)       # clips of a class
 start=(--spc $ipc --dpc $ipc --init_dynamic residual --init_hal identity)
@@ -33,7 +32,7 @@ bash "$root/sh/s2d/DC.sh" "$gpu" toy $ipc "${flags[@]}" "${all[@]}" --Iteration 
 printf '\n== static-dynamic DM: the still frames, moved by a dynamic memory and a hallucinator\n'
 bash "$root/sh/s2d/DM.sh" "$gpu" toy 3 $ipc "${flags[@]}" "${all[@]}" "${start[@]}" --Iteration 30 --lr_hal 1e-5
 printf '\n== experts: networks trained on the real clips, a snapshot per epoch\n'
-bash "$root/sh/baseline/buffer.sh" "$gpu" toy --save_path "$results" --precision bf16 --num_experts 3 --train_epochs 4 --batch_train 16
+bash "$root/sh/baseline/buffer.sh" "$gpu" toy --save_path "$results" --num_experts 3 --train_epochs 4 --batch_train 16
 printf '\n== MTT: pixels learned by trajectory matching\n'
 bash "$root/sh/baseline/MTT.sh" "$gpu" toy 3000 $ipc "${flags[@]}" "${few[@]}" --Iteration 20
 printf '\n== static-dynamic MTT\n'

@@ -12,6 +12,7 @@ import networks
 from distill_DC import GradientMatching, loops, row_distance
 from distill_DM import DistributionMatching
 from distill_utils.clips import normalize
+from distill_utils import compute
 from distill_utils.compute import KnownGradient, clips_at_once
 from distill_utils.synset import PixelSet, StaticDynamicSet, StillSet
 from networks import Hallucinator
@@ -361,3 +362,61 @@ def test_loops_are_the_papers_unless_flags_give_them():
     for given in ((None, None), (1, None), (None, 1)):
         with pytest.raises(ValueError, match="--spc 7 .*--outer_loop and --inner_loop"):
             loops(7, *given)
+
+
+# ---------------------------------------------------------------- number formats
+
+def test_auto_is_bf16_where_the_hardware_has_it(monkeypatch, tmp_path):
+    cpu, info = torch.device("cpu"), tmp_path / "cpuinfo"
+    for flags, has in (("fpu avx512_bf16 sse", True), ("amx_tile amx_bf16", True), ("fp asimd bf16", True), ("fpu avx512f avx2", False), ("xbf16x", False)):
+        info.write_text(f"flags : {flags}\n")
+        assert compute.cpu_has_bf16(info) is has
+        monkeypatch.setattr(compute, "cpu_has_bf16", lambda has=has: has)
+        assert compute.set_precision(cpu, "auto") == ("bf16" if has else "fp32")
+        monkeypatch.undo()
+    assert not compute.cpu_has_bf16(tmp_path / "none")
+    assert [compute.set_precision(cpu, name) for name in ("fp32", "bf16")] == ["fp32", "bf16"]
+    with pytest.raises(ValueError, match="--precision tf32 needs an NVIDIA GPU of the Ampere generation or later: give fp32 or bf16"):
+        compute.set_precision(cpu, "tf32")
+
+
+@pytest.mark.parametrize("capability, auto, allowed", (((9, 0), "bf16", True), ((7, 5), "fp32", False)))
+def test_precision_of_a_gpu(monkeypatch, capability, auto, allowed):
+    """tf32 is PyTorch's default for convolutions there: fp32 must turn it off."""
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    gpu = torch.device("cuda")
+    assert compute.set_precision(gpu, "auto") == auto and not torch.backends.cudnn.allow_tf32 and not torch.backends.cuda.matmul.allow_tf32
+    if allowed:
+        assert compute.set_precision(gpu, "tf32") == "tf32" and torch.backends.cudnn.allow_tf32 and torch.backends.cuda.matmul.allow_tf32
+    compute.set_precision(torch.device("cpu"), "fp32")
+    assert not torch.backends.cudnn.allow_tf32
+
+
+def test_sums_and_gradients_are_float32_in_bf16(nets, monkeypatch):
+    """Class means, loss and the videos' gradient; only what the convolutions give is rounded."""
+    monkeypatch.setitem(networks.NETWORKS, "ConvNet3D", networks.ConvNet3D)
+    clips, synset = random_clips([0, 0, 1, 1], 2, T=8, size=43), PixelSet(torch.randn(2, 8, 3, 43, 43), 2)
+    matching = DistributionMatching(clips, 2, "bf16")
+    assert matching.real_means(networks.build("ConvNet3D", 2, 8, 43), slice(None), range(2)).dtype == torch.float32
+    loss = matching(synset)
+    loss.backward()
+    assert loss.dtype == synset.videos.grad.dtype == torch.float32
+
+
+def test_compiled_networks_give_the_same(nets, monkeypatch):
+    """Through torch's own tracing, without code generation, which takes a minute."""
+    compile_function, built = torch.compile, []
+    monkeypatch.setattr(torch, "compile", lambda function, **options: built.append(function) or compile_function(function, backend="aot_eager", **options))
+    monkeypatch.setattr(nn.Module, "compile", lambda net, **options: setattr(net, "_compiled_call_impl", torch.compile(net._call_impl, **options)))
+    clips = random_clips(LABELS, K, T=T, size=SIZE)
+    losses = []
+    for compiled in (False, True):
+        torch.manual_seed(1)
+        synset = PixelSet(torch.ones(K, T, 3, SIZE, SIZE), K)
+        for _ in range(2):
+            loss = DistributionMatching(clips, 3, compile=compiled)(synset)
+            loss.backward()
+        losses.append((loss, synset.videos.grad))
+        assert len(built) == 4 * compiled  # forward and embed of two fresh networks
+    assert close(losses[1][0], losses[0][0]) and close(losses[1][1], losses[0][1])
