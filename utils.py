@@ -164,7 +164,7 @@ def run_script(main, parser, arguments=None):
     except PeerEnded:
         sys.exit(PEER_ENDED)
     except KeyboardInterrupt:
-        print(f"{parser.prog}: stopped; the same command goes on from the last checkpoint", file=sys.stderr)
+        complain(f"{parser.prog}: stopped; the same command goes on from the last checkpoint")
         sys.exit(130)
 
 
