@@ -299,7 +299,7 @@ def sum_gradients(optimizer):
         for group in optimizer.param_groups:
             for value in group["params"]:
                 if value.requires_grad:
-                    value.grad = sum_over_ranks(torch.zeros_like(value) if value.grad is None else value.grad)
+                    value.grad = sum_over_ranks(torch.zeros_like(value) if value.grad is None else value.grad.contiguous())
 
 
 # ---------------------------------------------------------------- the run folder

@@ -103,7 +103,7 @@ def test_unknown_flag_and_missing_data_set(refused):
 WHOLE = {"DM": "ipc num_eval epoch_eval_train eval_it batch_real batch_train "
                "frames size stride train_clips test_clips workers",
          "DC": "spc ipc outer_loop inner_loop batch_real", "s2d": "ipc spc dpc batch_real syn_steps",
-         "MTT": "ipc syn_steps expert_epochs max_start_epoch batch_syn"}
+         "MTT": "ipc syn_steps expert_epochs max_start_epoch batch_syn trajectories_per_step"}
 
 
 @pytest.mark.parametrize("name, flag", [(name, f"--{flag}") for name, flags in WHOLE.items() for flag in flags.split()])
@@ -126,6 +126,12 @@ def test_whole_numbers_of_at_least_zero(refused, name, flag):
 def test_rates(refused, name, flag):
     for value in ("-1", "nan", "inf", "1e39", "fast"):
         assert refused(name, flag, value) == f"argument {flag}: {value!r} is not a number from 0 to 1e38"
+
+
+def test_precisions(refused, monkeypatch):
+    assert refused("DM", "--precision", "tf32") == "--precision tf32 needs an NVIDIA GPU of the Ampere generation or later: give fp32 or bf16"
+    monkeypatch.setenv("CXX", "no such compiler")
+    assert refused("DM", "--compile") == "--compile needs a C++ compiler here: install g++, or leave it out"
 
 
 def test_devices(refused, monkeypatch):
