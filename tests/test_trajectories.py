@@ -499,3 +499,33 @@ def test_a_last_step_that_diverges_is_no_snapshot():
     with pytest.raises(ValueError, match="an expert's weights are not finite after an epoch: lower --lr_teacher"):
         check_epoch(before, after)
     check_epoch(before, [torch.ones(3)])
+
+
+def test_a_step_of_several_trajectories_is_the_mean_of_single_ones():
+    """Loss and gradients; the experts are visited one after another."""
+    class Visited(OneExpert):
+        def draw(self, visit, epochs):
+            return [vector * (1 + visit) for vector in self.vectors]
+
+    net, clips, synset = TinyNet(K, 4, 8).double(), random_clips([0, 1, 2], K), static_dynamic(4, 8)
+    matching, single = matching_of(net, clips), matching_of(net, clips)
+    matching.experts = single.experts = Visited(net)
+    matching.trajectories, losses = 3, []
+    learned = [*synset.parameters()]
+    torch.manual_seed(1)
+    loss = matching(synset)
+    of_three = torch.autograd.grad(loss, [*learned, matching.step_size])
+    totals = [0] * len(of_three)
+    plans = []
+    torch.manual_seed(1)
+    for _ in range(3):  # all are planned before the first is followed
+        plans.append((int(torch.randint(1, ())), single.plan(len(synset))))
+    for first, plan in plans:
+        single.plan = lambda videos, plan=plan: plan
+        value = single(synset)
+        losses.append(value.item())
+        totals = [total + piece for total, piece in zip(totals, torch.autograd.grad(value, [*learned, single.step_size]))]
+    assert int(matching.visits) == int(single.visits) == 3 and len(set(losses)) == 3
+    assert abs(loss.item() - sum(losses) / 3) < 1e-12
+    for mean, total in zip(of_three, totals):
+        torch.testing.assert_close(mean, total / 3, rtol=1e-10, atol=1e-14)
