@@ -75,13 +75,14 @@ def main(args):
             run.log(**line)
         run.checkpoint(experts.stop)
 
+    peak = max(gather([peak_memory(device)]))  # of one process
     if rank() > 0:
         return
     metrics = pd.read_json(run.metrics, lines=True)
     accuracy = metrics[metrics.epoch == args.train_epochs].top1
-    run.finish(experts_top1=accuracy.mean(), experts_top1_std=accuracy.std(ddof=0), bytes=args.num_experts * size, peak_memory=peak_memory(device))
+    run.finish(experts_top1=accuracy.mean(), experts_top1_std=accuracy.std(ddof=0), bytes=args.num_experts * size, peak_memory=peak)
     run.say(f"result: {args.num_experts} experts of {accuracy.mean():.1f} ± {accuracy.std(ddof=0):.1f} % top1; "
-            f"{run.seconds / max(run.steps, 1):.1f} s per expert with its tests, peak memory {peak_memory(device) / 2 ** 30:.2f} GB; {run.folder}")
+            f"{run.seconds / max(run.steps, 1):.1f} s per expert with its tests, peak memory {peak / 2 ** 30:.2f} GB; {run.folder}")
 
 
 def parser():

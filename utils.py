@@ -8,17 +8,20 @@ import importlib.metadata
 import io
 import json
 import math
+import multiprocessing.connection
 import os
 import pathlib
 import resource
 import shutil
 import subprocess
 import sys
+import threading
 import time
 import zipfile
 
 import torch
 import torch.distributed as dist
+from torch.utils._pytree import tree_leaves, tree_map
 from tqdm import tqdm
 
 ROOT = pathlib.Path(__file__).resolve().parent
@@ -159,13 +162,13 @@ def run_script(main, parser, arguments=None):
     except (ValueError, OSError) as error:
         if os.environ.get("TRACEBACK"):
             raise
-        complain(f"{parser.prog}: error: {sentence(error)}")
-        sys.exit(2)
-    except PeerEnded:
-        sys.exit(PEER_ENDED)
+        leave(2, f"{parser.prog}: error: {sentence(error)}")
+    except PeerEnded as error:
+        if os.environ.get("TRACEBACK"):
+            raise
+        leave(PEER_ENDED, f"{parser.prog}: error: the work with the other processes failed: {sentence(error)}")
     except KeyboardInterrupt:
-        complain(f"{parser.prog}: stopped; the same command goes on from the last checkpoint")
-        sys.exit(130)
+        leave(130, f"{parser.prog}: stopped; the same command goes on from the last checkpoint")
 
 
 def parsed(parser, arguments):
@@ -175,7 +178,7 @@ def parsed(parser, arguments):
             return parser.parse_args(arguments)
     except SystemExit:
         if said.getvalue():
-            complain(said.getvalue().rstrip())
+            leave(2, said.getvalue().rstrip())
         raise
 
 
@@ -192,11 +195,11 @@ def sentence(error):
 # Every process runs the same program on the same random numbers and takes a share of the work; what they sum is the same bits in all
 # of them, so that their sets never part. Only the first writes the run's files.
 
-PEER_ENDED = 3  # exit code of a process whose own work is in order
+PEER_ENDED = 3  # exit code of a process whose own work is in order, as far as it knows
 
 
 class PeerEnded(Exception):
-    """Another process of the run ended while this one waited for it."""
+    """Working together failed, mostly because another process ended while this one waited for it."""
 
 
 def rank():
@@ -209,17 +212,25 @@ def world_size():
 
 @contextlib.contextmanager
 def process_group(device):
-    """Joins torchrun's processes, by NCCL on GPUs and by gloo on CPUs; nothing to do where there is one."""
-    if int(os.environ.get("WORLD_SIZE", 1)) == 1 or not dist.is_torchelastic_launched():
-        yield
-        return
+    """Joins torchrun's processes, by NCCL on GPUs and by gloo on CPUs; of one process the group is nothing but its GPU."""
     device = find_device(device)
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    # A process may wait for days, as for another's experts: torchrun, not a time limit, ends all when one ends.
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=datetime.timedelta(days=30))
+    if not dist.is_torchelastic_launched() or os.environ["WORLD_SIZE"] == "1":
+        yield
+        return
+    threading.Thread(target=end_with, args=(os.getppid(),), daemon=True).start()
+    # A process may wait for days, as for another's experts: on one machine torchrun, not a time limit, ends all when one ends.
+    limit = datetime.timedelta(days=30) if os.environ["GROUP_WORLD_SIZE"] == "1" else datetime.timedelta(hours=12)
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=limit)
     yield
     dist.destroy_process_group()  # not after an error: it would wait for the others
+
+
+def end_with(parent):
+    """Ends this process when torchrun's is gone, even where that was killed."""
+    multiprocessing.connection.wait([os.pidfd_open(parent)])
+    os._exit(PEER_ENDED)
 
 
 @contextlib.contextmanager
@@ -232,12 +243,14 @@ def only_the_first_speaks():
             yield
 
 
-def complain(text):
-    """A last sentence: to torchrun, which reports that of the process that failed first, else on the screen."""
-    if dist.is_torchelastic_launched():
-        save_json({"message": text, "timestamp": int(time.time())}, os.environ["TORCHELASTIC_ERROR_FILE"])
-    else:
+def leave(code, text):
+    """Ends the process with a last sentence: to torchrun, which reports that of the process that failed first, else on the screen."""
+    if not dist.is_torchelastic_launched():
         print(text, file=sys.stderr)
+        sys.exit(code)
+    save_json({"message": text, "timestamp": int(time.time())}, os.environ["TORCHELASTIC_ERROR_FILE"])
+    sys.stdout.flush()
+    os._exit(code)  # at once: Python's own way out waits for the threads of a group that is broken
 
 
 @contextlib.contextmanager
@@ -249,8 +262,9 @@ def waiting_for_others():
 
 
 def own(count):
-    """Which of `count` pieces of work are this process's: a range of their numbers."""
-    return range(count * rank() // world_size(), count * (rank() + 1) // world_size())
+    """Which of `count` pieces of work are this process's: a range of their numbers. The first ones, which report, have as many as any."""
+    start, stop = (-(-count * number // world_size()) for number in (rank(), rank() + 1))
+    return range(start, stop)
 
 
 def gather(mine):
@@ -267,12 +281,20 @@ def broadcast(value):
     """The first process's value in all of them: tensors, on the CPU then, and plain values."""
     if world_size() == 1:
         return value
-    buffer = io.BytesIO()
-    torch.save(value if rank() == 0 else None, buffer)
-    content = [buffer.getvalue()]
+    outline = [tree_map(lambda leaf: leaf.to("meta") if isinstance(leaf, torch.Tensor) else leaf, value) if rank() == 0 else None]
     with waiting_for_others():
-        dist.broadcast_object_list(content)
-    return torch.load(io.BytesIO(content[0]), map_location="cpu", weights_only=True)
+        dist.broadcast_object_list(outline)
+    values, device = iter(tree_leaves(value)), "cuda" if dist.get_backend() == "nccl" else "cpu"
+
+    def received(leaf):  # one tensor at a time, since a state may be as large as the memory
+        sent = next(values) if rank() == 0 else None
+        if not isinstance(leaf, torch.Tensor):
+            return leaf
+        tensor = sent.to(device).contiguous() if rank() == 0 else torch.empty(leaf.shape, dtype=leaf.dtype, device=device)
+        with waiting_for_others():
+            dist.broadcast(tensor, 0)
+        return sent if rank() == 0 else tensor.cpu()
+    return tree_map(received, outline[0])
 
 
 @contextlib.contextmanager
@@ -432,6 +454,7 @@ class Run:
         due = (every <= total and self.iteration % every == 0 or self.iteration == total) and self.evaluated != self.iteration
         if due:
             self.check_finite()
+            self.check_same()
         return due
 
     def checkpoint(self, iteration=None):
@@ -448,6 +471,15 @@ class Run:
             if not finite(tensors(thing.state_dict())):
                 raise ValueError(f"the {name} is not finite at iteration {self.iteration}: lower the learning rate "
                                  f"(the last good checkpoint stays in {self.folder})")
+
+    def check_same(self):
+        """ValueError when what is learned is not the same, to the bit, in all processes."""
+        if world_size() == 1:
+            return
+        found = [tensor for thing in self.stateful.values() for tensor in tensors(thing.state_dict())]
+        sums = gather([[int(tensor.reshape(-1).view(torch.uint8).sum(dtype=torch.int64)) for tensor in found]])
+        if any(each != sums[0] for each in sums):
+            raise ValueError(f"the processes do not have the same state at iteration {self.iteration}: start again from the checkpoint in {self.folder}")
 
     @contextlib.contextmanager
     def timed_step(self, steps=1):

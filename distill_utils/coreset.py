@@ -69,8 +69,8 @@ def feature_network(run, args, clips):
     values = [args.feature_epochs, args.feature_lr, args.feature_batch, args.seed, args.precision, options.list_digest(args), clips.T, clips.size,
               args.stride, args.train_clips]
     path = run.folder.parent / f"feature_network_{stream_seed(*values):015x}.pt"
-    net = networks.build("ConvNet3D", clips.K, clips.T, clips.size).to(clips.device)
     if path.exists():
+        net = networks.build("ConvNet3D", clips.K, clips.T, clips.size).to(clips.device)
         net.load_state_dict(load(path))
         return net
     with random_stream(stream_seed("features", *values)), progress(total=args.feature_epochs, desc="feature network", unit="epoch") as bar:

@@ -176,7 +176,7 @@ def across_networks(args):
     rows = []
     for name in args.networks or [args.network]:
         values = evaluation_values(args, content["lr"]) | {"network": name}
-        done = broadcast(read_json(path) if path.exists() else {})
+        done = broadcast(read_json(path) if rank() == 0 and path.exists() else {})
         if done.get(name, {}).get("settings") != values | clips:
             result = {"settings": values | clips, **evaluate(synset.to(test.device), test, **values)}
             done = (read_json(path) if path.exists() else {}) | {name: result}  # another command may have added its own

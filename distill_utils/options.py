@@ -11,7 +11,7 @@ from distill_utils.compute import PRECISIONS, set_precision
 from distill_utils.datasets import DATASETS, read_videos
 from distill_utils.clips import load_clips
 from networks import INTERPOLATIONS, NETWORKS, build
-from utils import ROOT, Run, find_device, first_goes_ahead, read_config
+from utils import ROOT, Run, broadcast, find_device, first_goes_ahead, read_config
 
 # Flags that change no result, so that they do not choose the run's folder.
 WITHOUT_EFFECT = ("save_path", "pack_path", "pack", "device", "workers", "wandb", "checkpoint_seconds",
@@ -207,7 +207,7 @@ def check(args, per_class=1, networks=()):
         if getattr(args, name) not in table:
             raise ValueError(f"unknown --{name} {getattr(args, name)!r}: choose one of {', '.join(table)}")
     dataset, device = DATASETS[args.dataset], find_device(args.device)
-    args.precision = set_precision(device, args.precision)
+    args.precision = broadcast(set_precision(device, args.precision))
     if args.compile and device.type == "cpu" and not shutil.which(os.environ.get("CXX", "g++")):
         raise ValueError("--compile needs a C++ compiler here: install g++, or leave it out")
     for network in networks or [args.network]:

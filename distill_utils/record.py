@@ -1,7 +1,7 @@
 """What a run keeps of an evaluation: metrics, the distilled set, its pictures, a checkpoint, and at the end its result."""
 from distill_utils.datasets import DATASETS
 from distill_utils.pictures import save_pictures
-from utils import peak_memory, rank, save
+from utils import gather, peak_memory, rank, save
 
 
 def record(run, synset, clips, result, matching=None):
@@ -34,8 +34,9 @@ def summary(result, headline="top1"):
 
 def finish(run, clips):
     """The result of a run is the accuracy at its last iteration (METHOD 6)."""
-    run.finish(**run.result, class_names=clips.class_names, peak_memory=peak_memory(clips.device))
+    peak = max(gather([peak_memory(clips.device)]))  # of one process
+    run.finish(**run.result, class_names=clips.class_names, peak_memory=peak)
     run.say(f"result: {summary(run.result, DATASETS[clips.dataset].headline)}; "
-            f"{run.seconds / max(run.steps, 1):.3f} s per iteration, peak memory {peak_memory(clips.device) / 2 ** 30:.2f} GB; {run.folder}")
+            f"{run.seconds / max(run.steps, 1):.3f} s per iteration, peak memory {peak / 2 ** 30:.2f} GB; {run.folder}")
     if run.refused:
         run.say(f"{run.refused} of {run.steps} steps were taken back because the loss after them was not finite: lower the learning rates")

@@ -19,14 +19,17 @@ GOES_ON = "the same command goes on from the last checkpoint, with any number of
 
 
 def account(failures):
-    """Sentence and exit code for failed processes by their rank; those that ended because another one had are not asked."""
-    first = {number: failure for number, failure in failures.items() if failure.exitcode != PEER_ENDED} or failures
-    number = min(first, key=lambda number: first[number].timestamp)
-    failure = first[number]
+    """Sentence and exit code for failed processes by their rank: of the first that failed by itself, as far as can be told."""
+    def doubts(failure):
+        consequences = PEER_ENDED, -signal.SIGTERM  # of waiting for another; of torchrun, which ends the others
+        return consequences.index(failure.exitcode) + 2 if failure.exitcode in consequences else not os.path.isfile(failure.error_file)
+
+    number = min(failures, key=lambda number: (doubts(failures[number]), failures[number].timestamp))
+    failure = failures[number]
+    if os.path.isfile(failure.error_file):
+        return failure.message, failure.exitcode
     if failure.exitcode < 0:
         return f"process {number} was ended by {signal.Signals(-failure.exitcode).name}: {GOES_ON}", 128 - failure.exitcode
-    if failure.error_file_data.get("message"):
-        return failure.message, failure.exitcode
     return f"process {number} ended with exit code {failure.exitcode}", failure.exitcode
 
 

@@ -36,14 +36,14 @@ launch() {
   local device=cuda processes=1
   if [[ $gpu =~ ^(cpu|-1)(\*([1-9][0-9]{0,2}))?$ ]]; then
     device=cpu gpu='' processes=${BASH_REMATCH[3]:-1}
-  elif [[ $gpu =~ ^[0-9]+(,[0-9]+)*$ && -z $(tr , '\n' <<< "$gpu" | sort | uniq -d) ]]; then
+  elif [[ $gpu =~ ^(0|[1-9][0-9]*)(,(0|[1-9][0-9]*))*$ && -z $(tr , '\n' <<< "$gpu" | sort | uniq -d) ]]; then
     processes=$(tr , '\n' <<< "$gpu" | wc -l)
   else
     echo "error: GPU is a number, a list such as 0,1, cpu, -1 or cpu*2, not '$gpu'" >&2; exit 2
   fi
   if ((processes > 1)); then
     program=(-m distill_utils.torchrun --nproc_per_node "$processes" "${program[@]}")
-    if [[ $device == cpu ]]; then export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((($(nproc) + processes - 1) / processes))}; fi
+    export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((($(nproc) + processes - 1) / processes))}
   fi
   # Activations come and go by the hundred megabytes: without these glibc gives them back to the system and faults them in again, which
   # doubles the time of a step on a CPU.

@@ -152,11 +152,11 @@ def test_several_gpus(launch, name, gpu, device, cuda, processes, monkeypatch):
     start = ["-m", "distill_utils.torchrun", "--nproc_per_node", str(processes)]
     assert (call["command"][:4] == start) == (processes is not None)
     threads = call["environment"].get("OMP_NUM_THREADS")
-    assert threads == (str(-(-len(os.sched_getaffinity(0)) // processes)) if device == "cpu" and processes else None)
+    assert threads == (str(-(-len(os.sched_getaffinity(0)) // processes)) if processes else None)
 
 
 @each_launcher
-@pytest.mark.parametrize("gpu", ("gpu0", "-2", "1.5", "0,", ",1", "0,,1", "0,1,0", "cpu*0", "cpu*", "cpu*x", "0*2", "cuda:0", "", " ", "--help"))
+@pytest.mark.parametrize("gpu", ("gpu0", "-2", "1.5", "0,", ",1", "0,,1", "0,1,0", "0,00", "cpu*0", "cpu*", "cpu*x", "0*2", "cuda:0", "", " ", "--help"))
 def test_nonsense_gpu(launch, name, gpu):
     process, call = launch(name, gpu, *values(name))
     assert process.returncode == 2 and call is None

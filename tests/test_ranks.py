@@ -12,6 +12,7 @@ import pytest
 import torch
 import ranks
 
+import utils
 from utils import ROOT
 
 PYTHON = [sys.executable, "-m"]
@@ -157,3 +158,84 @@ def test_two_machines(tiny):
 def test_bad_input_is_one_sentence_of_all(script, flags, message):
     _, errors = finished(script("sh/baseline/DM.sh", "cpu*2", "bad", "10", "1", *RUN, *flags), 2)
     assert errors.splitlines()[-1] == message and errors.count("error:") == 1 and "Traceback" not in errors
+
+
+# ---------------------------------------------------------------- how they end
+
+FAILS = """
+import os, signal, sys, time
+sys.path.insert(0, {root!r})
+import torch, utils
+def main(args):
+    torch.manual_seed(utils.rank())  # as none should
+    if utils.rank() == 1:
+        {fault}
+    print("said by", utils.rank())
+    utils.sum_over_ranks(torch.zeros(1))
+    {then}
+    time.sleep(60)
+parser = __import__("argparse").ArgumentParser(prog="fails")
+parser.add_argument("--device", default="cpu")
+utils.run_script(main, parser)
+"""
+
+
+@pytest.fixture
+def failing(tmp_path):
+    """failing(fault, then) -> the started three processes, the second of which fails while the others wait for it, or that meet for `then`."""
+    def start(fault, then="pass", **environment):
+        (tmp_path / "fails.py").write_text(FAILS.format(root=str(ROOT), fault=fault, then=then))
+        return subprocess.Popen([*PYTHON, "distill_utils.torchrun", "--nproc_per_node", "3", str(tmp_path / "fails.py")], text=True,
+                                env={**ENVIRONMENT, **environment}, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    return start
+
+
+@pytest.mark.parametrize("fault, code, message", [
+    ("raise ValueError('a sentence for the user')", 2, "fails: error: a sentence for the user"),
+    ("raise KeyError('a fault of ours')", 1, "process 1 ended with exit code 1"),
+    ("os.kill(os.getpid(), signal.SIGSEGV)", 128 + signal.SIGSEGV,
+     "process 1 was ended by SIGSEGV: the same command goes on from the last checkpoint, with any number of processes")])
+def test_the_process_that_failed_is_the_one_that_is_heard(failing, fault, code, message):
+    output, errors = finished(failing(fault), code)
+    assert errors.splitlines()[-1] == message and output == "said by 0\n"
+    assert ("Traceback" in errors) == (code == 1) and ("a fault of ours" in errors) == (code == 1)
+
+
+def test_a_failure_of_the_work_together_is_told(failing):
+    """As NCCL's where two processes are given the same GPU: a RuntimeError within a collective."""
+    then = "utils.dist.all_reduce = lambda tensor: (_ for _ in ()).throw(RuntimeError('duplicate GPU detected')); utils.sum_over_ranks(torch.zeros(1))"
+    _, errors = finished(failing("pass", then), 3)
+    assert errors.splitlines()[-1] == "fails: error: the work with the other processes failed: duplicate GPU detected"
+
+
+def test_no_process_outlives_torchrun(failing, tmp_path):
+    process = failing("pass")
+    assert process.stdout.readline() == "said by 0\n"
+    assert len(workers(tmp_path)) == 3
+    process.kill()
+    process.wait()
+    for _ in range(100):
+        if not workers(tmp_path):
+            return
+        time.sleep(0.1)
+    raise AssertionError(workers(tmp_path))
+
+
+def test_states_that_part_are_noticed(failing):
+    """What is learned is compared at each evaluation, to the bit."""
+    then = ("net = torch.nn.Linear(2, 1); run = utils.Run.__new__(utils.Run); run.stateful, run.iteration, run.folder = {'set': net}, 7, 'here'; "
+            "run.check_same()")
+    _, errors = finished(failing("pass", then), 2)
+    assert errors.splitlines()[-1] == "fails: error: the processes do not have the same state at iteration 7: start again from the checkpoint in here"
+
+
+def test_shares_are_whole_and_the_first_has_the_most(monkeypatch):
+    for processes in range(1, 9):
+        monkeypatch.setattr(utils, "world_size", lambda: processes)
+        for count in range(12):
+            shares = []
+            for number in range(processes):
+                monkeypatch.setattr(utils, "rank", lambda number=number: number)
+                shares.append(utils.own(count))
+            assert [number for share in shares for number in share] == list(range(count))
+            assert len(shares[0]) == max(map(len, shares)) <= min(map(len, shares)) + 1
