@@ -41,10 +41,10 @@ GROWTH = {  # what is varied from SMALL: its values, what else is other than in 
     "ipc": ((1, 5, 20, 50), {"clips_per_class": 50}, ("dm", "mtt")),
     "frames": ((8, 16, 32, 64), {}, ("dm", "mtt")),
     "size": ((64, 112, 160, 224), {}, ("dm", "mtt")),
-    "clips": ((10 ** 2, 10 ** 3, 10 ** 4, 10 ** 5, 10 ** 6), {"classes": 50}, ("start_up", "class_batch", "gather")),
+    "clips": ((10 ** 2, 10 ** 3, 10 ** 4, 10 ** 5, 10 ** 6), {"classes": 50, "device": "cpu"}, ("start_up", "class_batch", "gather")),
 }
-COLUMNS = {"clips/s": ("clips_per_second", 1, 4), "TFLOP": ("flop", 1e12, 3), "GB": ("bytes", 1e9, 3), "peak GB": ("peak_bytes", 1e9, 3),
-           "above start": ("bytes_above_start", 1e9, 3), "predicted": ("predicted", 1, 3), "ratio": ("ratio", 1, 3), "relative": ("relative", 1, 3)}
+COLUMNS = {"clips/s": ("clips_per_second", 1, 4), "TFLOP": ("flop", 1e12, 3), "GB moved": ("bytes", 1e9, 3), "peak GB": ("peak_bytes", 1e9, 3),
+           "GB above start": ("bytes_above_start", 1e9, 3), "predicted": ("predicted", 1, 3), "ratio": ("ratio", 1, 3), "relative": ("relative", 1, 3)}
 SHARES = {f"of {name}": f"share_of_{name}" for name, _, _ in RATES}
 
 
@@ -209,7 +209,7 @@ def rates_of(counts, seconds):
 
 def growth(args, folder):
     """This machine's rates, and for each of args.growth, varied by itself, a row for each value and figure: seconds, those that its FLOP and bytes
-    predict, their ratio, and that ratio relative to the smallest value's."""
+    predict, their ratio, and that ratio relative to the smallest value's. Of reading a list nothing is counted: a start-up's ratios compare with each other."""
     precision, functions = args.precisions[0], {}
     for axis in args.growth:
         values, other, names = GROWTH[axis]
@@ -252,14 +252,14 @@ def main(args):
     networks.build("ConvNet3D", args.classes, args.frames, args.size)  # refuses clips that are too small
     seed_everything(0)
     about, start = machine(device), time.strftime("%Y-%m-%dT%H-%M-%S")
+    out = args.out or ROOT / "results" / "benchmark" / f"{about.get('gpu', about['host']).replace(' ', '-')}_{start}.json"
+    out.parent.mkdir(parents=True, exist_ok=True)
     print(", ".join(f"{name} {value}" for name, value in about.items()), flush=True)
     with tempfile.TemporaryDirectory(prefix="benchmark-") as folder:
         rates, rows = (growth if args.growth else benchmark)(args, folder)
     print("\nthis machine: " + ", ".join(f"{' '.join(filter(None, name))} {rate / 1e12:.3g} T{'B' if kind == 'bytes' else 'FLOP'}/s"
                                          for name, (kind, rate) in rates.items()))
     print(shown(rows))
-    out = args.out or ROOT / "results" / "benchmark" / f"{about.get('gpu', about['host']).replace(' ', '-')}_{start}.json"
-    out.parent.mkdir(parents=True, exist_ok=True)
     save_json({"machine": about, "created": start, "settings": {name: options.as_setting(value) for name, value in vars(args).items()},
                "rates": [{"name": name, "precision": precision, "of": kind, "per_second": rate} for (name, precision), (kind, rate) in rates.items()],
                "rows": rows}, out)
