@@ -1,6 +1,8 @@
 """The groups of flags that the scripts share, and what the scripts make of them."""
 import argparse
+import csv
 import hashlib
+import io
 import math
 import os
 import pathlib
@@ -155,7 +157,10 @@ def list_digest(args):
     """Of the labels, splits and folders of the list, wherever the folders lie."""
     videos, _ = list_videos(args)
     above = os.path.commonprefix([videos.folder.min(), videos.folder.max()]).rpartition("/")[0]
-    return digest([videos.assign(folder=videos.folder.str.removeprefix(above)).to_csv(index=False).encode()])
+    rows = io.StringIO()
+    csv.writer(rows, lineterminator="\n").writerows(
+        [videos.columns, *zip(videos.folder.str.removeprefix(above), *(videos[name] for name in videos.columns[1:]))])
+    return digest([rows.getvalue().encode()])
 
 
 def tail(path, size=2 ** 20):

@@ -56,7 +56,7 @@ class PixelSet(SyntheticSet):
 
     def forward(self, index, part=slice(None)):
         index = index[part]
-        videos = self.videos[index]
+        videos = self.videos.index_select(0, index.to(self.videos.device))  # its way back is eight times as fast as indexing's
         if self.interpolation:
             videos = self.interpolation(videos)                            # (B, T, 3, H, W)
         return videos, (index // self.N).to(videos.device)

@@ -1,5 +1,7 @@
 """Loading, DM iteration, MTT step, expert epoch and evaluation against their plain forms, alternating in one process, median of five.
 
+For us; sh/benchmark.sh is the user's.
+
     bash sh/quickstart.sh; .venv/bin/python tests/benchmark.py [prepare loading dm evaluation mtt memory experts]
 
 The plain forms are what the known implementations do: PIL decoding per access, float32 clips preloaded, one class at a time, the real
@@ -14,7 +16,6 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import time
 
 import av
 import torch
@@ -27,6 +28,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 import networks
 from distill_DM import DistributionMatching
 from distill_MTT import TrajectoryMatching
+from distill_utils import measure
 from distill_utils.clips import load_clips
 from distill_utils.datasets import frame_names, read_videos
 from distill_utils.decode import Picture, make_folder
@@ -36,7 +38,7 @@ from distill_utils.workers import in_processes
 from networks import FlatNetwork
 from utils import random_stream
 
-GFLOP = 1.8  # forward of one clip through ConvNet3D at 64 pixels, 8 frames
+CPU = torch.device("cpu")
 
 
 class NoBar:
@@ -52,15 +54,9 @@ def contiguous(net):
 
 def alternate(functions, repeats=5):
     """Median seconds of each function, in turns."""
-    times = {name: [] for name in functions}
-    for name, function in functions.items():
+    for function in functions.values():
         function()
-    for _ in range(repeats):
-        for name, function in functions.items():
-            start = time.perf_counter()
-            function()
-            times[name].append(time.perf_counter() - start)
-    return {name: statistics.median(values) for name, values in times.items()}
+    return {name: statistics.median(seconds) for name, seconds in measure.alternate(functions, repeats, CPU).items()}
 
 
 def report(title, seconds, unit=1):
@@ -164,24 +160,20 @@ def benchmark_dm(clips, test, folders):
     synset = PixelSet(real_videos(clips, 1), 8)
     preloaded = clips.draw(torch.arange(len(clips)))
     fp32, bf16 = (DistributionMatching(clips, 24, precision) for precision in ("fp32", "bf16"))
-    seconds = alternate({"plain": lambda: plain_dm(preloaded, clips.labels, synset.videos, 24), "fp32": lambda: fp32(synset).backward(),
-                         "bf16": lambda: bf16(synset).backward()})
+    functions = {"plain": lambda: plain_dm(preloaded, clips.labels, synset.videos, 24), "fp32": lambda: fp32(synset).backward(),
+                 "bf16": lambda: bf16(synset).backward()}
+    seconds = alternate(functions)
     report("DM iteration, 192 clips and 8 videos", seconds)
-    work = GFLOP * (192 + 8 * 2)  # the gradient with respect to the videos is one more forward
+    share(functions, seconds)
+
+
+def share(functions, seconds):
+    """What fp32 and bf16 reach of the rate of the middle convolution alone."""
     for precision in ("fp32", "bf16"):
-        share(precision, work / seconds[precision])
-
-
-def share(precision, reached):
-    """What is reached, in GFLOP/s, beside the rate of the middle convolution alone."""
-    x = torch.randn(64, 64, 10, 34, 34).to(memory_format=torch.channels_last_3d)
-    w = torch.randn(128, 64, 3, 7, 7)
-    outputs = F.conv3d(x, w, stride=(1, 2, 2)).numel()
-    if precision == "bf16":
-        x, w = x.bfloat16(), w.bfloat16()
-    with torch.inference_mode():
-        rate = 2 * outputs * w[0].numel() / alternate({"conv": lambda: F.conv3d(x, w, stride=(1, 2, 2))})["conv"] / 1e9
-    print(f"{precision}: {reached:.0f} GFLOP/s of {rate:.0f} of the middle convolution alone ({reached / rate:.0%})", flush=True)
+        convolution = measure.references((precision,), CPU, 64, 8, 64)["convolution", precision]
+        rate = measure.count(convolution)[0] / alternate({"convolution": convolution})["convolution"] / 1e9
+        reached = measure.count(functions[precision])[0] / seconds[precision] / 1e9
+        print(f"{precision}: {reached:.0f} GFLOP/s of {rate:.0f} of the middle convolution alone ({reached / rate:.0%})", flush=True)
 
 
 def benchmark_evaluation(clips, test, folders):
@@ -197,11 +189,11 @@ def benchmark_mtt(clips, test, folders):
     for syn_steps in (5, 10):
         unrolled = trajectory_matching(clips, syn_steps, build=lambda: contiguous(networks.ConvNet3D(8, 8, 64)))
         ours, fp32, bf16 = (trajectory_matching(clips, syn_steps, precision) for precision in ("fp32", "fp32", "bf16"))
-        seconds = alternate({"plain": lambda: unrolled_mtt(unrolled, synset), "unrolled, our layout": lambda: unrolled_mtt(ours, synset),
-                             "fp32": lambda: fp32(synset).backward(), "bf16": lambda: bf16(synset).backward()})
+        functions = {"plain": lambda: unrolled_mtt(unrolled, synset), "unrolled, our layout": lambda: unrolled_mtt(ours, synset),
+                     "fp32": lambda: fp32(synset).backward(), "bf16": lambda: bf16(synset).backward()}
+        seconds = alternate(functions)
         report(f"MTT step, 8 videos, {syn_steps} inner steps", seconds)
-        for precision in ("fp32", "bf16"):
-            share(precision, 12 * GFLOP * 8 * syn_steps / seconds[precision])  # a step and its replay are about twelve forwards
+        share(functions, seconds)
 
 
 def benchmark_memory(clips, test, folders):

@@ -14,7 +14,7 @@ from PIL import Image
 
 from distill_utils import clips as clips_module
 from distill_utils.clips import coin_flips, denormalize, load_clips, normalize
-from distill_utils.datasets import DATASETS, clip_frames, clip_positions, frame_names, read_videos
+from distill_utils.datasets import DATASETS, clip_frames, clip_positions, frame_names, read_videos, tidy
 from utils import ROOT
 
 HEADER = "folder_name,label,split\n"
@@ -218,6 +218,13 @@ def test_folder_names_with_slashes(tmp_path):
     path = write_list(tmp_path / "list.csv", HEADER + "Run/a..b,Run,train\nRun/c,Run,test\n")
     videos, _ = read_videos("custom", tmp_path, path, tmp_path / "frames")
     assert videos.folder.tolist() == [f"{tmp_path}/frames/Run/a..b", f"{tmp_path}/frames/Run/c"]
+
+
+@pytest.mark.parametrize("name", ("/a", "./a", "../a", "a/../b", "a/./b", "a//b", "a/", "a/.", "..", ".", "", ".hidden", "a\0b"))
+def test_odd_names_are_seen_among_many(name):
+    """Only where none is odd are the names taken as they stand."""
+    names = ["v_a_1", "train/-_x_000001_000011", "a.b c", "..".join("ab")]
+    assert tidy(names) and not any(tidy(names[:place] + [name] + names[place:]) for place in range(5))
 
 
 @pytest.mark.parametrize("text, message", (
