@@ -109,7 +109,7 @@ def test_launcher(launch, tmp_path, gpus, given, device, visible):
 
 def test_launcher_refuses_nonsense(launch):
     process, call = launch("sh/benchmark.sh", "gpu0")
-    assert process.returncode == 2 and call is None and process.stderr == "error: GPU is a number, cpu or -1, not 'gpu0'\n"
+    assert process.returncode == 2 and call is None and process.stderr == "error: GPU is a number, a list such as 0,1, cpu, -1 or cpu*2, not 'gpu0'\n"
 
 
 def test_end_to_end(launch, tmp_path):
