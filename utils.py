@@ -1,4 +1,4 @@
-"""Plumbing that knows nothing of videos: atomic files, random state, devices, several processes, and the run folder with its checkpoint and metrics."""
+"""Plumbing that knows nothing of videos: atomic files, random state, devices, several processes, and the run folder."""
 import contextlib
 import datetime
 import errno
@@ -147,7 +147,9 @@ def peak_memory(device):
 
 def progress(iterable=None, **options):
     """A progress bar with a rate; in a log file a line every half minute instead of ten a second."""
-    return tqdm(iterable, dynamic_ncols=True, mininterval=0.2 if sys.stderr.isatty() else 30, disable=rank() > 0, **options)
+    if rank() > 0:
+        options["disable"] = True  # else TQDM_DISABLE decides
+    return tqdm(iterable, dynamic_ncols=True, mininterval=0.2 if sys.stderr.isatty() else 30, **options)
 
 
 def run_script(main, parser, arguments=None):

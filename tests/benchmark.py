@@ -278,7 +278,7 @@ def main(sections):
     print(f"{torch.get_num_threads()} threads, torch {torch.__version__}")
     if "MALLOC_MMAP_THRESHOLD_" not in os.environ:
         print("the launchers set the allocator's thresholds: set them here too (sh/launch.sh)")
-    for section in sections or SECTIONS:
+    for section in sorted(sections or SECTIONS, key=lambda name: name != "memory"):  # first: its processes start with this one's peak
         SECTIONS[section](clips, test, folders)
 
 
