@@ -22,8 +22,8 @@ from utils import own, run_script, seed_everything, sum_over_ranks
 class DistributionMatching(nn.Module):
     """`matching(synset)` is the loss in the feature space of a fresh ConvNet3D.
 
-    Neither branch ever holds more than `clips_at_once` clips, so that memory does not grow with the number of classes. Of several processes
-    each takes some of the classes, of the same clips and videos that one would draw.
+    The real branch never holds more than `clips_at_once` clips and the synthetic one, whose graph takes more, half as many, so that memory does
+    not grow with the number of classes. Of several processes each takes some of the classes, of the same clips and videos that one would draw.
     """
 
     def __init__(self, clips, batch_real, precision="fp32", segments=1, compile=False):
@@ -38,7 +38,7 @@ class DistributionMatching(nn.Module):
         real = self.real_means(net, frames, classes)                       # (classes, F)
         rows = slice(classes.start * synset.N, classes.stop * synset.N)
         videos = synset(torch.arange(len(synset)), rows)[0][:, frames]     # (classes·N, T, 3, H, W), in class order
-        loss, gradient, step = videos.new_zeros(()), torch.empty_like(videos), max(1, self.at_once // synset.N)
+        loss, gradient, step = videos.new_zeros(()), torch.empty_like(videos), max(1, self.at_once // 2 // synset.N)
         for start in range(0, len(classes), step):
             rows = slice(start * synset.N, (start + step) * synset.N)
             piece = videos[rows].detach().requires_grad_()

@@ -54,7 +54,8 @@ class KnownGradient(torch.autograd.Function):
 
     @staticmethod
     def backward(context, outer):
-        return None, None, *(outer * gradient for gradient in context.saved_tensors)
+        gradients = context.saved_tensors
+        return None, None, *(gradients if outer == 1 else (outer * gradient for gradient in gradients))  # no second copy of a large set
 
 
 class DiskStack:
