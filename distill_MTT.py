@@ -152,8 +152,8 @@ def prepare(args):
 def make_matching(args, clips):
     net = networks.build("ConvNet3D", clips.K, clips.T, clips.size).to(clips.device)
     if args.trajectories_per_step < world_size():
-        print(f"{args.trajectories_per_step} trajectory a step, so that as many of the {world_size()} processes match (all evaluate): "
-              f"--trajectories_per_step {world_size()} takes all, and is another algorithm")
+        print(f"{args.trajectories_per_step} of {world_size()} processes match, as a step has no more trajectories; all evaluate "
+              f"(--trajectories_per_step {world_size()} employs all, and is another algorithm)")
     experts = Experts(buffer_files(args.buffer_path), [parameter.shape for parameter in net.parameters()],
                       args.max_start_epoch + args.expert_epochs, args.seed)
     return TrajectoryMatching(experts, FlatNetwork(net), clips, syn_steps=args.syn_steps, expert_epochs=args.expert_epochs,
