@@ -224,7 +224,8 @@ def process_group(device):
     threading.Thread(target=end_with, args=(os.getppid(),), daemon=True).start()
     # A process may wait for days, as for another's experts: on one machine torchrun, not a time limit, ends all when one ends.
     limit = datetime.timedelta(days=30) if os.environ["GROUP_WORLD_SIZE"] == "1" else datetime.timedelta(hours=12)
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=limit)
+    with waiting_for_others():
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=limit)
     yield
     dist.destroy_process_group()  # not after an error: it would wait for the others
 
