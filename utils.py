@@ -126,7 +126,10 @@ def stream_seed(*names):
 
 
 def find_device(name):
-    """`cpu`, `cuda` or `cuda:1` as a torch.device; ValueError when there is no such GPU. Of torchrun's processes each has a `cuda` of its own."""
+    """`cpu`, `cuda` or `cuda:1` as a torch.device, a GPU as the current one from now on; ValueError when there is no such GPU.
+
+    Of torchrun's processes each has a `cuda` of its own.
+    """
     try:
         device = torch.device(f"cuda:{os.environ['LOCAL_RANK']}" if name == "cuda" and dist.is_torchelastic_launched() else name)
     except RuntimeError:
@@ -135,6 +138,8 @@ def find_device(name):
         raise ValueError(f"--device {name} is no device: give cpu or cuda")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise ValueError(f"--device {name} asks for a GPU that PyTorch does not see here: give another one, or cpu")
+    if device.type == "cuda":
+        torch.cuda.set_device(device.index or 0)
     return device
 
 
@@ -214,13 +219,11 @@ def world_size():
 
 @contextlib.contextmanager
 def process_group(device):
-    """Joins torchrun's processes, by NCCL on GPUs and by gloo on CPUs; of one process the group is nothing but its GPU."""
-    device = find_device(device)
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
+    """Joins torchrun's processes, by NCCL on GPUs and by gloo on CPUs; nothing to do where there is one."""
     if not dist.is_torchelastic_launched() or os.environ["WORLD_SIZE"] == "1":
         yield
         return
+    device = find_device(device)
     threading.Thread(target=end_with, args=(os.getppid(),), daemon=True).start()
     # A process may wait for days, as for another's experts: on one machine torchrun, not a time limit, ends all when one ends.
     limit = datetime.timedelta(days=30) if os.environ["GROUP_WORLD_SIZE"] == "1" else datetime.timedelta(hours=12)

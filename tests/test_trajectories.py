@@ -422,7 +422,7 @@ def train_experts(tiny, tmp_path, monkeypatch, capfd):
 
 def test_an_expert_retrained_from_a_snapshot_by_a_plain_epoch_reaches_the_next(train_experts, tiny, tmp_path):
     from distill_utils.clips import coin_flips, load_clips
-    folder, _ = train_experts()
+    folder, _ = train_experts("--precision", "fp32")
     clips = load_clips("custom", split="train", data_path=tiny, T=8, size=43, pack_path=tmp_path / "packs")
     net = networks.ConvNet3D(2, 8, 43)
     for expert, path in enumerate(buffer_files(folder)):
