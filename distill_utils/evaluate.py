@@ -6,7 +6,6 @@ As a program it evaluates the full training set, the ceiling of every table, or 
     python -m distill_utils.evaluate RUN --networks ConvNet3D,CNN+GRU,r3d_18
 """
 import argparse
-import json
 import pathlib
 import time
 

@@ -4,7 +4,6 @@ A table of videos has the columns video (its name in the official list), folder 
 split ("train" or "test").
 """
 import collections
-import json
 import os
 import pathlib
 import re

@@ -11,7 +11,6 @@ import argparse
 import fcntl
 import io
 import json
-import os
 import shutil
 import sys
 from pathlib import Path
