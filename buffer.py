@@ -19,12 +19,12 @@ from utils import check_space, gather, peak_memory, progress, random_stream, ran
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
-def train_expert(net, clips, epochs, lr, batch_size, precision, seeds, segments=1):
+def train_expert(net, clips, epochs, lr, batch_size, precision, seeds, segments=1, width=networks.WIDTH):
     """Train `net`; yields the epoch, its mean loss and its top-1 in percent after each. An epoch draws from a stream of its own.
 
     seeds: what the expert's streams are named by, so that an epoch depends on its start and its names alone.
     """
-    optimizer, at_once = torch.optim.SGD(net.parameters(), lr=lr), clips_at_once(clips.T, clips.size, clips.device)
+    optimizer, at_once = torch.optim.SGD(net.parameters(), lr=lr), clips_at_once(clips.T, clips.size, clips.device, width)
     for epoch in range(1, epochs + 1):
         with random_stream(stream_seed(*seeds, epoch)):
             loss, top1 = train_epoch(net, RealSet(clips, segments), optimizer, batch_size, at_once, precision)
@@ -37,11 +37,11 @@ def make_expert(folder, number, train, test, dtype, args):
     """Trains an expert and writes its file; returns a line of metrics for each epoch."""
     seeds, lines = ("expert", args.seed, number), []
     with random_stream(stream_seed(*seeds)):
-        net = networks.build(args.network, train.K, train.T, train.size, args.compile).to(train.device)
+        net = networks.build(args.network, train.K, train.T, train.size, args.width, args.compile).to(train.device)
     trajectory = [snapshot(net, dtype)]
     with progress(total=args.train_epochs, desc=f"expert {number}", unit="epoch", leave=False) as bar:
         for epoch, loss, top1 in train_expert(net, train.reduced(args.n_real), args.train_epochs, args.lr_teacher, args.batch_train,
-                                              args.precision, seeds, args.segments):
+                                              args.precision, seeds, args.segments, args.width):
             trajectory.append(snapshot(net, dtype))
             check_epoch(*trajectory[-2:])
             tested = score(predict(net, test, args.precision), test)
@@ -58,7 +58,7 @@ def main(args):
     run = options.start_run(args, "buffer")
     train, test = options.load_data(args, "train"), options.load_data(args, "test")
     dtype = DTYPES[args.buffer_dtype]
-    size = expert_bytes(networks.build(args.network, train.K, train.T, train.size), args.train_epochs, dtype)
+    size = expert_bytes(networks.build(args.network, train.K, train.T, train.size, args.width), args.train_epochs, dtype)
     run.resume()
     run.say(f"{args.num_experts} experts of {args.train_epochs} epochs take {args.num_experts * size / 1e9:.2f} GB in {run.folder}")
     check_space(run.folder, (args.num_experts - run.iteration) * size, "a buffer",
@@ -95,6 +95,7 @@ def parser():
     group.add_argument("--batch_train", type=options.positive, default=256, help="batch size (%(default)s)")
     group.add_argument("--buffer_dtype", default="float32", choices=DTYPES,
                        help="number format on disk; bfloat16 halves it, and rounds by about as much as a few small steps move (%(default)s)")
+    options.add_width(group)
     options.add_temporal_options(parser, synthetic=False)
     parser.set_defaults(network="ConvNet3D")
     return parser

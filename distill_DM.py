@@ -26,13 +26,14 @@ class DistributionMatching(nn.Module):
     not grow with the number of classes. Of several processes each takes some of the classes, of the same clips and videos that one would draw.
     """
 
-    def __init__(self, clips, batch_real, precision="fp32", segments=1, compile=False):
+    def __init__(self, clips, batch_real, precision="fp32", segments=1, width=networks.WIDTH, compile=False):
         super().__init__()
         self.clips, self.batch_real, self.precision, self.segments = clips, batch_real, precision, segments
-        self.compiled, self.at_once = compile, clips_at_once(clips.T, clips.size, clips.device)
+        self.width, self.compiled, self.at_once = width, compile, clips_at_once(clips.T, clips.size, clips.device, width)
 
     def forward(self, synset):
-        net = networks.build("ConvNet3D", self.clips.K, self.clips.T, self.clips.size, self.compiled).to(self.clips.device).requires_grad_(False)
+        net = networks.build("ConvNet3D", self.clips.K, self.clips.T, self.clips.size, self.width, self.compiled)
+        net = net.to(self.clips.device).requires_grad_(False)
         frames = random_segment(self.clips.T, self.segments, LEAST_FRAMES // 2)   # of a step, clips and videos alike
         classes = own(synset.K)                                            # of a range, first to last
         real = self.real_means(net, frames, classes)                       # (classes, F)
@@ -78,7 +79,7 @@ def prepare(args):
 
 
 def make_matching(args, clips):
-    return DistributionMatching(clips.reduced(args.n_real), args.batch_real, args.precision, args.segments, args.compile)
+    return DistributionMatching(clips.reduced(args.n_real), args.batch_real, args.precision, args.segments, args.width, args.compile)
 
 
 def add_matching_options(parser):

@@ -37,12 +37,12 @@ class TrajectoryMatching(nn.Module):
     """
 
     def __init__(self, experts, student, clips, *, syn_steps, expert_epochs, max_start_epoch, step_size, learn_step_size, batch_syn=None,
-                 precision="fp32", segments=1, trajectories=1):
+                 precision="fp32", segments=1, trajectories=1, width=networks.WIDTH):
         super().__init__()
         self.experts, self.student, self.device, self.precision = experts, student, clips.device, precision
         self.syn_steps, self.expert_epochs, self.max_start_epoch, self.batch_syn = syn_steps, expert_epochs, max_start_epoch, batch_syn
         self.segments, self.trajectories = segments, trajectories
-        self.at_once = max(1, clips_at_once(clips.T, clips.size, clips.device) // 2)  # a graph of gradients takes twice the memory
+        self.at_once = max(1, clips_at_once(clips.T, clips.size, clips.device, width) // 2)  # a graph of gradients takes twice the memory
         self.students = [] if self.device.type == "cuda" else DiskStack()
         self.step_size = nn.Parameter(torch.tensor(float(step_size)), requires_grad=learn_step_size)
         self.register_buffer("visits", torch.tensor(0))
@@ -138,19 +138,19 @@ def prepare(args):
     """Files besides the clips that the matching reads: the buffer's."""
     if args.lr_teacher < LEAST_STEP_SIZE:
         raise ValueError(f"--lr_teacher {args.lr_teacher:g} must be at least {LEAST_STEP_SIZE}, below which the step size never falls")
-    same = "frames", "size", "stride", "train_clips", "data_path", "list_path", "frames_path", "n_real", "segments"
+    same = "frames", "size", "stride", "train_clips", "data_path", "list_path", "frames_path", "n_real", "segments", "width"
     if not args.buffer_path:
         args.buffer_path = options.find_run(args, "buffer", same, "buffer of experts", ["bash", "sh/baseline/buffer.sh", "GPU", args.dataset],
                                             "--buffer_path")
-    elif (args.buffer_path / "config.json").exists() and (other := options.differing(args, args.buffer_path, ("frames", "size", "n_real", "segments"))):
-        raise ValueError(f"the experts in {args.buffer_path} were trained on other data: another {' and '.join(other)}")
+    elif (args.buffer_path / "config.json").exists() and (other := options.differing(args, args.buffer_path, ("frames", "size", "n_real", "segments", "width"))):
+        raise ValueError(f"the experts in {args.buffer_path} were trained on other data or are other networks: another {' and '.join(other)}")
     elif (args.buffer_path / "config.json").exists() and not (args.buffer_path / "result.json").exists():
         raise ValueError(f"the experts in {args.buffer_path} are not finished: let buffer.py end first")
     return buffer_files(args.buffer_path)
 
 
 def make_matching(args, clips):
-    net = networks.build("ConvNet3D", clips.K, clips.T, clips.size).to(clips.device)
+    net = networks.build("ConvNet3D", clips.K, clips.T, clips.size, args.width).to(clips.device)
     if args.trajectories_per_step < world_size():
         print(f"{args.trajectories_per_step} of {world_size()} processes match, as a step has no more trajectories; all evaluate "
               f"(--trajectories_per_step {world_size()} employs all, and is another algorithm)")
@@ -159,7 +159,7 @@ def make_matching(args, clips):
     return TrajectoryMatching(experts, FlatNetwork(net), clips, syn_steps=args.syn_steps, expert_epochs=args.expert_epochs,
                               max_start_epoch=args.max_start_epoch, step_size=args.lr_teacher, learn_step_size=args.train_lr,
                               batch_syn=args.batch_syn, precision=args.precision, segments=args.segments,
-                              trajectories=args.trajectories_per_step).to(clips.device)
+                              trajectories=args.trajectories_per_step, width=args.width).to(clips.device)
 
 
 def add_matching_options(parser):

@@ -5,6 +5,8 @@ import tempfile
 
 import torch
 
+from networks import WIDTH
+
 PRECISIONS = ("fp32", "tf32", "bf16")
 
 
@@ -30,15 +32,16 @@ def autocast(device, precision):
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
 
 
-def clips_at_once(frames, size, device):
-    """How many clips of T frames go through ConvNet3D together within the memory budget: 0.5 GB on a CPU, an eighth of a GPU's memory.
+def clips_at_once(frames, size, device, width=WIDTH):
+    """How many clips of T frames go through ConvNet3D of that width together within the memory budget: 0.5 GB on a CPU, an eighth of a GPU's memory.
 
     Of all its memory, not of what is free: the split decides how sums are rounded, and a resumed run must split as before.
 
-    A clip's activations are mostly those of the first block, 64·T·(size/2)² numbers, kept about four times.
+    A clip's activations are mostly those of the first block, width/2·T·(size/2)² numbers, kept about four times; the clip itself and what is made
+    of it weigh as much as 16 channels do.
     """
     budget = torch.cuda.mem_get_info(device)[1] / 8 if device.type == "cuda" else 2 ** 29
-    return max(1, min(1024, int(budget / (4 * 4 * 64 * frames * (size / 2) ** 2))))
+    return max(1, min(1024, int(budget / (4 * 4 * max(width // 2, 16) * frames * (size / 2) ** 2))))
 
 
 class KnownGradient(torch.autograd.Function):

@@ -52,11 +52,11 @@ def select(clips, ipc, method, features):
 
 
 @torch.inference_mode()
-def embed_all(net, clips, precision):
+def embed_all(net, clips, precision, width=networks.WIDTH):
     """Embeddings of all clips, unmirrored, (n, F) float32 on the CPU."""
     net.eval()
     features = []
-    for index in torch.arange(len(clips)).split(clips_at_once(clips.T, clips.size, clips.device)):
+    for index in torch.arange(len(clips)).split(clips_at_once(clips.T, clips.size, clips.device, width)):
         with autocast(clips.device, precision):
             features.append(net.embed(clips.draw(index)).float().cpu())
     if not finite(features):
@@ -67,16 +67,16 @@ def embed_all(net, clips, precision):
 def feature_network(run, args, clips):
     """A ConvNet3D trained on all clips, from a file beside the runs where one of the same settings is there."""
     values = [args.feature_epochs, args.feature_lr, args.feature_batch, args.seed, args.precision, options.list_digest(args), clips.T, clips.size,
-              args.stride, args.train_clips]
+              args.stride, args.train_clips, args.width]
     path = run.folder.parent / f"feature_network_{stream_seed(*values):015x}.pt"
     if path.exists():
-        net = networks.build("ConvNet3D", clips.K, clips.T, clips.size).to(clips.device)
+        net = networks.build("ConvNet3D", clips.K, clips.T, clips.size, args.width).to(clips.device)
         net.load_state_dict(load(path))
         return net
     with random_stream(stream_seed("features", *values)), progress(total=args.feature_epochs, desc="feature network", unit="epoch") as bar:
-        net = networks.build("ConvNet3D", clips.K, clips.T, clips.size).to(clips.device)
-        top1 = train(net, RealSet(clips), args.feature_epochs, args.feature_lr, args.feature_batch, clips_at_once(clips.T, clips.size, clips.device),
-                     args.precision, bar)
+        net = networks.build("ConvNet3D", clips.K, clips.T, clips.size, args.width).to(clips.device)
+        top1 = train(net, RealSet(clips), args.feature_epochs, args.feature_lr, args.feature_batch,
+                     clips_at_once(clips.T, clips.size, clips.device, args.width), args.precision, bar)
     if not finite(net.state_dict().values()):
         raise ValueError("the feature network's weights are not finite: lower --feature_lr")
     run.say(f"the feature network has {top1:.1f} % top1 on its training clips")
@@ -94,7 +94,7 @@ def main(args):
         if args.method == "random":
             synset = PixelSet(real_videos(clips, args.ipc), clips.K)
         else:
-            chosen = broadcast(select(clips, args.ipc, args.method, embed_all(feature_network(run, args, clips), clips, args.precision))
+            chosen = broadcast(select(clips, args.ipc, args.method, embed_all(feature_network(run, args, clips), clips, args.precision, args.width))
                                if rank() == 0 else None)
             synset = PixelSet(clips.draw(chosen), clips.K)
         record(run, synset, test, evaluate(synset, test, **options.evaluation_values(args)))

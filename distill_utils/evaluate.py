@@ -27,25 +27,26 @@ from utils import broadcast, gather, own, progress, random_stream, rank, read_co
 
 
 def evaluate(synset, test, *, network="ConvNet3D", num_eval=3, epochs=500, lr=0.01, batch_size=256, seed=0, precision="fp32",
-             compile=False):
+             width=networks.WIDTH, compile=False):
     """Train `num_eval` fresh networks on the set and test them.
 
     Args:
         synset: a synthetic set, or RealSet; drawn anew each epoch.
         test: the test Clips.
         seed: of the evaluation's own random stream; the run's random state is left as it was.
+        width: of ConvNet3D.
 
     Several processes share the networks; each has the same result but for the seconds.
 
     Returns a dict of plain values: `top1`, `top5` over clips and `video_top1` (logits averaged over a video's clips), each the mean over
-    networks in percent with its `_std`; `per_class` top-1 in percent; `confusion`, counts of clips of all networks, a row for each true class; `storage` in bytes; `lr`; `seconds`; `train_top1` on the set itself.
+    networks in percent with its `_std`; `per_class` top-1 in percent; `confusion`, counts of clips of all networks, a row for each true class; `storage` in bytes; `lr`; `width`; `seconds`; `train_top1` on the set itself.
     """
-    start, at_once = time.perf_counter(), networks.clips_together(network, clips_at_once(test.T, test.size, test.device))
+    start, at_once = time.perf_counter(), networks.clips_together(network, clips_at_once(test.T, test.size, test.device, width))
     frozen, scores = synset.frozen(), []
     with progress(total=len(own(num_eval)) * epochs, desc="evaluating", unit="epoch", leave=False) as bar:
         for number in own(num_eval):
             with random_stream(seed * 1000 + 1 + number):
-                net = networks.build(network, test.K, test.T, test.size, compile).to(test.device)
+                net = networks.build(network, test.K, test.T, test.size, width, compile).to(test.device)
                 train_top1 = train(net, frozen, epochs, lr, batch_size, at_once, precision, bar)
             scores.append({**score(predict(net, test, precision, at_once), test), "train_top1": train_top1})
     result, scores = {}, gather(scores)
@@ -55,7 +56,7 @@ def evaluate(synset, test, *, network="ConvNet3D", num_eval=3, epochs=500, lr=0.
     result["per_class"] = torch.stack([each["per_class"] for each in scores]).mean(0).tolist()
     result["confusion"] = torch.stack([each["confusion"] for each in scores]).sum(0).tolist()
     result["train_top1"] = sum(each["train_top1"] for each in scores) / num_eval
-    return {**result, "networks": [each["top1"] for each in scores], "storage": synset.storage(), "lr": lr,
+    return {**result, "networks": [each["top1"] for each in scores], "storage": synset.storage(), "lr": lr, "width": width,
             "seconds": time.perf_counter() - start}
 
 
@@ -192,7 +193,7 @@ class RunSettings(argparse.Action):
     """Takes the run's own settings as defaults of the flags that follow."""
 
     TAKEN = ("dataset", "data_path", "list_path", "frames_path", "frames", "size", "stride", "train_clips", "test_clips", "seed", "precision",
-             "num_eval", "epoch_eval_train", "lr_net", "batch_train")
+             "num_eval", "epoch_eval_train", "lr_net", "batch_train", "width")
     PATHS = ("data_path", "list_path", "frames_path")
 
     def __call__(self, parser, namespace, run, option=None):

@@ -12,7 +12,7 @@ import shutil
 from distill_utils.compute import PRECISIONS, set_precision
 from distill_utils.datasets import DATASETS, read_videos
 from distill_utils.clips import load_clips
-from networks import INTERPOLATIONS, NETWORKS, build
+from networks import INTERPOLATIONS, NETWORKS, WIDTH, build
 from utils import ROOT, Run, broadcast, find_device, first_goes_ahead, read_config
 
 # Flags that change no result, so that they do not choose the run's folder.
@@ -70,6 +70,7 @@ def add_evaluation_options(parser, eval_it=None, lr_net=0.01):
         group.add_argument("--eval_it", type=positive, default=eval_it,
                            help="iterations from one evaluation to the next; more than --Iteration: only at the end (%(default)s)")
     group.add_argument("--network", default="ConvNet3D", help=f"trained on the set: one of {', '.join(NETWORKS)} (%(default)s)")
+    add_width(group)
     group.add_argument("--num_eval", type=positive, default=3, help="fresh networks of each evaluation (%(default)s)")
     group.add_argument("--epoch_eval_train", type=positive, default=500, help="epochs that each is trained (%(default)s)")
     group.add_argument("--lr_net", type=rate, default=lr_net, help="their learning rate, a tenth of it after half of the epochs "
@@ -106,6 +107,12 @@ def add_temporal_options(parser, synthetic=True):
                        help="pieces of T/segments frames that clips and videos are cut into; each step matches a random one (%(default)s)")
 
 
+def add_width(group):
+    group.add_argument("--width", type=even, default=WIDTH,
+                       help="channels of ConvNet3D's second and third block, twice its first's, wherever a script builds it; 32 is a tenth of the work "
+                       "and explores, the paper's 128 reports (%(default)s)")
+
+
 def add_batch_real(group, default):
     group.add_argument("--batch_real", type=positive, default=default, metavar="B",
                        help="real clips per class and step, as far as there are so many (%(default)s)")
@@ -117,6 +124,12 @@ def positive(text):
 
 def count(text):
     return number(text, int, 0, math.inf, "a whole number of at least 0")
+
+
+def even(text):
+    if (value := number(text, int, 2, math.inf, "an even number of at least 2")) % 2:
+        raise argparse.ArgumentTypeError(f"{text!r} is not an even number of at least 2")
+    return value
 
 
 def rate(text):
@@ -177,6 +190,7 @@ def find_run(args, name, same, wanted, launcher, flag):
     """
     folder, mine, defaults = args.save_path / dataset_label(args), vars(args), script_parser("")
     add_temporal_options(defaults)
+    add_width(defaults)
     for place in (folder, ROOT / "results" / dataset_label(args)):  # a study has a folder of its own, and the experts of all
         found = [path.parent for path in sorted(place.glob(f"{name}_*/result.json")) if not differing(args, path.parent, same)]
         if found:
@@ -192,7 +206,7 @@ def find_run(args, name, same, wanted, launcher, flag):
 def differing(args, folder, same):
     """Which of the settings `same`, or "list", are not those that the run in `folder` was made with; None stands for the data set's own."""
     made, row = read_config(folder / "config.json")["settings"], DATASETS[args.dataset]
-    mine, own = vars(args) | {"list_digest": list_digest(args)}, {"frames": row.T, "size": row.size, "stride": row.stride, "segments": 1}
+    mine, own = vars(args) | {"list_digest": list_digest(args)}, {"frames": row.T, "size": row.size, "stride": row.stride, "segments": 1, "width": WIDTH}
 
     def value(settings, key):
         return own.get(key) if settings.get(key) is None else as_setting(settings[key])
@@ -216,7 +230,7 @@ def check(args, per_class=1, networks=()):
     if args.compile and device.type == "cpu" and not shutil.which(os.environ.get("CXX", "g++")):
         raise ValueError("--compile needs a C++ compiler here: install g++, or leave it out")
     for network in networks or [args.network]:
-        build(network, 1, args.frames or dataset.T, args.size or dataset.size)  # refuses clips that are too small
+        build(network, 1, args.frames or dataset.T, args.size or dataset.size, args.width)  # refuses clips that are too small
     check_temporal(args, args.frames or dataset.T)
     videos, _ = list_videos(args)
     counts = videos.label[videos.split == "train"].value_counts() * (args.train_clips if dataset.rule == "stride" else 1)
@@ -249,4 +263,4 @@ def selection_values(args):
 def evaluation_values(args, lr=None):
     """The named values of `evaluate` that the flags give; `lr` where they give no --lr_net."""
     return dict(network=args.network, num_eval=args.num_eval, epochs=args.epoch_eval_train, lr=lr if args.lr_net is None else args.lr_net,
-                batch_size=args.batch_train, seed=args.seed, precision=args.precision, compile=args.compile)
+                batch_size=args.batch_train, seed=args.seed, precision=args.precision, width=args.width, compile=args.compile)

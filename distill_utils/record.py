@@ -14,7 +14,8 @@ def record(run, synset, clips, result, matching=None):
     run.say(f"iteration {run.iteration}: {summary(result, headline)}; best on test {best['value']:.1f} at iteration {best['iteration']}")
     if rank() == 0:
         save({"kind": type(synset).__name__, **synset.content(), "ipc": synset.N, "class_names": clips.class_names,
-              "dataset": clips.dataset, "frames": clips.T, "iteration": run.iteration, "lr": result["lr"], **learned}, run.folder / "distilled.pt")
+              "dataset": clips.dataset, "frames": clips.T, "iteration": run.iteration, "lr": result["lr"], "width": result["width"],
+              **learned}, run.folder / "distilled.pt")
         save_pictures(synset, run.folder)
     run.result = result
     run.checkpoint()

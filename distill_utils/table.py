@@ -10,7 +10,7 @@ import pandas as pd
 from distill_utils.datasets import DATASETS, read_json
 from utils import atomic_write, read_config, run_script
 
-SETTINGS = ("ipc", "spc", "dpc", "n_syn", "interpolation", "n_real", "segments", "init", "lr_img", "lr_dynamic", "method", "network", "Iteration")
+SETTINGS = ("ipc", "spc", "dpc", "n_syn", "interpolation", "n_real", "segments", "init", "lr_img", "lr_dynamic", "method", "network", "width", "Iteration")
 FIGURES = ("top1", "top1_std", "top5", "top5_std", "video_top1", "video_top1_std", "storage", "seconds_per_iteration", "steps", "peak_memory", "seconds")
 
 

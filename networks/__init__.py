@@ -4,7 +4,7 @@ import functools
 import torch
 
 from .convnet import ConvNet
-from .convnet3d import ConvNet3D
+from .convnet3d import WIDTH, ConvNet3D
 from .flat import FlatNetwork
 from .hallucinator import Hallucinator
 from .interpolation import INTERPOLATIONS, Interpolation
@@ -30,14 +30,15 @@ def clips_together(name, budget):
     return 16 if name.endswith("_18") else max(1, budget // ACTIVATIONS.get(name, 6))
 
 
-def build(name, num_classes, frames, size, compile=False):
+def build(name, num_classes, frames, size, width=WIDTH, compile=False):
     """A fresh video classifier for K classes and clips of `frames` frames of `size` pixels; its weights come from torch's generator.
 
+    width: channels of ConvNet3D's last block; the other networks have one width.
     With `compile` through torch.compile, once for all fresh networks; it cannot be differentiated twice.
     """
     if name not in NETWORKS:
         raise ValueError(f"unknown network {name!r}: choose one of {', '.join(NETWORKS)}")
-    net = NETWORKS[name](num_classes, frames, size)
+    net = NETWORKS[name](num_classes, frames, size, **({"width": width} if name == "ConvNet3D" else {}))
     if compile:
         net.compile(dynamic=False)
         if hasattr(net, "embed"):

@@ -19,7 +19,7 @@ def random_clips(labels, num_classes, *, T=4, size=8, videos=None, seed=0):
 class TinyNet(nn.Module):
     """A classifier with the interface of ConvNet3D, no dropout, smooth: gradients agree to rounding."""
 
-    def __init__(self, num_classes, frames, size):
+    def __init__(self, num_classes, frames, size, width=None):
         super().__init__()
         self.convolution = nn.Conv3d(3, 5, 3, stride=2)
         self.logits = nn.Linear(5 * ((frames - 3) // 2 + 1) * ((size - 3) // 2 + 1) ** 2, num_classes)

@@ -64,7 +64,7 @@ def results():
     normalize = clips_module.normalize
     clips_module.normalize = lambda pixels: normalize(pixels).double()
     convnet3d = networks.NETWORKS["ConvNet3D"]
-    networks.NETWORKS["ConvNet3D"] = lambda *settings: TinyNet(*settings).double()
+    networks.NETWORKS["ConvNet3D"] = lambda *settings, width: TinyNet(*settings).double()
     distill_DC.ConvNet = lambda *settings: ConvNet(*settings).double()
     torch.manual_seed(0)
     try:
