@@ -33,8 +33,8 @@ def train_expert(net, clips, epochs, lr, batch_size, precision, seeds, segments=
         yield epoch, loss, top1
 
 
-def make_expert(folder, number, train, test, dtype, args):
-    """Trains an expert and writes its file; returns a line of metrics for each epoch."""
+def make_expert(folder, number, train, seen, dtype, args):
+    """Trains an expert and writes its file; returns a line of metrics, of the Clips `seen`, for each epoch."""
     seeds, lines = ("expert", args.seed, number), []
     with random_stream(stream_seed(*seeds)):
         net = networks.build(args.network, train.K, train.T, train.size, args.width, args.compile).to(train.device)
@@ -44,10 +44,10 @@ def make_expert(folder, number, train, test, dtype, args):
                                               args.precision, seeds, args.segments, args.width):
             trajectory.append(snapshot(net, dtype))
             check_epoch(*trajectory[-2:])
-            tested = score(predict(net, test, args.precision), test)
-            lines.append({"iteration": number, "epoch": epoch, "loss": loss, "train_top1": top1,
-                          **{name: tested[name] for name in ("top1", "top5", "video_top1")}})
-            bar.set_postfix(loss=f"{loss:.3f}", train=f"{top1:.1f}", test=f"{tested['top1']:.1f}", refresh=False)
+            figures = score(predict(net, seen, args.precision), seen)
+            lines.append({"iteration": number, "epoch": epoch, "split": seen.split, "loss": loss, "train_top1": top1,
+                          **{name: figures[name] for name in ("top1", "top5", "video_top1")}})
+            bar.set_postfix(loss=f"{loss:.3f}", train=f"{top1:.1f}", **{seen.split: f"{figures['top1']:.1f}"}, refresh=False)
             bar.update()
     save([trajectory], folder / f"replay_buffer_{number}.pt")
     return lines
@@ -56,7 +56,7 @@ def make_expert(folder, number, train, test, dtype, args):
 def main(args):
     device = options.check(args)
     run = options.start_run(args, "buffer")
-    train, test = options.load_data(args, "train"), options.load_data(args, "test")
+    train, seen, _ = options.load_splits(args)
     dtype = DTYPES[args.buffer_dtype]
     size = expert_bytes(networks.build(args.network, train.K, train.T, train.size, args.width), args.train_epochs, dtype)
     run.resume()
@@ -70,7 +70,7 @@ def main(args):
             break
         experts = range(number, min(number + world_size(), args.num_experts))
         with run.timed_step(len(experts)):
-            lines = gather([line for mine in experts[rank():rank() + 1] for line in make_expert(run.folder, mine, train, test, dtype, args)])
+            lines = gather([line for mine in experts[rank():rank() + 1] for line in make_expert(run.folder, mine, train, seen, dtype, args)])
         for line in lines:
             run.log(**line)
         run.checkpoint(experts.stop)

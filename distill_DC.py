@@ -102,7 +102,7 @@ def main(args):
     seed_everything(args.seed)
 
     # One random frame of each training video; the test is of whole clips, for which a frame is repeated.
-    train, test = options.load_data(args, "train", T=1), options.load_data(args, "test")
+    train, seen, test = options.load_splits(args, T=1)
     synset = StillSet(initial_static(train, args.spc, args.init), args.ipc or args.spc, test.T).to(device)
     matching = GradientMatching(train, args.batch_real, outer_loop, inner_loop, args.lr_net, args.batch_train, args.precision)
     optimizer = torch.optim.SGD(synset.parameters(), lr=args.lr_img, momentum=0.5)
@@ -110,12 +110,12 @@ def main(args):
 
     for _ in run.iterations(args.Iteration):
         if run.due(args.eval_it, args.Iteration):
-            record(run, synset, test, evaluate(synset, test, **options.evaluation_values(args)))
+            record(run, synset, seen, evaluate(synset, seen, **options.evaluation_values(args)))
         if run.iteration == args.Iteration:
             break
         with run.timed_step():
             matching.iterate(synset, optimizer, run.check_loss)
-    finish(run, test)
+    finish(run, synset, seen, test, **options.evaluation_values(args))
 
 
 def parser():

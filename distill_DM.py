@@ -93,7 +93,7 @@ def main(args):
     seed_everything(args.seed)
 
     # Real clips, and the videos that are to stand for them.
-    train, test = options.load_data(args, "train"), options.load_data(args, "test")
+    train, seen, test = options.load_splits(args)
     synset = initial_pixels(train, args.ipc, args.init, args.n_syn, args.interpolation)
     matching = make_matching(args, train)
     optimizer = torch.optim.SGD(synset.param_groups(args.lr_img, args.lr_interpolation), momentum=0.5)
@@ -101,11 +101,11 @@ def main(args):
 
     for _ in run.iterations(args.Iteration):
         if run.due(args.eval_it, args.Iteration):
-            record(run, synset, test, evaluate(synset, test, **options.evaluation_values(args)))
+            record(run, synset, seen, evaluate(synset, seen, **options.evaluation_values(args)))
         if run.iteration == args.Iteration:
             break
         run.step(lambda: matching(synset), optimizer)
-    finish(run, test)
+    finish(run, synset, seen, test, **options.evaluation_values(args))
 
 
 def parser():

@@ -138,11 +138,11 @@ def prepare(args):
     """Files besides the clips that the matching reads: the buffer's."""
     if args.lr_teacher < LEAST_STEP_SIZE:
         raise ValueError(f"--lr_teacher {args.lr_teacher:g} must be at least {LEAST_STEP_SIZE}, below which the step size never falls")
-    same = "frames", "size", "stride", "train_clips", "data_path", "list_path", "frames_path", "n_real", "segments", "width"
+    same = "frames", "size", "stride", "train_clips", "data_path", "list_path", "frames_path", "n_real", "segments", "width", "validation"
     if not args.buffer_path:
         args.buffer_path = options.find_run(args, "buffer", same, "buffer of experts", ["bash", "sh/baseline/buffer.sh", "GPU", args.dataset],
                                             "--buffer_path")
-    elif (args.buffer_path / "config.json").exists() and (other := options.differing(args, args.buffer_path, ("frames", "size", "n_real", "segments", "width"))):
+    elif (args.buffer_path / "config.json").exists() and (other := options.differing(args, args.buffer_path, ("frames", "size", "n_real", "segments", "width", "validation"))):
         raise ValueError(f"the experts in {args.buffer_path} were trained on other data or are other networks: another {' and '.join(other)}")
     elif (args.buffer_path / "config.json").exists() and not (args.buffer_path / "result.json").exists():
         raise ValueError(f"the experts in {args.buffer_path} are not finished: let buffer.py end first")
@@ -184,7 +184,7 @@ def main(args):
     seed_everything(args.seed)
 
     # Real clips, and the videos that are to stand for them.
-    train, test = options.load_data(args, "train"), options.load_data(args, "test")
+    train, seen, test = options.load_splits(args)
     synset = initial_pixels(train, args.ipc, args.init, args.n_syn, args.interpolation)
     matching = make_matching(args, train)
     groups = [*synset.param_groups(args.lr_img, args.lr_interpolation), {"params": list(matching.parameters()), "lr": args.lr_lr}]
@@ -194,11 +194,11 @@ def main(args):
 
     for _ in run.iterations(args.Iteration):
         if run.due(args.eval_it, args.Iteration):
-            record(run, synset, test, evaluate(synset, test, **options.evaluation_values(args, matching.eval_lr())), matching)
+            record(run, synset, seen, evaluate(synset, seen, **options.evaluation_values(args, matching.eval_lr())), matching)
         if run.iteration == args.Iteration:
             break
         run.step(lambda: matching(synset), optimizer, last_good)
-    finish(run, test)
+    finish(run, synset, seen, test, **options.evaluation_values(args, matching.eval_lr()))
 
 
 def parser():

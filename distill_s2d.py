@@ -23,7 +23,7 @@ METHODS = {"DM": distill_DM, "MTT": distill_MTT}
 
 def find_static(args, spc):
     """The static memory that distill_DC.py made of the same data with as many frames per class."""
-    same = "data_path", "list_path", "frames_path", "size", "stride", "train_clips", "seed"
+    same = "data_path", "list_path", "frames_path", "size", "stride", "train_clips", "seed", "validation"
     folder = options.find_run(args, f"DC_spc{spc}", same, f"static memory of {spc} frames per class",
                               ["bash", "sh/s2d/DC.sh", "GPU", args.dataset, str(spc)], "--path_static")
     return folder / "distilled.pt"
@@ -40,7 +40,7 @@ def main(args):
     seed_everything(args.seed)
 
     # Real clips; the static memory, and the dynamic memory and hallucinator that are to move it.
-    train, test = options.load_data(args, "train"), options.load_data(args, "test")
+    train, seen, test = options.load_splits(args)
     static = load_static(args.path_static, train.K, spc, train.size)
     dynamic = initial_dynamic(train, static, args.ipc, dpc, args.init_dynamic)
     synset = StaticDynamicSet(static, dynamic, Hallucinator(args.init_hal), args.ipc).to(device)
@@ -53,11 +53,11 @@ def main(args):
 
     for _ in run.iterations(args.Iteration):
         if run.due(args.eval_it, args.Iteration):
-            record(run, synset, test, evaluate(synset, test, **options.evaluation_values(args, matching.eval_lr())), matching)
+            record(run, synset, seen, evaluate(synset, seen, **options.evaluation_values(args, matching.eval_lr())), matching)
         if run.iteration == args.Iteration:
             break
         run.step(lambda: matching(synset), optimizer, last_good)
-    finish(run, test)
+    finish(run, synset, seen, test, **options.evaluation_values(args, matching.eval_lr()))
 
 
 def parser():

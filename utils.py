@@ -532,7 +532,7 @@ class Run:
     def finish(self, **result):
         path = self.folder / "result.json"
         if rank() == 0 and not path.exists():  # a finished run that is started again changes nothing
-            save_json({"iteration": self.iteration, **result, "best_on_test": self.best, "steps": self.steps, "refused": self.refused,
+            save_json({"iteration": self.iteration, **result, "steps": self.steps, "refused": self.refused,
                        "seconds_per_iteration": self.seconds / self.steps if self.steps else None}, path)
         if self.wandb:
             self.wandb.finish()

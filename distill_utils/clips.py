@@ -43,12 +43,12 @@ def denormalize(values):
 
 
 class Clips:
-    """All clips of one split. labels, videos: (n,) int64 on the CPU, the class and the video of each clip."""
+    """All clips of a `split`. labels, videos: (n,) int64 on the CPU, the class and the video of each clip."""
 
-    def __init__(self, take, resident, labels, videos, class_names, dataset, T, size, device):
+    def __init__(self, take, resident, labels, videos, class_names, dataset, T, size, device, split="test"):
         self.take, self.resident = take, resident
         self.labels, self.videos, self.class_names, self.K = labels, videos, class_names, len(class_names)
-        self.dataset, self.T, self.size, self.device, self.shown = dataset, T, size, device, slice(None)
+        self.dataset, self.T, self.size, self.device, self.split, self.shown = dataset, T, size, device, split, slice(None)
         starts = self.counts().cumsum(0) - self.counts()
         self.rank_in_class = torch.arange(len(labels)) - starts[labels.sort().values]  # of clips sorted by class
 
@@ -91,7 +91,7 @@ class Clips:
 
 
 def load_clips(dataset, *, split, pack=True, pack_path=None, device="cpu", workers=None, **settings):
-    """The clips of a split ("train" or "test") of a data set by its name; `settings` are those of `select`.
+    """The clips of a split ("train", "validation" or "test") of a data set by its name; `settings` are those of `select`.
 
     With `pack` the clips are decoded once, into a file under `pack_path`, and later calls read no frame folder.
     ValueError names what is wrong with the list, a folder, a frame or a flag.
@@ -103,26 +103,41 @@ def load_clips(dataset, *, split, pack=True, pack_path=None, device="cpu", worke
     if pack:
         packed = open_pack(selection.pack(pack_path), selection.shape, lambda: FrameFolders(selection, workers))
         if device.type == "cuda" and packed.clips.numel() <= torch.cuda.mem_get_info(device)[0] // 2:
-            resident = packed.clips.to(device)
+            resident = packed.clips[selection.used].to(device)
         else:
             take = packed.take
     else:
         take = FrameFolders(selection, workers).take
+    if take and not selection.used.all():
+        take = taking(take, selection.used.nonzero().flatten())
     codes = pd.Categorical(selection.videos.label, categories=selection.class_names).codes
-    labels, clips = torch.from_numpy(codes.astype(np.int64)), selection.positions.shape[1]
-    return Clips(take, resident, labels.repeat_interleave(clips), torch.arange(len(labels)).repeat_interleave(clips),
-                 selection.class_names, dataset, row.T, row.size, device)
+    labels = torch.from_numpy(codes.astype(np.int64)).repeat_interleave(selection.positions.shape[1])[selection.used]
+    videos = torch.arange(len(selection.videos)).repeat_interleave(selection.positions.shape[1])[selection.used]
+    return Clips(take, resident, labels, videos.unique(return_inverse=True)[1], selection.class_names, dataset, row.T, row.size, device, split)
+
+
+def taking(take, numbers):
+    """`take` of the clips `numbers` alone, counted from 0."""
+    return lambda index, batch: take(numbers[index], batch)
 
 
 @dataclasses.dataclass(frozen=True)
 class Selection:
-    """What the clips of a split are, before any frame is read. positions: (videos, clips), where each starts in its video."""
+    """What the clips of a split are, before any frame is read. positions: (videos, clips), where each starts in its video.
+
+    Of "train" these are all training videos, so that one pack serves whatever is held out for validation.
+    """
     row: DataSet
     split: str
     videos: pd.DataFrame
     class_names: list
     positions: np.ndarray
     seed: int
+
+    @property
+    def used(self):
+        """Which of the clips are of the split, (n,) bool: not those of videos that are held out."""
+        return torch.from_numpy((self.videos.split == self.split).to_numpy().repeat(self.positions.shape[1]))
 
     @property
     def shape(self):
@@ -140,8 +155,9 @@ class Selection:
 
 
 def select(dataset, *, split, data_path=None, list_path=None, frames_path=None, T=None, size=None, stride=None,
-           train_clips=1, test_clips=3, seed=0):
-    """The Selection of a data set by its name; T, size and stride default to the data set's own."""
+           train_clips=1, test_clips=3, seed=0, validation=0.0):
+    """The Selection of a data set by its name; T, size and stride default to the data set's own. validation: share of the training videos that is
+    held out; its clips are chosen as test clips are."""
     check_positive(frames=T, size=size, stride=stride, train_clips=train_clips, test_clips=test_clips)
     if seed < 0:
         raise ValueError(f"--seed {seed} must be at least 0")
@@ -149,8 +165,8 @@ def select(dataset, *, split, data_path=None, list_path=None, frames_path=None, 
     row = dataclasses.replace(row, T=T or row.T, size=size or row.size, stride=stride or row.stride)
     if row.T == 1:
         row = dataclasses.replace(row, rule="stride")  # static learning: a random frame, not the first
-    videos, class_names = read_videos(dataset, data_path, list_path, frames_path)
-    videos = videos[videos.split == split]
+    videos, class_names = read_videos(dataset, data_path, list_path, frames_path, validation)
+    videos = videos[videos.split.isin(["train", "validation"]) if split == "train" else videos.split == split]
     if videos.empty:
         raise ValueError(f"the list of {dataset} has no {split} videos: give another one by --list_path")
     clips = 1 if row.rule == "all" else train_clips if split == "train" else test_clips

@@ -13,7 +13,7 @@ from distill_utils.compute import autocast, clips_at_once
 from distill_utils import options
 from distill_utils.evaluate import RealSet, evaluate, train
 from distill_utils.record import finish, record
-from distill_utils.synset import PixelSet, real_videos
+from distill_utils.synset import PixelSet, load_set, real_videos
 from utils import broadcast, finite, load, progress, random_stream, rank, run_script, save, seed_everything, stream_seed
 
 
@@ -88,17 +88,19 @@ def main(args):
     options.check(args, args.ipc)
     run = options.start_run(args, f"coreset_{args.method}_ipc{args.ipc}")
     seed_everything(args.seed)
-    clips, test = options.load_data(args, "train"), options.load_data(args, "test")
+    clips, seen, test = options.load_splits(args)
     run.resume()
-    if run.result is None:
+    if run.result:
+        synset, _ = load_set(run.folder / "distilled.pt")
+    else:
         if args.method == "random":
             synset = PixelSet(real_videos(clips, args.ipc), clips.K)
         else:
             chosen = broadcast(select(clips, args.ipc, args.method, embed_all(feature_network(run, args, clips), clips, args.precision, args.width))
                                if rank() == 0 else None)
             synset = PixelSet(clips.draw(chosen), clips.K)
-        record(run, synset, test, evaluate(synset, test, **options.evaluation_values(args)))
-    finish(run, test)
+        record(run, synset, seen, evaluate(synset, seen, **options.evaluation_values(args)))
+    finish(run, synset.to(test.device), seen, test, **options.evaluation_values(args))
 
 
 def parser():

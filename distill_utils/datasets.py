@@ -2,6 +2,7 @@
 
 Letters: T frames of a clip. Nothing here opens an image; reading a list touches no frame folder.
 """
+import collections
 import dataclasses
 import functools
 import json
@@ -18,6 +19,7 @@ from utils import ROOT
 
 DATA_PATH = ROOT / "distill_utils" / "data"
 LIST_COLUMNS = ("folder_name", "label", "split")
+GROUP = "group"  # a further column of a list: videos of one person or source, which a hold-out keeps together
 SPLITS = {"train": "train", "test": "test", "val": "test", "validate": "test", "validation": "test"}
 CLASS_LIST = "class_list.json"  # of SSv2
 OUTSIDE = r"^/|^\.?$|(?:^|/)\.\.(?:/|$)|\0"  # absolute, empty, or climbing out of the frames' directory
@@ -25,7 +27,7 @@ OUTSIDE = r"^/|^\.?$|(?:^|/)\.\.(?:/|$)|\0"  # absolute, empty, or climbing out 
 
 # ---------------------------------------------------------------- lists: path -> table of folder, label, split
 
-def read_table(path, columns):
+def read_table(path, columns, optional=()):
     try:
         rows = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig", index_col=False)
     except ValueError as error:  # not text, ragged rows, no rows at all
@@ -33,11 +35,12 @@ def read_table(path, columns):
     missing = [column for column in columns if column not in rows]
     if missing:
         raise ValueError(f"{path} has no column {', '.join(missing)}: its header must name {','.join(columns)}")
-    return rows[list(columns)].fillna("").astype(object)  # rows that end early; of plain strings, which are read twice as fast as pandas' own
+    columns = [*columns, *(column for column in optional if column in rows)]
+    return rows[columns].fillna("").astype(object)  # rows that end early; of plain strings, which are read twice as fast as pandas' own
 
 
 def read_csv(path):
-    return read_table(path, LIST_COLUMNS).rename(columns={"folder_name": "folder"})
+    return read_table(path, LIST_COLUMNS, [GROUP]).rename(columns={"folder_name": "folder"})
 
 
 def read_kinetics(path):
@@ -112,11 +115,12 @@ def find_dataset(name):
 
 # ---------------------------------------------------------------- videos of a data set
 
-def read_videos(dataset, data_path=None, list_path=None, frames_path=None):
+def read_videos(dataset, data_path=None, list_path=None, frames_path=None, validation=0.0):
     """The videos of a data set by its name, in list order, and the names of its classes, sorted.
 
-    Returns a table with the columns folder (path of the video's frames), label (name of its class) and split ("train"
-    or "test"), and the list of names. ValueError for a list that is missing or breaks a rule.
+    Returns a table with the columns folder (path of the video's frames), label (name of its class), split ("train", "test", or "validation" for
+    a share `validation` of each class's training videos) and, where the list has it, group; and the list of names. ValueError for a list
+    that is missing or breaks a rule.
     """
     dataset = find_dataset(dataset)
     if dataset.name == "custom" and data_path is None:
@@ -135,16 +139,47 @@ def read_videos(dataset, data_path=None, list_path=None, frames_path=None):
         frames = only_directory(root) if dataset.name == "custom" else root / dataset.frames
     beside = [path.with_name(CLASS_LIST) for path in lists]
     written = tuple((path.stat().st_mtime_ns, path.stat().st_size) for path in (*lists, *beside) if path.is_file())
-    videos, class_names = read_lists(dataset, tuple(lists), frames, written)
+    videos, class_names = read_lists(dataset, tuple(lists), frames, written, validation)
     return videos.copy(deep=False), list(class_names)
 
 
 @functools.lru_cache(maxsize=1)  # a script asks several times, and a list of 240,000 videos takes a second
-def read_lists(dataset, lists, frames, written):
+def read_lists(dataset, lists, frames, written, validation):
     """As read_videos, of these files; `written` tells what stands in them now from what stood there before."""
     videos = pd.concat([checked(dataset.reader(path), path) for path in lists], ignore_index=True)
     class_names = check_together(videos, " and ".join(str(path) for path in lists))
+    if validation:
+        videos = videos.assign(split=hold_out(videos, validation))
     return videos.assign(folder=f"{frames}/" + videos.folder), class_names
+
+
+def hold_out(videos, share):
+    """The splits, in which "validation" takes the place of "train" for about a share of each class's training videos (METHOD 12): whole groups where
+    the list names them, else single videos. A function of the list and the share alone, so that runs of any seed hold out the same videos."""
+    train = videos[videos.split == "train"]
+    groups = train[GROUP].where(train[GROUP] != "", train.folder) if GROUP in train else train.folder
+    chosen = choose_groups(train.label, groups, share, seed=0)
+    if not chosen:
+        raise ValueError(f"--validation {share:g}: no group of training videos can be held out: the share is too small, or a class would be left untrained")
+    return videos.split.mask(groups.isin(chosen).reindex(videos.index, fill_value=False), "validation")
+
+
+def choose_groups(labels, groups, share, seed):
+    """Names of the groups of videos to set apart: in random order, each that brings the classes' videos set apart nearer to `share` and leaves all of
+    its own classes some videos. labels, groups: of each video."""
+    members, left = {}, collections.Counter(labels)
+    for label, group in zip(labels, groups):
+        members.setdefault(group, collections.Counter())[label] += 1
+    wanting = {label: share * count for label, count in left.items()}
+    chosen = set()
+    for name in np.random.default_rng(seed).permutation(sorted(members)):
+        counts = members[name]
+        nearer = sum(abs(wanting[label] - count) - abs(wanting[label]) for label, count in counts.items())
+        if nearer < 0 and all(left[label] > count for label, count in counts.items()):
+            chosen.add(name)
+            left -= counts
+            wanting |= {label: wanting[label] - count for label, count in counts.items()}
+    return chosen
 
 
 def checked(videos, path):

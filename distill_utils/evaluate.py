@@ -17,7 +17,7 @@ import networks
 from distill_utils.clips import coin_flips
 from distill_utils.compute import autocast, clips_at_once
 from distill_utils.datasets import read_json
-from distill_utils.options import (add_evaluation_options, check, digest, evaluation_values, list_digest, load_data, positive, script_parser, start_run,
+from distill_utils.options import (add_evaluation_options, check, digest, evaluation_values, list_digest, load_data, load_splits, positive, script_parser, start_run,
                                    tail)
 from distill_utils.record import finish, logged
 from distill_utils.synset import load_set
@@ -156,13 +156,15 @@ def full_data(args):
     """The accuracy of the full training set; with --n_real of clips of which only so many frames are kept, in training and testing."""
     run = start_run(args, "full" if args.n_real is None else f"full_{args.n_real}frames")
     seed_everything(args.seed)
-    train_clips, test = load_data(args, "train"), load_data(args, "test")
+    train_clips, seen, test = (clips.reduced(args.n_real) for clips in load_splits(args))
+    synset, values = RealSet(train_clips), evaluation_values(args, 0.01)
     run.resume()
     if run.result is None:
-        run.result = evaluate(RealSet(train_clips.reduced(args.n_real)), test.reduced(args.n_real), **evaluation_values(args, 0.01))
-        run.log(**logged(run.result))
+        run.result = evaluate(synset, seen, **values)
+        run.keep_best(run.result["top1"], std=run.result["top1_std"])
+        run.log(split=seen.split, **logged(run.result))
         run.checkpoint()
-    finish(run, test)
+    finish(run, synset, seen, test, **values)
 
 
 def across_networks(args):
@@ -192,7 +194,7 @@ def across_networks(args):
 class RunSettings(argparse.Action):
     """Takes the run's own settings as defaults of the flags that follow."""
 
-    TAKEN = ("dataset", "data_path", "list_path", "frames_path", "frames", "size", "stride", "train_clips", "test_clips", "seed", "precision",
+    TAKEN = ("dataset", "data_path", "list_path", "frames_path", "frames", "size", "stride", "train_clips", "test_clips", "seed", "precision", "validation",
              "num_eval", "epoch_eval_train", "lr_net", "batch_train", "width")
     PATHS = ("data_path", "list_path", "frames_path")
 

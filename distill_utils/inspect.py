@@ -151,6 +151,7 @@ def parser():
     add_data_options(parser, dataset=None)
     parser.add_argument("--seed", default=0, type=count, help="of the clips' starts (%(default)s)")
     parser.add_argument("--out", type=pathlib.Path, metavar="DIR", help="folder of contact_sheet.png and wrong_folders.txt (results/<data set>)")
+    parser.set_defaults(validation=0.0)  # it shows the list as it is
     return parser
 
 

@@ -3,7 +3,6 @@
 A table of videos has the columns video (its name in the official list), folder (of its frames, below the frames' directory), label and
 split ("train" or "test").
 """
-import collections
 import os
 import pathlib
 import re
@@ -11,7 +10,7 @@ import re
 import numpy as np
 import pandas as pd
 
-from distill_utils.datasets import CLASS_LIST, LIST_COLUMNS, check_together, checked, read_json, read_kinetics, read_table
+from distill_utils.datasets import CLASS_LIST, GROUP, LIST_COLUMNS, check_together, checked, choose_groups, read_json, read_kinetics, read_table
 from utils import atomic_write, save_json
 
 SUFFIXES = (".avi", ".divx", ".mp4", ".m4v", ".mov", ".qt", ".mkv", ".webm", ".mpg", ".mpeg", ".vob", ".ts", ".mts", ".m2ts", ".wmv", ".asf",
@@ -45,6 +44,8 @@ def ucf101(lists, name="ucf101_splits{}.csv", classes=None):
         unknown = videos.label[~videos.label.isin(known)]
         if len(unknown):
             raise ValueError(f"{path.parent}: classInd.txt does not name the class {unknown.iloc[0]!r} of split {number}")
+        groups = videos.folder.str.extract(r"^(.+_g\d+)_c\d+$")[0]       # v_Biking_g01_c02: the same people in all clips of g01
+        videos = videos.assign(group=groups.fillna(videos.folder))
         ours[name.format(number)] = videos if classes is None else videos[videos.label.isin(classes)]
     return ours
 
@@ -171,8 +172,11 @@ def custom(folder, name, pattern=None, ratio=0.3, seed=0):
     for inner in videos.folder:
         if above := folders & {parent.as_posix() for parent in pathlib.PurePosixPath(inner).parents}:
             raise ValueError(f"the video {min(above)} and the folder of the video {inner} have the same name: rename one")
-    test = test_groups(videos, ratio, seed)
-    return {name: videos.assign(split=np.where(videos.group.isin(test), "test", "train"))}
+    test = choose_groups(videos.label, videos.group, ratio, seed)
+    if ratio and not test:
+        raise ValueError("no group of videos can be set apart for testing without leaving a class untrained")
+    videos = videos.assign(split=np.where(videos.group.isin(test), "test", "train"))
+    return {name: videos if pattern else videos.drop(columns=GROUP)}
 
 
 def group(path, pattern):
@@ -183,24 +187,6 @@ def group(path, pattern):
     if not name:
         raise ValueError(f"--groups {pattern} finds no group in the file name {path.name}")
     return name
-
-
-def test_groups(videos, ratio, seed):
-    """Groups to test on: in random order, each that brings the classes' test videos nearer to `ratio` and leaves all of its own some training."""
-    members = {name: collections.Counter(labels) for name, labels in videos.groupby("group").label}
-    left = collections.Counter(videos.label)
-    wanting = {label: ratio * count for label, count in left.items()}
-    chosen = set()
-    for name in np.random.default_rng(seed).permutation(sorted(members)):
-        counts = members[name]
-        nearer = sum(abs(wanting[label] - count) - abs(wanting[label]) for label, count in counts.items())
-        if nearer < 0 and all(left[label] > count for label, count in counts.items()):
-            chosen.add(name)
-            left -= counts
-            wanting |= {label: wanting[label] - count for label, count in counts.items()}
-    if ratio and not chosen:
-        raise ValueError("no group of videos can be set apart for testing without leaving a class untrained")
-    return chosen
 
 
 def video_files(folder):
@@ -226,7 +212,7 @@ def video_files(folder):
 # ---------------------------------------------------------------- our lists
 
 def write_csv(videos, path):
-    rows = videos.assign(folder_name=videos.folder)[list(LIST_COLUMNS)]
+    rows = videos.assign(folder_name=videos.folder)[[*LIST_COLUMNS, *([GROUP] if GROUP in videos else [])]]
     with atomic_write(path, "w") as file:
         rows.to_csv(file, index=False)
 

@@ -26,6 +26,7 @@ def script_parser(description, dataset="required", **options):
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter, **options)
     add_run_options(parser)
     add_data_options(parser, dataset)
+    add_validation(parser.add_argument_group("validation"))
     return parser
 
 
@@ -44,6 +45,12 @@ def add_run_options(parser):
                        help="a kill loses at most about so much work between evaluations; of experts, the one in the making (%(default)s)")
     group.add_argument("--wandb", default=os.environ.get("WANDB_MODE") or "offline", choices=WANDB_MODES,
                        help="weights & biases (WANDB_MODE, else offline)")
+
+
+def add_validation(group):
+    group.add_argument("--validation", type=share, default=0.0, metavar="F",
+                       help="share of each class's training videos that is held out, in groups where the list has a column `group`: evaluations along the "
+                       "way are on these, and the result names the test accuracy at the last and at the best of them (%(default)s: test videos instead)")
 
 
 def add_data_options(parser, dataset="required"):
@@ -126,6 +133,10 @@ def count(text):
     return number(text, int, 0, math.inf, "a whole number of at least 0")
 
 
+def share(text):
+    return number(text, float, 0, 0.9, "a share from 0 to 0.9")
+
+
 def even(text):
     if (value := number(text, int, 2, math.inf, "an even number of at least 2")) % 2:
         raise argparse.ArgumentTypeError(f"{text!r} is not an even number of at least 2")
@@ -206,7 +217,8 @@ def find_run(args, name, same, wanted, launcher, flag):
 def differing(args, folder, same):
     """Which of the settings `same`, or "list", are not those that the run in `folder` was made with; None stands for the data set's own."""
     made, row = read_config(folder / "config.json")["settings"], DATASETS[args.dataset]
-    mine, own = vars(args) | {"list_digest": list_digest(args)}, {"frames": row.T, "size": row.size, "stride": row.stride, "segments": 1, "width": WIDTH}
+    mine, own = vars(args) | {"list_digest": list_digest(args)}, {"frames": row.T, "size": row.size, "stride": row.stride, "segments": 1, "width": WIDTH,
+                                                                     "validation": 0.0}
 
     def value(settings, key):
         return own.get(key) if settings.get(key) is None else as_setting(settings[key])
@@ -214,7 +226,7 @@ def differing(args, folder, same):
 
 
 def list_videos(args):
-    return read_videos(args.dataset, args.data_path, args.list_path, args.frames_path)
+    return read_videos(args.dataset, args.data_path, args.list_path, args.frames_path, args.validation)
 
 
 def check(args, per_class=1, networks=()):
@@ -254,10 +266,18 @@ def load_data(args, split, **other):
         return load_clips(args.dataset, split=split, **(values | selection_values(args) | other))
 
 
+def load_splits(args, **other):
+    """The training Clips, those that evaluations along the way are on, and the test Clips. The second are of the videos that --validation holds out,
+    or the test Clips themselves. `other` replaces flags of the training clips."""
+    train, test = load_data(args, "train", **other), load_data(args, "test")
+    return train, load_data(args, "validation") if args.validation else test, test
+
+
 def selection_values(args):
     """The named values of `select` that the flags give."""
     return dict(data_path=args.data_path, list_path=args.list_path, frames_path=args.frames_path, T=args.frames, size=args.size,
-                stride=args.stride, train_clips=args.train_clips, test_clips=args.test_clips, seed=args.seed)
+                stride=args.stride, train_clips=args.train_clips, test_clips=args.test_clips, seed=args.seed,
+                validation=args.validation)
 
 
 def evaluation_values(args, lr=None):

@@ -1,29 +1,42 @@
 """What a run keeps of an evaluation: metrics, the distilled set, its pictures, a checkpoint, and at the end its result."""
-from distill_utils.datasets import DATASETS
+from distill_utils.datasets import DATASETS, read_json
 from distill_utils.pictures import save_pictures
-from utils import gather, peak_memory, rank, save
+from distill_utils.synset import load_set
+from utils import broadcast, gather, peak_memory, rank, save
 
 
-def record(run, synset, clips, result, matching=None):
-    """Log the evaluation `result` of the run's iteration and write the set as it is now, with what the matching learned beside it."""
+def record(run, synset, seen, result, matching=None):
+    """Log the evaluation `result` of the run's iteration on the Clips `seen` and write the set as it is now, with what the matching learned beside it.
+
+    The set that is best on validation clips has a file of its own.
+    """
     learned = {"step_size": matching.eval_lr()} if matching and list(matching.parameters()) else {}
-    headline = DATASETS[clips.dataset].headline
+    headline = DATASETS[seen.dataset].headline
     best = run.keep_best(result[headline], std=result[f"{headline}_std"])
     run.evaluated = run.iteration
-    run.log(loss=run.loss, **learned, refused=run.refused, **logged(result))
-    run.say(f"iteration {run.iteration}: {summary(result, headline)}; best on test {best['value']:.1f} at iteration {best['iteration']}")
+    run.log(split=seen.split, loss=run.loss, **learned, refused=run.refused, **logged(result))
+    run.say(f"iteration {run.iteration}: {on(seen)}{summary(result, headline)}; best on {seen.split} {best['value']:.1f} at iteration {best['iteration']}")
     if rank() == 0:
-        save({"kind": type(synset).__name__, **synset.content(), "ipc": synset.N, "class_names": clips.class_names,
-              "dataset": clips.dataset, "frames": clips.T, "iteration": run.iteration, "lr": result["lr"], "width": result["width"],
-              **learned}, run.folder / "distilled.pt")
+        content = {"kind": type(synset).__name__, **synset.content(), "ipc": synset.N, "class_names": seen.class_names, "dataset": seen.dataset,
+                   "frames": seen.T, "iteration": run.iteration, "lr": result["lr"], "width": result["width"], **learned}
+        save(content, run.folder / "distilled.pt")
+        if seen.split == "validation" and best["iteration"] == run.iteration:
+            save(content, run.folder / BEST)
         save_pictures(synset, run.folder)
     run.result = result
     run.checkpoint()
 
 
+BEST = "best_on_validation.pt"  # the set at its best evaluation on validation clips
+
+
 def logged(result):
     """Of an evaluation, what every line of metrics holds: all but the confusion matrix, which grows with the square of the classes."""
     return {name: value for name, value in result.items() if name != "confusion"}
+
+
+def on(clips):
+    return "on validation " if clips.split == "validation" else ""
 
 
 def summary(result, headline="top1"):
@@ -33,11 +46,36 @@ def summary(result, headline="top1"):
             f"{result['storage']:,} bytes, {result['seconds']:.0f} s)")
 
 
-def finish(run, clips):
-    """The result of a run is the accuracy at its last iteration (METHOD 6)."""
-    peak = max(gather([peak_memory(clips.device)]))  # of one process
-    run.finish(**run.result, class_names=clips.class_names, peak_memory=peak)
-    run.say(f"result: {summary(run.result, DATASETS[clips.dataset].headline)}; "
-            f"{run.seconds / max(run.steps, 1):.3f} s per iteration, peak memory {peak / 2 ** 30:.2f} GB; {run.folder}")
+def finish(run, synset, seen, test, **values):
+    """Write the run's result: the accuracy on the test Clips at its last iteration (METHOD 6).
+
+    Where evaluations along the way were on validation clips, networks are trained by `values`, those of `evaluate`, and tested now: on the set as it
+    is, and on the one that was best on validation.
+    """
+    headline, path = DATASETS[test.dataset].headline, run.folder / "result.json"
+    result = broadcast(read_json(path) if rank() == 0 and path.exists() else None)
+    if result is None:
+        result = {**run.result, "best_on_test": run.best} if seen.split != "validation" else tested(run, synset, test, **values)
+        result |= {"class_names": test.class_names, "peak_memory": max(gather([peak_memory(test.device)]))}  # of one process
+        run.finish(**result)
+    run.say(f"result: {summary(result, headline)}; {run.seconds / max(run.steps, 1):.3f} s per iteration, "
+            f"peak memory {result['peak_memory'] / 2 ** 30:.2f} GB; {run.folder}")
+    if "best_on_validation" in result:
+        best = result["best_on_validation"]
+        run.say(f"at iteration {best['iteration']}, the best on validation ({best['value']:.1f} ± {best['std']:.1f} %): {summary(best['test'], headline)}")
     if run.refused:
         run.say(f"{run.refused} of {run.steps} steps were taken back because the loss after them was not finite: lower the learning rates")
+
+
+def tested(run, synset, test, **values):
+    """The result of a run with validation clips: figures of the set at the last iteration on the test Clips; `validation`, the last figures there; and
+    `best_on_validation`, with the iteration, its value there and the figures on the test Clips of that iteration's set."""
+    from distill_utils.evaluate import evaluate  # its program is a run that ends here
+
+    last = evaluate(synset, test, **values)
+    if run.best["iteration"] == run.iteration:
+        best = last
+    else:
+        chosen, content = load_set(run.folder / BEST)
+        best = evaluate(chosen.to(test.device), test, **values | {"lr": content["lr"]})
+    return {**last, "validation": logged(run.result), "best_on_validation": {**run.best, "test": logged(best)}}

@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 SIZE = 64          # pixels
 FRAMES = 16        # of a video
-VERSION = 5        # of the generator: counted up when its pixels change
+VERSION = 6        # of the generator: counted up when its pixels or its list change
 COLOURS = {"square": (250, 120, 110), "disc": (120, 240, 130), "cross": (130, 150, 250), "ring": (245, 230, 110)}
 DIRECTIONS = ("up", "down")
 SPLITS = ("train", "test")
@@ -65,7 +65,7 @@ def check_existing(out, settings):
 
 def write_set(root, settings):
     pairs = [(split, shape, i) for split in SPLITS for shape in COLOURS for i in range(settings[split])]
-    rows = ["folder_name,label,split"]
+    rows = ["folder_name,label,split,group"]
     for split, shape, i in tqdm(pairs, desc="toy set", unit="pair", leave=False):
         rng = np.random.default_rng([settings["seed"], SPLITS.index(split), list(COLOURS).index(shape), i])
         jpegs = [encode(frame) for frame in up_video(shape, rng)]
@@ -76,7 +76,7 @@ def write_set(root, settings):
             folder.mkdir(parents=True)
             for number, jpeg in enumerate(jpegs if direction == "up" else reversed(jpegs), start=1):
                 (folder / f"frame{number:06d}.jpg").write_bytes(jpeg)
-            rows.append(f"{folder.name},{label},{split}")
+            rows.append(f"{folder.name},{label},{split},{shape}_{split}{i:03d}")  # a pair is a group: its videos are the same frames
     (root / "toy_splits1.csv").write_text("\n".join(rows) + "\n")
     (root / "toy.json").write_text(json.dumps(settings) + "\n")
 

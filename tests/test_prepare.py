@@ -15,7 +15,7 @@ from videos import CODECS, double, grey, turned, write_video
 
 from distill_utils import decode, inspect, lists, prepare, workers
 from distill_utils.clips import load_clips
-from distill_utils.datasets import clip_frames, frame_names, read_videos
+from distill_utils.datasets import choose_groups, clip_frames, frame_names, read_videos
 from distill_utils.decode import Broken, Picture, extract, frames
 from utils import ROOT, run_script
 
@@ -276,9 +276,8 @@ def test_ucf101(ucf, tmp_path, command):
     assert code == 0 and "8 videos: 8 in " in printed and "0 missing or broken" in printed
     root = tmp_path / "out" / "UCF101"
     assert (root / "ucf101_splits1.csv").read_text().splitlines() == [
-        "folder_name,label,split",
-        "v_Biking_g01_c01,Biking,train", "v_Biking_g01_c02,Biking,train", "v_Walk_g01_c01,Walk,train", "v_Walk_g01_c02,Walk,train",
-        "v_Biking_g02_c01,Biking,test", "v_Biking_g02_c02,Biking,test", "v_Walk_g02_c01,Walk,test", "v_Walk_g02_c02,Walk,test"]
+        "folder_name,label,split,group", *(f"v_{label}_g{group}_c0{clip},{label},{split},v_{label}_g{group}" for split, group in (("train", "01"), ("test", "02"))
+                                           for label in ("Biking", "Walk") for clip in (1, 2))]
     assert "v_Walk_g02_c01,Walk,train" in (root / "ucf101_splits2.csv").read_text()
     assert not (root / "ucf101_splits3.csv").exists() and not (root / ".preparing").exists()
     assert greys(root / "jpegs_112" / "v_Walk_g01_c02") == [*range(16), 0, 1, 2, 3]
@@ -437,7 +436,7 @@ def test_groups_stay_on_one_side_and_classes_keep_training_videos(seed):
     size = int(rng.integers(2, 200))
     videos = pd.DataFrame({"label": [f"c{k}" for k in rng.integers(0, 5, size)], "group": [f"g{k}" for k in rng.integers(0, 30, size)]})
     try:
-        test = lists.test_groups(videos, 0.3, seed)
+        test = choose_groups(videos.label, videos.group, 0.3, seed)
     except ValueError:  # every group has the last video of a class
         assert size < 30
         return
@@ -449,7 +448,7 @@ def test_groups_stay_on_one_side_and_classes_keep_training_videos(seed):
 
 def test_without_groups_every_class_is_split_alike():
     videos = pd.DataFrame({"label": ["a"] * 10 + ["b"] * 40 + ["c"], "group": [str(number) for number in range(51)]})
-    tested = videos.group.isin(lists.test_groups(videos, 0.3, 0))
+    tested = videos.group.isin(choose_groups(videos.label, videos.group, 0.3, 0))
     assert videos[tested].label.value_counts().to_dict() == {"a": 3, "b": 12}
 
 

@@ -104,7 +104,7 @@ def test_sets_of_few_frames(kind):
 def test_dm_of_the_study_is_the_plain_formula(monkeypatch, segments, n_real, kind):
     nets = []
 
-    def build(name, num_classes, frames, size, compile=False):
+    def build(name, num_classes, frames, size, width=None, compile=False):
         nets.append(networks.ConvNet3D(num_classes, 8, 43))
         return nets[-1]
     monkeypatch.setattr(networks, "build", build)

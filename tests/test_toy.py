@@ -40,7 +40,7 @@ def full(tmp_path_factory):
 
 def test_counts_and_list(full):
     videos = pd.read_csv(full / "toy_splits1.csv")
-    assert list(videos) == ["folder_name", "label", "split"]
+    assert list(videos) == ["folder_name", "label", "split", "group"]
     assert sorted(videos.label.unique()) == CLASSES
     counts = videos.groupby(["split", "label"]).size()
     assert len(counts) == 16 and (counts["train"] == 24).all() and (counts["test"] == 12).all()
