@@ -12,31 +12,40 @@ from distill_utils.clips import coin_flips
 from distill_utils.compute import KnownGradient, autocast, clips_at_once
 from distill_utils.evaluate import evaluate
 from distill_utils import options
+from distill_utils.pool import Pool, pool_path
 from distill_utils.record import finish, record
 from distill_utils.synset import initial_pixels
 from distill_utils.temporal import random_segment
 from networks.convnet3d import LEAST_FRAMES
-from utils import own, run_script, seed_everything, sum_over_ranks
+from utils import own, random_stream, run_script, seed_everything, stream_seed, sum_over_ranks
 
 
 class DistributionMatching(nn.Module):
-    """`matching(synset)` is the loss in the feature space of a fresh ConvNet3D.
+    """`matching(synset)` is the loss in the feature space of a fresh ConvNet3D, with the means of random clips; with `pool` in that of one of so many
+    networks, each a function of its number, with the means of all clips, which are computed once (METHOD 13).
 
     The real branch never holds more than `clips_at_once` clips and the synthetic one, whose graph takes more, half as many, so that memory does
     not grow with the number of classes. Of several processes each takes some of the classes, of the same clips and videos that one would draw.
     """
 
-    def __init__(self, clips, batch_real, precision="fp32", segments=1, width=networks.WIDTH, compile=False):
+    def __init__(self, clips, batch_real, precision="fp32", segments=1, width=networks.WIDTH, compile=False, pool=0):
         super().__init__()
         self.clips, self.batch_real, self.precision, self.segments = clips, batch_real, precision, segments
         self.width, self.compiled, self.at_once = width, compile, clips_at_once(clips.T, clips.size, clips.device, width)
+        self.pool = None
+        if pool:
+            path = pool_path(clips, precision, segments, width, compile)
+            self.pool = Pool(path, pool, (clips.K, self.features()), self.pool_means)
 
     def forward(self, synset):
-        net = networks.build("ConvNet3D", self.clips.K, self.clips.T, self.clips.size, self.width, self.compiled)
-        net = net.to(self.clips.device).requires_grad_(False)
-        frames = random_segment(self.clips.T, self.segments, LEAST_FRAMES // 2)   # of a step, clips and videos alike
         classes = own(synset.K)                                            # of a range, first to last
-        real = self.real_means(net, frames, classes)                       # (classes, F)
+        if self.pool:
+            number = int(torch.randint(len(self.pool), ()))
+            net, frames = self.pool_network(number)
+            real = self.pool.means(number)[classes.start:classes.stop].to(self.clips.device)
+        else:
+            net, frames = self.fresh_network()
+            real = self.real_means(net, frames, classes, self.clips.class_batch(self.batch_real))   # (classes, F)
         rows = slice(classes.start * synset.N, classes.stop * synset.N)
         videos = synset(torch.arange(len(synset)), rows)[0][:, frames]     # (classes·N, T, 3, H, W), in class order
         loss, gradient, step = videos.new_zeros(()), torch.empty_like(videos), max(1, self.at_once // 2 // synset.N)
@@ -49,10 +58,31 @@ class DistributionMatching(nn.Module):
             loss += distance.detach()
         return KnownGradient.apply(sum_over_ranks(loss), [gradient], videos)
 
+    def fresh_network(self):
+        """A network of random weights, and the frames of a step, of clips and videos alike."""
+        net = networks.build("ConvNet3D", self.clips.K, self.clips.T, self.clips.size, self.width, self.compiled)
+        return net.to(self.clips.device).requires_grad_(False), random_segment(self.clips.T, self.segments, LEAST_FRAMES // 2)
+
+    def pool_network(self, number):
+        """The pool's network of that number and its frames, the same at each call."""
+        with random_stream(stream_seed("pool", number)):
+            return self.fresh_network()
+
+    def pool_means(self, number):
+        """Mean embedding of all clips of each class, each mirrored with probability 1/2, in the pool's network of that number: (K, F)."""
+        net, frames = self.pool_network(number)
+        with random_stream(stream_seed("pool clips", number)):
+            return self.real_means(net, frames, range(self.clips.K), torch.arange(len(self.clips)))
+
+    def features(self):
+        """F, the length of an embedding."""
+        with random_stream(0), torch.inference_mode():
+            net, frames = self.fresh_network()
+            return self.embed(net, self.clips.draw(torch.arange(1))[:, frames]).shape[1]
+
     @torch.inference_mode()
-    def real_means(self, net, frames, classes):
-        """Mean embedding of `batch_real` random clips of each of the `classes`, (classes, F); the clips are drawn for all classes."""
-        index = self.clips.class_batch(self.batch_real)
+    def real_means(self, net, frames, classes, index):
+        """Mean embedding of the clips `index` of each of the `classes`, each mirrored with probability 1/2: (classes, F)."""
         labels, flips = self.clips.labels[index], coin_flips(len(index))
         ours = (labels >= classes.start) & (labels < classes.stop)
         index, labels, flips = index[ours], labels[ours] - classes.start, flips[ours]
@@ -75,20 +105,28 @@ class DistributionMatching(nn.Module):
 
 def prepare(args):
     """Files besides the clips that the matching reads; none."""
+    if args.pool and not args.pack:
+        raise ValueError("--pool keeps its class means beside the pack: leave out --no_pack, or --pool")
     return []
 
 
 def make_matching(args, clips):
-    return DistributionMatching(clips.reduced(args.n_real), args.batch_real, args.precision, args.segments, args.width, args.compile)
+    return DistributionMatching(clips.reduced(args.n_real), args.batch_real, args.precision, args.segments, args.width, args.compile,
+                                args.pool)
 
 
 def add_matching_options(parser):
-    options.add_batch_real(parser.add_argument_group("distribution matching"), 64)
+    group = parser.add_argument_group("distribution matching")
+    options.add_batch_real(group, 64)
+    group.add_argument("--pool", type=options.count, default=0, metavar="P",
+                       help="random networks whose class means over all real clips are computed once and kept beside the packs; each step draws one of them "
+                       "and costs only the synthetic videos; 0: a fresh network and random clips at each step, as in the paper (%(default)s)")
 
 
 def main(args):
     # Everything that can be refused is, before long work starts.
     options.check(args, args.ipc)
+    prepare(args)
     run = options.start_run(args, f"DM_ipc{args.ipc}_lr{args.lr_img:g}")
     seed_everything(args.seed)
 

@@ -45,9 +45,10 @@ def denormalize(values):
 class Clips:
     """All clips of a `split`. labels, videos: (n,) int64 on the CPU, the class and the video of each clip."""
 
-    def __init__(self, take, resident, labels, videos, class_names, dataset, T, size, device, split="test"):
+    def __init__(self, take, resident, labels, videos, class_names, dataset, T, size, device, split="test", origin=None):
         self.take, self.resident = take, resident
         self.labels, self.videos, self.class_names, self.K = labels, videos, class_names, len(class_names)
+        self.origin = origin  # path of the pack and a digest of which of its clips these are
         self.dataset, self.T, self.size, self.device, self.split, self.shown = dataset, T, size, device, split, slice(None)
         starts = self.counts().cumsum(0) - self.counts()
         self.rank_in_class = torch.arange(len(labels)) - starts[labels.sort().values]  # of clips sorted by class
@@ -110,10 +111,11 @@ def load_clips(dataset, *, split, pack=True, pack_path=None, device="cpu", worke
         take = FrameFolders(selection, workers).take
     if take and not selection.used.all():
         take = taking(take, selection.used.nonzero().flatten())
+    origin = (selection.pack(pack_path), hashlib.sha256(selection.used.numpy().tobytes()).hexdigest()[:16]) if pack else None
     codes = pd.Categorical(selection.videos.label, categories=selection.class_names).codes
     labels = torch.from_numpy(codes.astype(np.int64)).repeat_interleave(selection.positions.shape[1])[selection.used]
     videos = torch.arange(len(selection.videos)).repeat_interleave(selection.positions.shape[1])[selection.used]
-    return Clips(take, resident, labels, videos.unique(return_inverse=True)[1], selection.class_names, dataset, row.T, row.size, device, split)
+    return Clips(take, resident, labels, videos.unique(return_inverse=True)[1], selection.class_names, dataset, row.T, row.size, device, split, origin)
 
 
 def taking(take, numbers):

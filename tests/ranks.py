@@ -58,8 +58,8 @@ def steps(matching, synset, count=2):
     return found, [value.detach().clone() for value in learned], torch.rand(1)
 
 
-def results():
-    """All that is to agree, in float64 but for the evaluation."""
+def results(folder):
+    """All that is to agree, in float64 but for the evaluation; the processes share the `folder`."""
     torch.set_num_threads(1)
     normalize = clips_module.normalize
     clips_module.normalize = lambda pixels: normalize(pixels).double()
@@ -69,8 +69,11 @@ def results():
     torch.manual_seed(0)
     try:
         clips, found = random_clips(LABELS, K, T=T, size=SIZE), {}
+        clips.origin = folder / "pack.npy", "all"
+        clips.origin[0].touch()
         for name, make in (("pixels", pixels), ("static and dynamic", static_dynamic)):
             found[f"DM of {name}"] = steps(DistributionMatching(clips, 3), make())
+            found[f"DM with a pool of {name}"] = steps(DistributionMatching(clips, 3, pool=5), make())
             net = TinyNet(K, T, SIZE).double()
             for trajectories in (1, 3):
                 matching = TrajectoryMatching(Expert(net), FlatNetwork(net), clips, syn_steps=3, expert_epochs=1, max_start_epoch=4, step_size=0.05,
@@ -92,4 +95,4 @@ def results():
 
 if __name__ == "__main__":
     with process_group("cpu"):
-        torch.save(results(), pathlib.Path(sys.argv[1]) / f"{rank()}.pt")
+        torch.save(results(pathlib.Path(sys.argv[1])), pathlib.Path(sys.argv[1]) / f"{rank()}.pt")

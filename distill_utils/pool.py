@@ -1,0 +1,77 @@
+"""Class means of all real clips in the feature spaces of a pool of random networks (METHOD 13), computed once and kept beside the packs."""
+import contextlib
+import hashlib
+import json
+import os
+
+import numpy as np
+import torch
+
+from distill_utils.clips import locked
+from utils import broadcast, check_space, gather, progress, rank, with_path, world_size
+
+POOL_FORMAT = 1  # a new number makes all pools new
+
+
+def pool_path(clips, *settings):
+    """The file of the pool of these packed clips, named by everything that its means depend on: the pack and which of its clips are used, the frames
+    that are shown, PyTorch's version, which decides what weights a seed gives, and the `settings` of networks and matching."""
+    pack, digest = clips.origin
+    shown = clips.shown.tolist() if isinstance(clips.shown, torch.Tensor) else None
+    content = [POOL_FORMAT, pack.name, pack.stat().st_mtime_ns, digest, shown, torch.__version__, *settings]
+    return pack.with_name(f"pool_{pack.stem}_{hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]}.f32")
+
+
+class Pool:
+    """`pool.means(number)` are the class means (K, F) float32 of network `number` of `count`.
+
+    The file holds one network's means after another, as raw float32. What is missing is computed by `make(number)` first, by all processes
+    together; a pool that was stopped goes on, and a larger one starts from a smaller one's file. Means are appended: each is whole before the
+    next is begun, and what a kill left half written is cut off.
+    """
+
+    def __init__(self, path, count, shape, make):
+        self.path, self.count, self.shape = path, count, shape
+        with locked(path.with_suffix(".lock")) if rank() == 0 else contextlib.nullcontext():
+            self.complete(make)
+        self.file = np.memmap(path, np.float32, "r", shape=(count, *shape))
+
+    def __len__(self):
+        return self.count
+
+    def __deepcopy__(self, memo):
+        return self
+
+    def complete(self, make):
+        size = 4 * int(np.prod(self.shape))                                # bytes of one network's means
+        done = broadcast(self.cut_off(size) if rank() == 0 else None)
+        if done >= self.count:
+            return
+        if rank() == 0:
+            check_space(self.path.parent, (self.count - done) * size, "the pool's class means", "lower --pool, or give another --pack_path")
+        with progress(total=self.count, initial=done, desc="pool", unit="network") as bar:
+            for start in range(done, self.count, world_size()):
+                numbers = range(start, min(start + world_size(), self.count))
+                for means in gather([make(number) for number in numbers[rank():rank() + 1]]):
+                    if rank() == 0:
+                        self.append(means)
+                bar.update(len(numbers))
+
+    def cut_off(self, size):
+        """Cut off half-written means; returns how many networks' are there."""
+        with open(self.path, "ab") as file:
+            done = file.tell() // size
+            file.truncate(done * size)
+        return done
+
+    def append(self, means):
+        try:
+            with open(self.path, "ab") as file:
+                file.write(np.ascontiguousarray(means.cpu().numpy(), np.float32).data)
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise with_path(error, self.path) from error
+
+    def means(self, number):
+        return torch.from_numpy(self.file[number].copy())
