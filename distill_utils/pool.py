@@ -34,6 +34,7 @@ class Pool:
         self.path, self.count, self.shape = path, count, shape
         with locked(path.with_suffix(".lock")) if rank() == 0 else contextlib.nullcontext():
             self.complete(make)
+        broadcast(None)                                                    # the others wait until the first has written the last means
         self.file = np.memmap(path, np.float32, "r", shape=(count, *shape))
 
     def __len__(self):
