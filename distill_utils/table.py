@@ -10,7 +10,7 @@ import pandas as pd
 from distill_utils.datasets import DATASETS, read_json
 from utils import atomic_write, read_config, run_script
 
-SETTINGS = ("ipc", "spc", "dpc", "n_syn", "interpolation", "n_real", "segments", "init", "lr_img", "lr_dynamic", "method", "network", "width", "Iteration")
+SETTINGS = ("ipc", "spc", "dpc", "n_syn", "interpolation", "n_real", "segments", "init", "lr_img", "lr_dynamic", "method", "network", "width", "pool", "validation", "seed", "Iteration")
 FIGURES = ("top1", "top1_std", "top5", "top5_std", "video_top1", "video_top1_std", "storage", "seconds_per_iteration", "steps", "peak_memory", "seconds")
 
 
@@ -29,7 +29,7 @@ def read_results(folders):
             rows.append({"data": folder.parent.name, "run": folder.name, "path": folder, "dataset": settings["dataset"],
                          "headline": DATASETS[settings["dataset"]].headline, **{name: settings.get(name) for name in SETTINGS},
                          **{name: result[name] for name in FIGURES}, "per_class": result["per_class"], "class_names": tuple(names),
-                         "confusion": result.get("confusion"), "chosen": config["chosen"]})
+                         **best_on_validation(result), "confusion": result.get("confusion"), "chosen": config["chosen"]})
         except (LookupError, TypeError) as error:
             raise ValueError(f"{path} is no result of these scripts ({type(error).__name__}: {error})") from None
     if not rows:
@@ -37,16 +37,31 @@ def read_results(folders):
     return pd.DataFrame(rows, dtype=object)
 
 
+def best_on_validation(result):
+    """Of a run with validation clips: the iteration that was best on them, and the test figures of that iteration's set."""
+    best = result.get("best_on_validation")
+    if not best:
+        return {}
+    return {"best_iteration": best["iteration"], **{f"best_{name}": best["test"][name] for name in ("top1", "top1_std", "top5", "top5_std")}}
+
+
 def shown(rows):
-    """The rows of read_results for a reader: accuracy ± std in percent, seconds per step and of the steps, GB."""
+    """The rows of read_results for a reader: accuracy ± std in percent, seconds per step and of the steps, GB. Accuracies are of test clips: at the
+    last iteration, and in columns of their own at the one that was best on validation."""
     table = []
     for row in rows.itertuples():
         seconds, headline = row.seconds_per_iteration or 0, row.headline
         table.append({"data": row.data, "run": row.run, "steps": row.steps, "ipc": row.ipc,
-                      headline: accuracy(row, headline), "video top1": accuracy(row, "video_top1"), "bytes": f"{row.storage:,}",
+                      headline: accuracy(row, headline), **at_best(row, headline), "video top1": accuracy(row, "video_top1"), "bytes": f"{row.storage:,}",
                       "s/step": f"{seconds:.2f}", "distilled in s": f"{seconds * row.steps:.0f}", "evaluated in s": f"{row.seconds:.0f}",
                       "GB": f"{row.peak_memory / 2 ** 30:.2f}"})
     return pd.DataFrame(table, dtype=object).fillna("")
+
+
+def at_best(row, headline):
+    if pd.isna(getattr(row, "best_iteration", None)):
+        return {}
+    return {f"{headline} at best on validation": f"{accuracy(row, f'best_{headline}')} (step {row.best_iteration})"}
 
 
 def accuracy(row, name):

@@ -65,13 +65,14 @@ def plain_convnet3d(net, clips, size):
     return x.flatten(1), moments.max(1).values
 
 
-@pytest.mark.parametrize("frames, size", [(16, 64), (8, 112)])
-def test_convnet3d_is_the_formula_of_the_method(frames, size):
-    net = ConvNet3D(5, frames, size).eval()
+@pytest.mark.parametrize("frames, size, width", [(16, 64, 128), (8, 112, 128), (8, 48, 32)])
+def test_convnet3d_is_the_formula_of_the_method(frames, size, width):
+    net = ConvNet3D(5, frames, size, width=width).eval()
+    assert [module.out_channels for module in net.blocks if isinstance(module, nn.Conv3d)] == [width // 2, width, width]
     clips = 2 * torch.randn(1, frames, 3, size, size) + 1
     with torch.no_grad():
         embedding, logits = plain_convnet3d(net, clips, size)
-        assert net.embed(clips).shape == (1, 128 * (frames // 4) * (2 if size > 64 else 1) ** 2)
+        assert net.embed(clips).shape == (1, width * (frames // 4) * (2 if size > 64 else 1) ** 2)
         assert close(net.embed(clips), embedding, 1e-4)
         assert close(net(clips), logits, 1e-4)
 
@@ -188,3 +189,14 @@ def test_a_fresh_network_comes_from_torchs_generator():
         torch.manual_seed(seed)
         return torch.cat([parameter.flatten() for parameter in networks.build("ConvNet3D", 3, 8, 43).parameters()])
     assert torch.equal(weights(1), weights(1)) and not torch.equal(weights(1), weights(2))
+
+
+def test_only_convnet3d_has_a_width():
+    def parameters(name, **flags):
+        return sum(parameter.numel() for parameter in networks.build(name, 5, 8, 48, **flags).parameters())
+
+    assert parameters("ConvNet3D") == parameters("ConvNet3D", width=128) > 10 * parameters("ConvNet3D", width=32)
+    assert parameters("CNN+mean") == parameters("CNN+mean", width=32)
+    for width in (0, 1, 33):
+        with pytest.raises(ValueError, match=f"the width {width} of ConvNet3D is not an even number of at least 2"):
+            networks.build("ConvNet3D", 5, 8, 48, width=width)

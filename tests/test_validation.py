@@ -8,6 +8,7 @@ import torch
 from conftest import write_frames
 from test_run import command, whole  # noqa: F401 (fixtures)
 
+from distill_utils import table
 from distill_utils.clips import load_clips
 from distill_utils.datasets import hold_out, read_videos
 from distill_utils.evaluate import evaluate
@@ -124,6 +125,9 @@ def test_a_result_names_the_last_and_the_best_on_validation(command, grouped, tm
         synset, content = load_set(folder / name)
         again = evaluate(synset, test, num_eval=1, epochs=1, lr=content["lr"], precision=settings["precision"], width=settings["width"])
         assert again["networks"] == pytest.approx(found["networks"]) and again["confusion"] == found.get("confusion", again["confusion"])
+    row, = table.shown(table.read_results([tmp_path / folder.parent.name / folder.name])).to_dict("records")
+    assert row["top1"] == f"{result['top1']:.1f} ± 0.0"
+    assert row["top1 at best on validation"] == f"{result['best_on_validation']['test']['top1']:.1f} ± 0.0 (step {best['iteration']})"
     before = {path: path.read_bytes() for path in folder.iterdir() if path.name in ("result.json", "metrics.jsonl")}
     code, output = command(script, tmp_path, *grouped, "--eval_it", 1)
     assert code == 0 and "on validation" in output and {path: path.read_bytes() for path in before} == before
