@@ -129,7 +129,8 @@ def parser():
     group.add_argument("--lr_img", type=options.rate, default=0.1, help="learning rate of the frames (%(default)s)")
     group.add_argument("--outer_loop", type=options.positive, help="steps of the frames per network (the paper's for spc)")
     group.add_argument("--inner_loop", type=options.positive, help="epochs of the network between two steps (the paper's for spc)")
-    group.add_argument("--init", default="real", choices=("real", "noise"), help="start from real frames or noise (%(default)s)")
+    group.add_argument("--init", default="real", choices=("real", "mean", "noise"),
+                       help="start from real frames, means of the class's frames, or noise (%(default)s)")
     return parser
 
 

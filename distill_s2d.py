@@ -32,7 +32,7 @@ def find_static(args, spc):
 def main(args):
     spc, dpc = args.spc or 2 * args.ipc, args.dpc or 2 * args.ipc
     check_divides(args.ipc, spc=spc, dpc=dpc)
-    device = options.check(args, dpc if args.init_dynamic == "residual" else 1)
+    device = options.check(args, dpc if args.init_dynamic != "noise" else 1)
     args.path_static = args.path_static or find_static(args, spc)
     load(args.path_static)  # refuses what is no file of tensors
     files = [args.path_static, *METHODS[args.method].prepare(args)]
@@ -73,8 +73,9 @@ def parser():
     group.add_argument("--lr_hal", type=options.rate, default=1e-5, help="learning rate of the hallucinator (%(default)s)")
     group.add_argument("--train_static", action="store_true", help="learn the static memory too")
     group.add_argument("--lr_static", type=options.rate, default=1.0, help="its learning rate then (%(default)s)")
-    group.add_argument("--init_dynamic", default="noise", choices=("noise", "residual"),
-                       help="N(0, 1), or the grey difference between a real clip's frames and the static memory (%(default)s)")
+    group.add_argument("--init_dynamic", default="noise", choices=("noise", "residual", "motion"),
+                       help="N(0, 1); residual: the grey difference between a real clip's frames and the static memory; motion: that between a real "
+                       "clip's frames and their own mean, which leaves out the clip's background (%(default)s)")
     group.add_argument("--init_hal", default="random", choices=("random", "identity"),
                        help="PyTorch's, or static plus dynamic memory on all three channels (%(default)s)")
     for method in METHODS.values():

@@ -97,8 +97,8 @@ def add_pixel_options(parser, lr_img):
     """The flags of a set of pixels, the baselines' kind, and of the study of its temporal compression."""
     group = parser.add_argument_group("pixels")
     group.add_argument("--lr_img", type=rate, default=lr_img, help="learning rate of the pixels (%(default)s)")
-    group.add_argument("--init", default="real", choices=("real", "noise", "still"),
-                       help="start from random real clips, noise, or one real frame repeated (%(default)s)")
+    group.add_argument("--init", default="real", choices=("real", "mean", "noise", "still"),
+                       help="start from random real clips, means of the class's clips, noise, or one real frame repeated (%(default)s)")
     add_temporal_options(parser)
 
 

@@ -152,10 +152,19 @@ def real_videos(clips, ipc):
     return clips.draw(index)
 
 
+def mean_videos(clips, ipc):
+    """Means of real clips, (K·ipc, T, 3, H, W) in class order: each class's clips, shuffled, are dealt out to its videos, which are the means."""
+    index, means = clips.class_batch(len(clips)), []
+    for label in range(clips.K):
+        for part in index[clips.labels[index] == label].tensor_split(ipc):
+            means.append(sum(clips.draw(few).sum(0) for few in part.split(16)) / len(part))
+    return torch.stack(means)
+
+
 def initial_videos(clips, ipc, init):
-    """Start of a PixelSet: `real` clips, `noise` from N(0, 1), or one real frame `still`, repeated."""
+    """Start of a PixelSet: `real` clips, `mean`s of real clips, `noise` from N(0, 1), or one real frame `still`, repeated."""
     videos = real_videos(clips, ipc)
-    return {"real": lambda: videos, "noise": lambda: torch.randn(videos.shape).to(videos.device),
+    return {"real": lambda: videos, "mean": lambda: mean_videos(clips, ipc), "noise": lambda: torch.randn(videos.shape).to(videos.device),
             "still": lambda: videos[:, :1].expand_as(videos).clone()}[init]()
 
 
@@ -169,20 +178,25 @@ def initial_pixels(clips, ipc, init, n_syn=None, interpolation="duplicate"):
 
 
 def initial_static(clips, spc, init):
-    """Start of the static memory (K, spc, 3, H, W) from clips of one frame: `real` frames or `noise`."""
+    """Start of the static memory (K, spc, 3, H, W) from clips of one frame: `real` frames, `mean`s of them or `noise`."""
     return initial_videos(clips, spc, init).reshape(clips.K, spc, 3, clips.size, clips.size)
 
 
 def initial_dynamic(clips, static, ipc, dpc, init):
-    """Start of the dynamic memory (K, dpc, T, 1, H, W): `noise` from N(0, 1), or the `residual` of real clips.
+    """Start of the dynamic memory (K, dpc, T, 1, H, W): `noise` from N(0, 1), the `residual` or the `motion` of real clips.
 
     The residual is the grey difference between a real clip's frames and the static memory (K, spc, 3, H, W) that it is to move, so that
     static plus dynamic memory is the clip but for the motion of its colours. Each static memory gets the clips of its class that have
     the frame nearest to it: of any other clip the residual would show the still picture's negative.
+
+    The motion is the grey difference between the frames of a random real clip and their own mean: what moves, without the clip's background.
     """
     K, spc = static.shape[:2]
     if init == "noise":
         return torch.randn(K, dpc, clips.T, 1, clips.size, clips.size).to(clips.device)
+    if init == "motion":
+        videos = real_videos(clips, dpc)
+        return (videos - videos.mean(1, keepdim=True)).mean(2, keepdim=True).unflatten(0, (K, dpc))
     if clips.counts().min() < dpc:
         raise ValueError(f"class {clips.class_names[clips.counts().argmin()]} has fewer training clips than --dpc {dpc}: "
                          "lower it, or give more --train_clips")

@@ -243,6 +243,33 @@ def test_dynamic_memory_starts_from_noise_or_the_motion_of_real_clips():
             assert torch.allclose(grey, clip.mean(1), atol=1e-5)
 
 
+@pytest.mark.parametrize("ipc", (1, 2, 3))
+def test_means_are_of_all_clips_of_a_class_each_in_one_video(ipc):
+    clips = training_clips()
+    means = initial_videos(clips, ipc, "mean").unflatten(0, (K, ipc))
+    for label in range(K):
+        pixels = normalize(clips.resident[clips.labels == label])
+        sizes = [len(part) for part in torch.arange(len(pixels)).tensor_split(ipc)]
+        total = sum(size * mean for size, mean in zip(sizes, means[label]))              # of as many clips as each is dealt
+        assert torch.allclose(total, pixels.sum(0), atol=1e-4)
+        assert all(not torch.equal(means[label, i], means[label, j]) for i in range(ipc) for j in range(i))
+    if ipc == 3:  # a class of three clips: each is its own mean
+        assert sorted(sources(means[0], clips)) == (clips.labels == 0).nonzero().flatten().tolist()
+    assert initial_static(training_clips(T=1), ipc, "mean").shape == (K, ipc, 3, SIZE, SIZE)
+
+
+def test_motion_is_a_clip_less_its_own_mean_frame():
+    clips = training_clips()
+    motion = initial_dynamic(clips, torch.randn(K, 1, 3, SIZE, SIZE), 1, 3, "motion")
+    assert motion.shape == (K, 3, T, 1, SIZE, SIZE) and motion.mean(2).abs().max() < 1e-5  # whatever stands still is left out
+    for label in range(K):
+        grey = normalize(clips.resident[clips.labels == label]).mean(2, keepdim=True)    # (n, T, 1, H, W)
+        found = [next(i for i, clip in enumerate(grey) if torch.allclose(clip - clip.mean(0), each, atol=1e-5)) for each in motion[label]]
+        assert len(set(found)) == 3
+    with pytest.raises(ValueError, match="class class0 has fewer training clips"):
+        initial_dynamic(clips, torch.randn(K, 1, 3, SIZE, SIZE), 1, 4, "motion")
+
+
 def test_memories_of_one_slot_start_from_different_clips():
     clips = training_clips()
     static = normalize(clips.resident[[int((clips.labels == label).nonzero()[0]) for label in range(K)]])[:, :1]
