@@ -61,13 +61,13 @@ def clips_at_once(frames, size, device, width=WIDTH):
 def kept_step_bytes(videos, at_once, frames, size, width, parameters):
     """Bytes that the graph of one inner step of trajectory matching takes until the way back has used it, never less than what was measured.
 
-    Activations weigh as much as 3 times the first block's width/2 channels and 80 more (the clip, what it is made of, the standardised clip), with
-    one parameter vector for each piece of at most `at_once` videos and three more. This is 1.2 to 1.35 times the growth of a CPU process's peak
-    memory with each kept step, of pixels, interpolated pixels and static and dynamic memory, at widths 32 and 128, 64 pixels × 8 frames and
-    112 × 16, fp32 and bf16, in 1 to 4 pieces. On a GPU nothing was measured.
+    Activations weigh as much as three times the width/2 channels of the first block and 90 more (the clip and what is made of it). Each piece of at
+    most `at_once` videos adds two vectors of parameters, and the step three. That is 1.2 to 1.6 times what the peak memory of a CPU process was
+    measured to grow by with each kept step: pixels, interpolated pixels, static and dynamic memory; widths 32 and 128; 8 × 64², 9 × 43² and 16 × 112²
+    pixels; fp32 and bf16; 1 to 4 pieces. It was not measured on a GPU.
     """
-    vectors = 3 + math.ceil(videos / at_once)
-    return videos * (3 * (width // 2) + 80) * channel_bytes(frames, size) + vectors * 4 * parameters
+    vectors = 3 + 2 * math.ceil(videos / at_once)
+    return videos * (3 * (width // 2) + 90) * channel_bytes(frames, size) + vectors * 4 * parameters
 
 
 def count_kept_steps(videos, at_once, frames, size, width, parameters, device):
