@@ -14,7 +14,7 @@ from torch import nn
 
 import networks
 from distill_utils import options
-from distill_utils.compute import DiskStack, KnownGradient, autocast, clips_at_once
+from distill_utils.compute import DiskStack, KnownGradient, autocast, clips_at_once, count_kept_steps
 from distill_utils.evaluate import evaluate
 from distill_utils.last_good import LastGood
 from distill_utils.record import finish, record
@@ -26,22 +26,25 @@ from networks.convnet3d import LEAST_FRAMES
 from utils import own, random_stream, run_script, seed_everything, sum_over_ranks, world_size
 
 LEAST_STEP_SIZE = 0.001  # α never falls below
+REPLAYS = ("auto", "all", "none")  # which inner steps are computed a second time
 
 
 class TrajectoryMatching(nn.Module):
     """`matching(synset)` is the loss of one expert and one start; its parameter is the step size α.
 
-    The gradient is that of the unrolled steps, by exact replay: only the vectors θ_0 … θ_n are kept, on a CPU on disk, and the way back
-    computes each step anew, so that memory does not grow with n. A step's random numbers come from a stream of its own, the same both times.
+    The gradient is that of the unrolled steps. The way back needs the graph of each step. The graphs of the last steps are kept, as many as
+    the memory budget holds. Of the steps before them only the vectors θ are kept, on a CPU on disk, and the way back computes these steps a
+    second time, so that memory stays within the budget for any n. A step draws from a random stream of its own, so both times are the same.
+    `replay` all computes every step a second time, none keeps every graph; loss and gradient do not depend on it, but for rounding.
     Loss and gradient are the means over `trajectories`, each of an expert and a start of its own; several processes share them.
     """
 
     def __init__(self, experts, student, clips, *, syn_steps, expert_epochs, max_start_epoch, step_size, learn_step_size, batch_syn=None,
-                 precision="fp32", segments=1, trajectories=1, width=networks.WIDTH):
+                 precision="fp32", segments=1, trajectories=1, width=networks.WIDTH, replay="auto"):
         super().__init__()
         self.experts, self.student, self.device, self.precision = experts, student, clips.device, precision
         self.syn_steps, self.expert_epochs, self.max_start_epoch, self.batch_syn = syn_steps, expert_epochs, max_start_epoch, batch_syn
-        self.segments, self.trajectories = segments, trajectories
+        self.segments, self.trajectories, self.replay, self.clip = segments, trajectories, replay, (clips.T, clips.size, width)
         self.at_once = max(1, clips_at_once(clips.T, clips.size, clips.device, width) // 2)  # a graph of gradients takes twice the memory
         self.students = [] if self.device.type == "cuda" else DiskStack()
         self.step_size = nn.Parameter(torch.tensor(float(step_size)), requires_grad=learn_step_size)
@@ -67,11 +70,14 @@ class TrajectoryMatching(nn.Module):
     def match(self, synset, learned, gradients, visit, first, steps):
         """The loss of one trajectory, (); its gradients by what the set has `learned`, and last by α, are added to `gradients`."""
         start, target = (vector.to(self.device) for vector in self.experts.draw(visit, (first, first + self.expert_epochs)))
-        theta, alpha = start, self.step_size.item()
-        self.students.clear()                                              # θ_0 … θ_{n−1}, each (P,)
-        for index, seed in steps:
-            self.students.append(theta)
-            theta = theta.sub(self.step_gradient(theta, synset, index, seed), alpha=alpha)
+        theta, alpha, graphs = start, self.step_size.item(), []
+        replayed = len(steps) - self.count_kept(len(synset), len(theta))
+        self.students.clear()                                              # θ of the replayed steps, each (P,)
+        for number, (index, seed) in enumerate(steps):
+            if number < replayed:
+                self.students.append(theta)
+            gradient = self.step_gradient(theta, synset, index, seed, graphs if number >= replayed else None)
+            theta = theta.sub(gradient, alpha=alpha)
         scale = (start - target).square().sum()
         remaining = theta.sub_(target)
         loss = remaining.square().sum() / scale
@@ -81,8 +87,10 @@ class TrajectoryMatching(nn.Module):
         # With the gradient v of the loss by θ_{i+1} and g = ∇CE(θ_i; videos): that by α is −v·g, that by whatever g depends on is −α ∂(v·g).
         *by_set, by_alpha = gradients
         v = remaining.mul_(2 / scale)
-        for left, (index, seed) in reversed(list(enumerate(steps))):
-            product, by_theta, by_learned = self.replay(self.students.pop(), v, synset, learned, index, seed, onwards=left > 0)
+        for number, (index, seed) in reversed(list(enumerate(steps))):
+            with random_stream(seed):
+                step = graphs.pop() if graphs else self.compute_step(self.students.pop(), synset, index, create_graph=True)
+                product, by_theta, by_learned = self.pull_back(v, *step, learned, onwards=number > 0)
             by_alpha -= product
             for gradient, piece in zip(by_set, by_learned):
                 gradient.sub_(piece, alpha=alpha)
@@ -96,30 +104,43 @@ class TrajectoryMatching(nn.Module):
             batches += torch.randperm(videos).split(self.batch_syn or videos)
         return list(zip(batches, torch.randint(2 ** 62, (self.syn_steps,)).tolist()))
 
-    def step_gradient(self, theta, synset, index, seed):
-        """g = ∇CE(θ; videos), (P,)."""
-        theta, gradient = theta.detach().requires_grad_(), torch.zeros_like(theta)
-        with random_stream(seed):
-            with torch.no_grad():
-                videos, labels = self.draw(synset, index)
-            for loss in self.losses(theta, videos, labels):
-                gradient += torch.autograd.grad(loss, theta)[0]
-        return gradient
+    def count_kept(self, videos, parameters):
+        """Of how many of the last steps the graphs are kept, for a set of so many videos."""
+        if self.replay != "auto":
+            return {"all": 0, "none": self.syn_steps}[self.replay]
+        batch = min(self.batch_syn or videos, videos)
+        return min(self.syn_steps, count_kept_steps(batch, self.at_once, *self.clip, parameters, self.device))
 
-    def replay(self, theta, v, synset, learned, index, seed, onwards):
-        """v·g, its gradient by θ (nothing where it does not go `onwards`), and those by what the set has `learned`; g as in step_gradient."""
-        theta, product, by_theta = theta.detach().requires_grad_(), 0, torch.zeros_like(theta)
+    def step_gradient(self, theta, synset, index, seed, graphs=None):
+        """g = ∇CE(θ; videos), (P,); where `graphs` is a list, the step with its graph is appended to it."""
         with random_stream(seed):
+            *leaves, pieces = self.compute_step(theta, synset, index, create_graph=graphs is not None)
+            gradient = sum(pieces)
+        if graphs is not None:
+            graphs.append((*leaves, [gradient]))
+        return gradient.detach()
+
+    def compute_step(self, theta, synset, index, create_graph):
+        """Videos; the same as a leaf; θ as a leaf; and the pieces that add up to g = ∇CE(θ; videos), (P,), computed one by one when asked for.
+
+        The caller asks for them within the step's random stream: the network's dropout draws from it.
+        """
+        theta = theta.detach().requires_grad_()
+        with torch.set_grad_enabled(create_graph):
             videos, labels = self.draw(synset, index)
-            leaf = videos.detach().requires_grad_()
-            by_videos = torch.zeros_like(leaf)
-            for loss in self.losses(theta, leaf, labels):
-                gradient, = torch.autograd.grad(loss, theta, create_graph=True)
-                wanted = (leaf, theta) if onwards else (leaf,)             # nothing lies before θ_0
-                for total, piece in zip((by_videos, by_theta), torch.autograd.grad(gradient, wanted, v)):
-                    total += piece
-                product = product + v @ gradient.detach()
-        return product, by_theta, torch.autograd.grad(videos, learned, by_videos)
+        leaf = videos.detach().requires_grad_(create_graph)
+        pieces = (torch.autograd.grad(loss, theta, create_graph=create_graph)[0] for loss in self.losses(theta, leaf, labels))
+        return videos, leaf, theta, pieces
+
+    def pull_back(self, v, videos, leaf, theta, pieces, learned, onwards):
+        """v·g, its gradient by θ (zeros where it does not go `onwards`), and those by what the set has `learned`, from what compute_step gave."""
+        product, by_theta, by_videos = 0, torch.zeros_like(theta), torch.zeros_like(leaf)
+        wanted = (leaf, theta) if onwards else (leaf,)                     # nothing lies before θ_0
+        for gradient in pieces:
+            for total, piece in zip((by_videos, by_theta), torch.autograd.grad(gradient, wanted, v)):
+                total += piece
+            product = product + v @ gradient.detach()
+        return product, by_theta, torch.autograd.grad(videos, learned, by_videos, materialize_grads=True)
 
     def draw(self, synset, index):
         """Videos of a step, or a random segment of them, and their labels."""
@@ -159,7 +180,7 @@ def make_matching(args, clips):
     return TrajectoryMatching(experts, FlatNetwork(net), clips, syn_steps=args.syn_steps, expert_epochs=args.expert_epochs,
                               max_start_epoch=args.max_start_epoch, step_size=args.lr_teacher, learn_step_size=args.train_lr,
                               batch_syn=args.batch_syn, precision=args.precision, segments=args.segments,
-                              trajectories=args.trajectories_per_step, width=args.width).to(clips.device)
+                              trajectories=args.trajectories_per_step, width=args.width, replay=args.replay).to(clips.device)
 
 
 def add_matching_options(parser):
@@ -171,6 +192,10 @@ def add_matching_options(parser):
     group.add_argument("--max_start_epoch", type=options.positive, default=10, help="the student starts at an epoch below this (%(default)s)")
     group.add_argument("--trajectories_per_step", type=options.positive, default=1,
                        help="of which loss and gradient are the mean; several GPUs share them (%(default)s, the paper's)")
+    group.add_argument("--replay", default="auto", choices=REPLAYS,
+                       help="inner steps that the way back computes a second time. auto: keep the graphs of as many of the last steps as the memory "
+                       "budget holds (a quarter of the RAM, or half of the GPU's memory), replay the others. all: replay every step, least memory. "
+                       "none: keep all graphs, most memory, the plain unrolled graph. They differ by rounding only (%(default)s)")
     group.add_argument("--batch_syn", type=options.positive, help="videos of a student's step (all)")
     group.add_argument("--lr_teacher", type=options.rate, default=0.01, help="step size of the student, α, at the start (%(default)s)")
     group.add_argument("--train_lr", action=argparse.BooleanOptionalAction, default=True, help="learn the step size (%(default)s)")

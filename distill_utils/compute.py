@@ -1,4 +1,6 @@
 """How much is computed at once, in which number format, and what is kept of it where."""
+import math
+import os
 import pathlib
 import re
 import tempfile
@@ -32,16 +34,51 @@ def autocast(device, precision):
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
 
 
+def total_memory(device):
+    """Bytes of memory of a GPU, or of the machine: all of it, whatever is free."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[1]
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def channel_bytes(frames, size):
+    """Bytes of one channel of a clip in ConvNet3D's first block, T·(size/2)² float32."""
+    return 4 * frames * (size / 2) ** 2
+
+
 def clips_at_once(frames, size, device, width=WIDTH):
     """How many clips of T frames go through ConvNet3D of that width together within the memory budget: 0.5 GB on a CPU, an eighth of a GPU's memory.
 
     Of all its memory, not of what is free: the split decides how sums are rounded, and a resumed run must split as before.
 
-    A clip's activations are mostly those of the first block, width/2·T·(size/2)² numbers, kept about four times; the clip itself and what is made
-    of it weigh as much as 16 channels do.
+    A clip's activations are mostly the width/2 channels of the first block, kept about four times; the clip itself and what is made of it weigh as
+    much as 16 channels do.
     """
-    budget = torch.cuda.mem_get_info(device)[1] / 8 if device.type == "cuda" else 2 ** 29
-    return max(1, min(1024, int(budget / (4 * 4 * max(width // 2, 16) * frames * (size / 2) ** 2))))
+    budget = total_memory(device) / 8 if device.type == "cuda" else 2 ** 29
+    return max(1, min(1024, int(budget / (4 * max(width // 2, 16) * channel_bytes(frames, size)))))
+
+
+def kept_step_bytes(videos, at_once, frames, size, width, parameters):
+    """Bytes that the graph of one inner step of trajectory matching takes until the way back has used it, never less than what was measured.
+
+    Activations weigh as much as three times the width/2 channels of the first block and 90 more (the clip and what is made of it). Each piece of at
+    most `at_once` videos adds two vectors of parameters, and the step three. That is 1.2 to 1.6 times what the peak memory of a CPU process was
+    measured to grow by with each kept step: pixels, interpolated pixels, static and dynamic memory; widths 32 and 128; 8 × 64², 9 × 43² and 16 × 112²
+    pixels; fp32 and bf16; 1 to 4 pieces. It was not measured on a GPU.
+    """
+    vectors = 3 + 2 * math.ceil(videos / at_once)
+    return videos * (3 * (width // 2) + 90) * channel_bytes(frames, size) + vectors * 4 * parameters
+
+
+def count_kept_steps(videos, at_once, frames, size, width, parameters, device):
+    """How many inner steps, each of a batch of `videos`, trajectory matching keeps the graphs of within the memory budget.
+
+    The budget is a quarter of the machine's memory, shared by its processes (torchrun's LOCAL_WORLD_SIZE), or half of a GPU's. It is a share of the
+    total, not of the free memory: the number affects rounding, and a resumed run must keep as many. One step's bytes stay free for the step that
+    the way back is at.
+    """
+    budget = total_memory(device) / 2 if device.type == "cuda" else total_memory(device) / 4 / int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    return max(0, int(budget / kept_step_bytes(videos, at_once, frames, size, width, parameters)) - 1)
 
 
 class KnownGradient(torch.autograd.Function):

@@ -118,10 +118,10 @@ class TwoSnapshots:
         return self.start.clone(), self.start * 1.001
 
 
-def trajectory_matching(clips, syn_steps, precision="fp32", build=lambda: networks.ConvNet3D(8, 8, 64)):
+def trajectory_matching(clips, syn_steps, precision="fp32", replay="auto", build=lambda: networks.ConvNet3D(8, 8, 64)):
     net = build()
     return TrajectoryMatching(TwoSnapshots(net), FlatNetwork(net), clips, syn_steps=syn_steps, expert_epochs=1, max_start_epoch=1,
-                              step_size=0.01, learn_step_size=True, precision=precision)
+                              step_size=0.01, learn_step_size=True, precision=precision, replay=replay)
 
 
 def unrolled_mtt(matching, synset):
@@ -186,33 +186,38 @@ def benchmark_evaluation(clips, test, folders):
 
 def benchmark_mtt(clips, test, folders):
     synset = PixelSet(real_videos(clips, 1), 8)
-    for syn_steps in (5, 10):
+    for syn_steps in (5, 10, 20):
         unrolled = trajectory_matching(clips, syn_steps, build=lambda: contiguous(networks.ConvNet3D(8, 8, 64)))
-        ours, fp32, bf16 = (trajectory_matching(clips, syn_steps, precision) for precision in ("fp32", "fp32", "bf16"))
-        functions = {"plain": lambda: unrolled_mtt(unrolled, synset), "unrolled, our layout": lambda: unrolled_mtt(ours, synset),
-                     "fp32": lambda: fp32(synset).backward(), "bf16": lambda: bf16(synset).backward()}
+        ours = trajectory_matching(clips, syn_steps)
+        modes = [(precision, replay, trajectory_matching(clips, syn_steps, precision, replay))
+                 for precision, replay in (("fp32", "all"), ("fp32", "auto"), ("fp32", "none"), ("bf16", "auto"))]
+        functions = {"plain": lambda: unrolled_mtt(unrolled, synset), "unrolled, our layout": lambda: unrolled_mtt(ours, synset)}
+        functions |= {f"{precision}, replay {replay}": lambda matching=matching: matching(synset).backward() for precision, replay, matching in modes}
         seconds = alternate(functions)
-        report(f"MTT step, 8 videos, {syn_steps} inner steps", seconds)
-        share(functions, seconds)
+        kept = ours.count_kept(len(synset), sum(ours.student.sizes))
+        report(f"MTT step, 8 videos, {syn_steps} inner steps, of which auto keeps {kept}", seconds)
+        share({"fp32": functions["fp32, replay auto"], "bf16": functions["bf16, replay auto"]},
+              {"fp32": seconds["fp32, replay auto"], "bf16": seconds["bf16, replay auto"]})
 
 
 def benchmark_memory(clips, test, folders):
     """Each cell in a process of its own: peak memory of one MTT step, and how much of it is above what was there before."""
-    for form in ("replay", "unrolled"):
-        for syn_steps in (1, 5, 10, 20, 40):
+    for form in ("all", "auto", "none", "unrolled"):
+        for syn_steps in (5, 10, 20, 40):
             subprocess.run([sys.executable, __file__, "memory", form, str(syn_steps)], check=True)
 
 
 def memory(form, syn_steps):
     clips = load_clips("toy", split="train")
-    synset, matching = PixelSet(real_videos(clips, 1), 8), trajectory_matching(clips, syn_steps)
+    synset, matching = PixelSet(real_videos(clips, 1), 8), trajectory_matching(clips, syn_steps, replay="auto" if form == "unrolled" else form)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    if form == "replay":
-        matching(synset).backward()
-    else:
+    if form == "unrolled":
         unrolled_mtt(matching, synset)
+    else:
+        matching(synset).backward()
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    print(f"MTT step of 8 videos, {form}, {syn_steps} inner steps: peak {peak:.0f} MB, {peak - before:.0f} above the start", flush=True)
+    name = form if form == "unrolled" else f"replay {form}"
+    print(f"MTT step of 8 videos, {name}, {syn_steps} inner steps: peak {peak:.0f} MB, {peak - before:.0f} above the start", flush=True)
 
 
 def benchmark_experts(clips, test, folders):

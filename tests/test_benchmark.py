@@ -50,12 +50,16 @@ def test_flop_of_a_dm_iteration(tmp_path, precision):
     assert flop == sum(forward_flop(8, 43)) * (4 + 2 * 4) + 2 * 256 * 4 * 2 and moved > 12 * 8 * 3 * 43 ** 2 * 4
 
 
-def test_flop_of_an_mtt_step(tmp_path):
-    """Of each video in each inner step twelve forwards, less the gradients that the first layer's inputs do not need; nothing lies before the first step."""
+@pytest.mark.parametrize("kept", (False, True))
+def test_flop_of_an_mtt_step(tmp_path, monkeypatch, kept):
+    """Of each video in each inner step nine forwards, or twelve where no graph is kept and the step is computed twice, less the gradients that the first
+    layer's inputs do not need; nothing lies before the first step."""
+    monkeypatch.setattr("distill_MTT.count_kept_steps", lambda *sizes: 3 if kept else 0)
     first, whole = forward_flop(8, 43)[0], sum(forward_flop(8, 43)) + 2 * 128 * 2
+    step = 9 * whole - 3 * first if kept else 12 * whole - 4 * first
     flop = [count(make(tmp_path / folder, "--syn_steps", folder).mtt("fp32"))[0] for folder in "123" if not (tmp_path / folder).mkdir()]
-    assert flop[2] - flop[1] == flop[1] - flop[0] == 2 * (12 * whole - 4 * first)
-    assert -2 * whole <= flop[0] / 2 - (12 * whole - 4 * first) <= 0
+    assert flop[2] - flop[1] == flop[1] - flop[0] == 2 * step
+    assert -2 * whole <= flop[0] / 2 - step <= 0
 
 
 @pytest.mark.parametrize("section, clips", (("loading", 0), ("evaluation", 3 * 2 * 2 + 2), ("experts", 3 * 6)))
