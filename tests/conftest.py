@@ -1,3 +1,6 @@
+import faulthandler
+import itertools
+import os
 import pathlib
 import sys
 
@@ -6,6 +9,26 @@ import pytest
 from PIL import Image
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
+
+HANG = 1800  # seconds; the only limit of time: a test that takes longer hangs, and ends the tests with a traceback of all threads
+
+
+def pytest_configure(config):
+    config.addinivalue_line("markers", "slow: starts several processes or trains for long; left out by `bash sh/test.sh --quick`")
+    config.stash[screen] = os.fdopen(os.dup(2), "w")  # the screen's, before a test's output is caught
+
+
+screen = pytest.StashKey()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item):
+    """Fixtures included."""
+    faulthandler.dump_traceback_later(HANG, exit=True, file=item.config.stash[screen])
+    try:
+        return (yield)
+    finally:
+        faulthandler.cancel_dump_traceback_later()
 
 
 def write_frames(folder, count, size=16, seed=0, name="frame{:06d}.jpg"):
@@ -28,3 +51,39 @@ def tiny(tmp_path):
     lines = ["folder_name,label,split", *(",".join(row) for row in rows)]
     (tmp_path / "data" / "list.csv").write_text("\n".join(lines) + "\n")
     return tmp_path / "data"
+
+
+@pytest.fixture(scope="session")
+def command(tmp_path_factory):
+    """The scripts' command lines, by a process that has imported them, on tiny data that no test changes."""
+    from commands import Commands
+    folder = tmp_path_factory.mktemp("run")
+    lines = ["folder_name,label,split"]
+    for label, split, number in itertools.product(("fall", "rise"), ("train", "test"), range(3)):
+        write_frames(folder / "data" / "jpegs" / f"{label}_{split}_{number}", 9, seed=len(lines))
+        lines.append(f"{label}_{split}_{number},{label},{split}")
+    (folder / "data" / "list.csv").write_text("\n".join(lines) + "\n")
+    command = Commands(folder)
+    yield command
+    command.close()
+
+
+@pytest.fixture(scope="session")
+def whole(command):
+    """Results of uninterrupted runs: whole(script) gives (run folder, flags that the script needs besides)."""
+    save_path, done = command.folder / "whole", {}
+
+    def needs(script):
+        static = ("--path_static", whole("distill_DC")[0] / "distilled.pt") if script.startswith("distill_s2d") else ()
+        return static + (("--buffer_path", whole("buffer")[0]) if script.endswith("MTT") else ())
+
+    def whole(script):
+        if script not in done:
+            extra = needs(script)
+            before = set(save_path.glob("*/*/"))
+            code, output = command(script, save_path, *extra)
+            assert code == 0, output
+            new, = set(save_path.glob("*/*/")) - before
+            done[script] = new, extra
+        return done[script]
+    return whole

@@ -1,7 +1,8 @@
-"""What torchrun's processes compute together, for test_ranks.py: `torchrun --nproc_per_node W tests/ranks.py FOLDER` writes FOLDER/<rank>.pt.
+"""What several processes compute together, for test_ranks.py: a script for tests/server.py, `ranks FOLDER` writes FOLDER/<rank>.pt.
 
-`results()` in one process is what W must agree with.
+`results()` in one process is what they must agree with. `ranks FOLDER --part` lets their states part instead.
 """
+import argparse
 import pathlib
 import sys
 
@@ -17,7 +18,7 @@ from distill_utils.evaluate import evaluate
 from distill_utils.synset import PixelSet, StaticDynamicSet, StillSet
 from fakes import TinyNet, random_clips
 from networks import ConvNet, FlatNetwork, Hallucinator
-from utils import process_group, rank, sum_gradients
+from utils import Run, broadcast, rank, sum_gradients
 
 K, T, SIZE = 3, 4, 8
 LABELS = [2, 0, 1, 0, 2, 2, 1, 0, 1, 2, 2]
@@ -70,7 +71,9 @@ def results(folder):
     try:
         clips, found = random_clips(LABELS, K, T=T, size=SIZE), {}
         clips.origin = folder / "pack.npy", "all"
-        clips.origin[0].touch()
+        if rank() == 0:
+            clips.origin[0].touch()  # once: the time of its change is in the pool's name
+        broadcast(None)
         for name, make in (("pixels", pixels), ("static and dynamic", static_dynamic)):
             found[f"DM of {name}"] = steps(DistributionMatching(clips, 3), make())
             found[f"DM with a pool of {name}"] = steps(DistributionMatching(clips, 3, pool=5), make())
@@ -93,6 +96,22 @@ def results(folder):
     return found
 
 
-if __name__ == "__main__":
-    with process_group("cpu"):
-        torch.save(results(pathlib.Path(sys.argv[1])), pathlib.Path(sys.argv[1]) / f"{rank()}.pt")
+def part(folder):
+    """What is learned differs between the processes, as it never should; it is compared at each evaluation."""
+    torch.manual_seed(rank())
+    run = Run.__new__(Run)
+    run.stateful, run.iteration, run.folder = {"set": torch.nn.Linear(2, 1)}, 7, folder
+    run.check_same()
+
+
+def main(args):
+    if args.part:
+        part(args.folder)
+    torch.save(results(args.folder), args.folder / f"{rank()}.pt")
+
+
+def parser():
+    parser = argparse.ArgumentParser(prog="ranks")
+    parser.add_argument("folder", type=pathlib.Path)
+    parser.add_argument("--part", action="store_true")
+    return parser

@@ -590,32 +590,49 @@ def test_two_at_once_are_refused(ucf, tmp_path, command):
         assert f"another process prepares videos in {root}" in refused(command, "UCF101", "--videos", ucf)
 
 
-def test_kill_and_go_on(tmp_path):
-    """kill -9 while it writes: what stands in the frames' directory is whole, no process is left, and the same command completes the rest."""
-    videos, out = tmp_path / "videos", tmp_path / "out"
-    for number in range(30):
-        write_video(videos / "ab"[number % 2] / f"{number}.mp4", 120)
+STUCK = """
+import pathlib, time
+write = pathlib.Path.write_bytes
+def stuck(path, content):
+    while path.parent.name == "6" and path.name == "frame000020.jpg":
+        time.sleep(0.1)
+    return write(path, content)
+pathlib.Path.write_bytes = stuck
+"""
+
+
+def test_kill_and_go_on(tmp_path, command):
+    """kill -9 while it writes: what stands in the frames' directory is whole, no process is left, and the same command completes the rest.
+
+    The last of seven videos never gets beyond its 19th frame before the kill.
+    """
+    videos, out, site = (tmp_path / name for name in ("videos", "out", "site"))
+    for number in range(7):
+        write_video(videos / "ab"[number // 4] / f"{number}.mp4", 30)
+    site.mkdir()
+    (site / "sitecustomize.py").write_text(STUCK)
     line = [sys.executable, "-m", "distill_utils.prepare", "custom", "--videos", str(videos), "--out", str(out), "--workers", "2"]
-    first = subprocess.Popen(line, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
-    deadline = time.monotonic() + 60
-    while len(list(out.glob("jpegs_112/*/*"))) < 4 and time.monotonic() < deadline:
-        time.sleep(0.005)
-    first.kill()
-    first.wait()
+    first = subprocess.Popen(line, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
+                             env={**os.environ, "PYTHONPATH": str(site)})
+    try:
+        while len(list(out.glob("jpegs_112/*/*"))) < 6 or not (out / ".preparing" / "6" / "frame000019.jpg").exists():
+            assert first.poll() is None
+            time.sleep(0.01)
+    finally:
+        first.kill()
+        first.wait()
     done = list(out.glob("jpegs_112/*/*"))
-    assert 4 <= len(done) < 30 and all(len(os.listdir(folder)) == 120 for folder in done)
+    assert len(done) == 6 and all(len(os.listdir(folder)) == 30 for folder in done)
     assert not list(out.glob("*.csv"))
-    deadline = time.monotonic() + 20
-    while processes_of(first.pid) and time.monotonic() < deadline:
+    while processes_of(first.pid):
         time.sleep(0.05)
-    assert not processes_of(first.pid)
-    before = {folder: folder.stat().st_mtime_ns for folder in out.glob("jpegs_112/*/*")}
-    second = subprocess.run(line, cwd=ROOT, capture_output=True, text=True)
-    assert second.returncode == 0, second.stderr
+    before = {folder: folder.stat().st_mtime_ns for folder in done}
+    code, printed = command("custom", "--videos", videos, "--workers", "2")
+    assert code == 0, printed
     folders = list(out.glob("jpegs_112/*/*"))
-    assert len(folders) == 30 and all(len(os.listdir(folder)) == 120 for folder in folders)
+    assert len(folders) == 7 and all(len(os.listdir(folder)) == 30 for folder in folders)
     assert all(folder.stat().st_mtime_ns == changed for folder, changed in before.items())
-    assert not (out / ".preparing").exists() and len(pd.read_csv(out / "out_splits1.csv")) == 30
+    assert not (out / ".preparing").exists() and len(pd.read_csv(out / "out_splits1.csv")) == 7
 
 
 def processes_of(session):

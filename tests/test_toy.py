@@ -156,8 +156,8 @@ def heights(video):
 
 
 def test_what_moves_up_moves_up_and_is_anywhere_at_any_moment():
-    videos = [toy.up_video(shape, np.random.default_rng([seed, 7])) for shape in toy.COLOURS for seed in range(100)]
-    tops = np.stack([heights(video.astype(float)) for video in videos])     # (400, T)
+    videos = [toy.up_video(shape, np.random.default_rng([seed, 7])) for shape in toy.COLOURS for seed in range(50)]
+    tops = np.stack([heights(video.astype(float)) for video in videos])     # (200, T)
     steps = (np.diff(tops, axis=1) + 32) % 64 - 32
     # A slow shape is partly in the median itself, so the estimate is rough; its sign is what counts.
     assert -5 < np.median(steps, axis=1).min() and np.median(steps, axis=1).max() < -1
@@ -167,14 +167,24 @@ def test_what_moves_up_moves_up_and_is_anywhere_at_any_moment():
 
 # ---------------------------------------------------------------- what a network learns
 
-def load(root, split):
-    """Videos of a split in normalised pixels, (n, T, 3, H, W), and their classes (n,)."""
-    videos = pd.read_csv(root / "toy_splits1.csv").query("split == @split")
-    pixels = np.stack([[np.asarray(Image.open(path)) for path in sorted((root / "jpegs_64" / folder).iterdir())]
-                       for folder in videos.folder_name])
+SIDE = 48   # pixels that are enough for two of the shapes
+LEARNED = [f"{shape}_{direction}" for shape in ("disc", "square") for direction in toy.DIRECTIONS]
+APPEARANCE = torch.tensor([0, 0, 1, 1])
+
+
+@pytest.fixture(scope="module")
+def videos(full):
+    """{split: its videos of two shapes in normalised pixels, (n, T, 3, H, W), and their classes (n,)}."""
+    def load(split):
+        rows = listed[(listed.split == split) & listed.label.isin(LEARNED)]
+        pixels = np.stack([[np.asarray(Image.open(path)) for path in sorted((full / "jpegs_64" / folder).iterdir())] for folder in rows.folder_name])
+        pixels = (torch.from_numpy(pixels).float() / 255 - mean) / std
+        small = F.interpolate(pixels.movedim(-1, 2).flatten(0, 1), (SIDE, SIDE), mode="area").unflatten(0, pixels.shape[:2])
+        return small, torch.tensor([LEARNED.index(label) for label in rows.label])
+
+    listed = pd.read_csv(full / "toy_splits1.csv")
     mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
-    pixels = (torch.from_numpy(pixels).float() / 255 - mean) / std
-    return pixels.movedim(-1, 2), torch.tensor([CLASSES.index(label) for label in videos.label])
+    return {split: load(split) for split in toy.SPLITS}
 
 
 def cut(videos, starts):
@@ -187,18 +197,21 @@ def still(videos, moments):
     return videos[torch.arange(len(videos)), moments][:, None].expand(-1, 8, -1, -1, -1)
 
 
-def train(clips, labels, epochs):
-    net = ConvNet3D(8, 8, 64)
-    optimizer = torch.optim.SGD(net.parameters(), lr=0.01, momentum=0.9, weight_decay=5e-4)
-    schedule = torch.optim.lr_scheduler.StepLR(optimizer, epochs - 3, 0.1)
+def train(draw, labels, epochs=12, batch_size=8):
+    """A narrow network, trained on the clips that draw() gives, other ones in each epoch."""
+    torch.set_num_threads(1)
+    net = ConvNet3D(len(LEARNED), 8, SIDE, dropout=0.2, width=32)
+    optimizer = torch.optim.Adam(net.parameters())
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.002, total_steps=epochs * -(-len(labels) // batch_size))  # no start without a warm-up
     for _ in range(epochs):
-        for batch in torch.randperm(len(clips)).split(32):
+        clips = draw()
+        for batch in torch.randperm(len(clips)).split(batch_size):
             mirrored = torch.where(torch.rand(len(batch), 1, 1, 1, 1) < 0.5, clips[batch], clips[batch].flip(-1))
             loss = F.cross_entropy(net(mirrored), labels[batch])
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-        schedule.step()
+            schedule.step()
     return net.eval()
 
 
@@ -211,26 +224,25 @@ def percent(right):
     return 100 * right.float().mean().item()
 
 
-def test_clips_are_learned(full):
+def test_clips_are_learned(videos):
     torch.manual_seed(0)
-    (videos, labels), (test_videos, test_labels) = load(full, "train"), load(full, "test")
-    net = train(cut(videos, torch.randint(0, 9, labels.shape)), labels, epochs=10)
-    assert percent(predict(net, cut(test_videos, torch.full_like(test_labels, 4))) == test_labels) > 90
+    (clips, labels), (test_clips, test_labels) = videos["train"], videos["test"]
+    net = train(lambda: cut(clips, torch.randint(0, 9, labels.shape)), labels)
+    assert percent(predict(net, cut(test_clips, torch.full_like(test_labels, 4))) == test_labels) > 85
 
 
-def test_stills_show_the_appearance_and_toss_a_coin_for_the_direction(full):
+def test_stills_show_the_appearance_and_toss_a_coin_for_the_direction(videos):
     torch.manual_seed(0)
-    (videos, labels), (test_videos, test_labels) = load(full, "train"), load(full, "test")
-    net = train(still(videos, torch.randint(0, 16, labels.shape)), labels, epochs=7)
+    (clips, labels), (test_clips, test_labels) = videos["train"], videos["test"]
+    net = train(lambda: still(clips, torch.randint(0, 16, labels.shape)), labels)
     moments = torch.randint(0, 16, test_labels.shape)
-    appearance = torch.tensor([CLASSES.index(name) // 2 for name in CLASSES])
-    for clips in (still(test_videos, moments), cut(test_videos, torch.full_like(test_labels, 4))):
-        predicted = predict(net, clips)
-        assert percent(appearance[predicted] == appearance[test_labels]) > 90
-        assert 40 < percent(predicted == test_labels) < 60
+    for shown in (still(test_clips, moments), cut(test_clips, torch.full_like(test_labels, 4))):
+        predicted = predict(net, shown)
+        assert percent(APPEARANCE[predicted] == APPEARANCE[test_labels]) > 85
+        assert 30 < percent(predicted == test_labels) < 70              # 48 clips: 2.8 standard deviations
     # Both videos of a pair hold the same frames: over first and last frames exactly half of the directions are right.
-    predicted = predict(net, test_videos[:, ::15].reshape(-1, 1, 3, 64, 64).expand(-1, 8, -1, -1, -1))
+    predicted = predict(net, test_clips[:, ::15].reshape(-1, 1, 3, SIDE, SIDE).expand(-1, 8, -1, -1, -1))
     truth = test_labels.repeat_interleave(2)
-    appearance_right = appearance[predicted] == appearance[truth]
+    appearance_right = APPEARANCE[predicted] == APPEARANCE[truth]
     right = predicted[appearance_right] == truth[appearance_right]
-    assert percent(right) == pytest.approx(50, abs=1)                       # near ties may round either way
+    assert percent(right) == pytest.approx(50, abs=1.1)                 # a near tie may round either way: one of 96 is 1.04

@@ -6,7 +6,6 @@ import pandas as pd
 import pytest
 import torch
 from conftest import write_frames
-from test_run import command, whole  # noqa: F401 (fixtures)
 
 from distill_utils import table
 from distill_utils.clips import load_clips
@@ -87,7 +86,7 @@ def test_training_clips_are_the_full_sets_but_those_held_out(tiny, tmp_path, pac
 # ---------------------------------------------------------------- runs
 
 @pytest.fixture(scope="module")
-def grouped(command):  # noqa: F811
+def grouped(command):
     """Another list of the tiny data with more training videos, in groups of a video of either class."""
     lines = ["folder_name,label,split,group"]
     for label in ("fall", "rise"):
@@ -102,7 +101,7 @@ def grouped(command):  # noqa: F811
 
 
 @pytest.mark.parametrize("script", ("distill_DC", "distill_DM", "distill_s2d", "distill_MTT"))
-def test_a_result_names_the_last_and_the_best_on_validation(command, grouped, tmp_path, script):  # noqa: F811
+def test_a_result_names_the_last_and_the_best_on_validation(command, grouped, tmp_path, script):
     for needed, name in (("distill_s2d", "distill_DC"), ("distill_MTT", "buffer")):
         if script == needed:
             code, output = command(name, tmp_path, *grouped)
@@ -134,7 +133,7 @@ def test_a_result_names_the_last_and_the_best_on_validation(command, grouped, tm
 
 
 @pytest.mark.parametrize("name", ("coreset", "evaluate"))
-def test_reference_selections_and_the_full_set_are_tested_once(grouped, command, tmp_path, capsys, monkeypatch, name):  # noqa: F811
+def test_reference_selections_and_the_full_set_are_tested_once(grouped, command, tmp_path, capsys, monkeypatch, name):
     import importlib
     module = importlib.import_module(f"distill_utils.{name}")
     flags = ["--dataset", "custom", "--frames", "8", "--size", "43", "--test_clips", "1", "--data_path", command.folder / "data", "--pack_path",
@@ -147,7 +146,7 @@ def test_reference_selections_and_the_full_set_are_tested_once(grouped, command,
     assert capsys.readouterr().out.count("result: ") == 1
 
 
-def test_experts_and_static_memory_of_other_splits_are_not_found(grouped, command, tmp_path):  # noqa: F811
+def test_experts_and_static_memory_of_other_splits_are_not_found(grouped, command, tmp_path):
     code, output = command("buffer", tmp_path, *grouped[:4])
     assert code == 0, output
     code, output = command("distill_MTT", tmp_path, *grouped)

@@ -1,0 +1,71 @@
+"""Command lines of the scripts on tiny data, run by tests/server.py."""
+import itertools
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+FLAGS = {
+    "data": "--dataset custom --frames 8 --size 43 --test_clips 1 --width 8".split(),
+    "evaluation": "--num_eval 1 --epoch_eval_train 1".split(),
+    "distill_DM": "--ipc 1 --lr_img 10 --Iteration 3 --eval_it 2 --batch_real 2".split(),
+    "distill_DC": "--spc 2 --lr_img 1 --Iteration 3 --eval_it 2 --outer_loop 2 --inner_loop 1 --batch_real 3".split(),
+    "distill_MTT": "--ipc 1 --lr_img 100 --Iteration 3 --eval_it 2 --syn_steps 2 --max_start_epoch 2 --lr_lr 1e-6".split(),
+    "buffer": "--num_experts 2 --train_epochs 2 --batch_train 3 --lr_teacher 0.1".split(),
+    "distill_s2d": "--ipc 1 --lr_dynamic 10 --lr_hal 1e-3 --Iteration 3 --eval_it 2 --batch_real 2".split(),
+    "distill_s2d MTT": "--method MTT --ipc 1 --lr_dynamic 100 --lr_hal 1e-3 --Iteration 3 --eval_it 2 --syn_steps 2 --max_start_epoch 2".split(),
+    "distill_utils.coreset": [],
+}
+
+
+class Commands:
+    """Runs the scripts with the flags of the tiny data in `folder`. Each call returns (exit code, all that was printed)."""
+
+    def __init__(self, folder):
+        self.folder, self.numbers = folder, itertools.count()
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "WANDB_MODE": "disabled", "CUDA_VISIBLE_DEVICES": ""}
+        self.server = subprocess.Popen([sys.executable, pathlib.Path(__file__).with_name("server.py")], env=environment,
+                                       stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    def arguments(self, script, save_path, flags=()):
+        return [*FLAGS["data"], *(FLAGS["evaluation"] if script != "buffer" else ()), *FLAGS[script], "--data_path", str(self.folder / "data"),
+                "--pack_path", str(self.folder / "packs"), "--save_path", str(save_path), "--device", "cpu",
+                *map(str, flags)]
+
+    def submit(self, script, arguments, processes=1, replace=0, call=None, **environment):
+        """Starts the script as so many ranks; returns their process ids. `replace`, `call`: where it dies, as server.py says."""
+        self.output = self.folder / f"output{next(self.numbers)}"
+        job = {"script": script.split()[0], "arguments": list(map(str, arguments)), "output": str(self.output), "environment": environment,
+               "processes": processes, "replace": replace, "call": call}
+        print(json.dumps(job), file=self.server.stdin, flush=True)
+        return json.loads(self.server.stdout.readline())
+
+    def codes(self):
+        """The exit codes of what was submitted, once all have ended."""
+        return json.loads(self.server.stdout.readline())
+
+    def messages(self):
+        """The last sentence of each of several ranks that failed."""
+        return [json.loads(path.read_text())["message"] for path in sorted(self.folder.glob(f"{self.output.name}.[0-9]*"))]
+
+    def calls(self):
+        """How many functions were called by what was told to count them and was not killed."""
+        return int(self.output.with_name(self.output.name + ".calls").read_text())
+
+    def start(self, script, save_path, *flags, **options):
+        child, = self.submit(script, self.arguments(script, save_path, flags), **options)
+        return child
+
+    def end(self):
+        code, = self.codes()
+        return code, self.output.read_text()
+
+    def __call__(self, script, save_path, *flags, **options):
+        self.start(script, save_path, *flags, **options)
+        return self.end()
+
+    def close(self):
+        self.server.stdin.close()
+        self.server.wait()
+        self.server.stdout.close()
