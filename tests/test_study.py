@@ -139,34 +139,14 @@ class Patient(TinyNet):
 
 
 @pytest.mark.parametrize("segments, kind", ((1, "parametric"), (2, "linear"), (4, "parametric")))
-def test_replay_of_the_study_is_the_unrolled_graph(monkeypatch, segments, kind):
+def test_replay_of_the_study_is_the_unrolled_graph(segments, kind):
     """In float64, pixels and matrix; a step's segment is the same on the way there and back."""
     synset = PixelSet(torch.randn(K * 2, 2, 3, 8, 8), K, Interpolation(kind, 2, 8)).double()
     matching = matching_of(Patient().double(), random_clips([0, 1, 2], K, T=8))
     matching.segments = segments
 
-    class Segmented:
-        """For the plain form, which knows of no segments: the set cuts them itself, where the matching does."""
-
-        def __init__(self, synset):
-            self.synset = synset
-
-        def __call__(self, index):
-            return matching.draw(self.synset, index)
-
-        def __len__(self):
-            return len(self.synset)
-
-        def __getattr__(self, name):
-            return getattr(self.synset, name)
-    if segments == 1:
-        found, _ = assert_same_gradients(matching, synset)
-        assert set(found) == {"videos"} | ({"interpolation.matrix"} if kind == "parametric" else set())
-        return
-    import test_trajectories
-    plain = test_trajectories.unrolled
-    monkeypatch.setattr(test_trajectories, "unrolled", lambda reference, reference_set: plain(reference, Segmented(reference_set)))
-    assert_same_gradients(matching, synset)
+    found, _ = assert_same_gradients(matching, synset)
+    assert set(found) == {"videos"} | ({"interpolation.matrix"} if kind == "parametric" else set())
 
 
 # ---------------------------------------------------------------- selections
