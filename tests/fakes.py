@@ -1,10 +1,17 @@
 """Stand-ins for the slow parts: clips that need no files, and a network small enough to be checked by plain loops."""
+import pytest
 import torch
 from torch import nn
 
 from distill_utils.clips import Clips
+from distill_utils.compute import cpu_has_bf16
 
 torch.set_num_threads(1)  # small tensors: threads cost more than they bring
+
+# Without bfloat16 in hardware a convolution in it takes a hundred times as long. What it does in a matching is shown on any CPU by test_matching's
+# test_dm_in_bfloat16_is_near_and_keeps_float32_sums, in a tiny network.
+PRECISIONS = ("fp32", "bf16") if cpu_has_bf16() else ("fp32",)
+needs_bf16 = pytest.mark.skipif(not cpu_has_bf16(), reason="no bfloat16 in hardware: test_dm_in_bfloat16_is_near_and_keeps_float32_sums is for any CPU")
 
 
 def random_clips(labels, num_classes, *, T=4, size=8, videos=None, seed=0):

@@ -7,6 +7,7 @@ import sys
 
 import pytest
 import torch
+from fakes import PRECISIONS
 from test_launchers import launch
 
 import networks
@@ -43,7 +44,7 @@ def test_flop_of_a_forward(frames, size):
         assert [round(flop / 2e9, 2) for flop in forward_flop(frames, size)] == [1.42, 3.78, 0.31]  # GMAC, as in the notes
 
 
-@pytest.mark.parametrize("precision", ("fp32", "bf16"))
+@pytest.mark.parametrize("precision", PRECISIONS)
 def test_flop_of_a_dm_iteration(tmp_path, precision):
     """A forward of each real clip; forward and gradient of each video; the sums of 256 features over the 4 clips of 2 classes."""
     flop, moved = count(make(tmp_path, "--ipc", "2").dm(precision))
@@ -89,8 +90,8 @@ def test_bytes_of_known_operations(operation, expected):
 
 def test_quartiles_and_memory():
     assert quartiles([5, 1, 4, 2, 3]) == [2, 3, 4] and quartiles([7]) == [7, 7, 7]
-    peak, above = memory_of(lambda: lambda: torch.ones(2 ** 28), torch.device("cpu"))
-    assert peak > above > 2 ** 29
+    peak, above = memory_of(lambda: lambda: torch.ones(2 ** 27), torch.device("cpu"))
+    assert peak > above > 2 ** 28
 
 
 @pytest.mark.parametrize("gpus, given, device, visible", (
@@ -116,23 +117,24 @@ def test_launcher_refuses_nonsense(launch):
     assert process.returncode == 2 and call is None and process.stderr == "error: GPU is a number, a list such as 0,1, cpu, -1 or cpu*2, not 'gpu0'\n"
 
 
+@pytest.mark.slow
 def test_end_to_end(launch, tmp_path):
     out = tmp_path / "figures" / "tiny.json"
-    process, _ = launch("sh/benchmark.sh", "cpu", *TINY[2:], "--sections", "loading,dm", "--precisions", "fp32,bf16", "--out", str(out),
+    process, _ = launch("sh/benchmark.sh", "cpu", *TINY[2:], "--sections", "loading,dm", "--precisions", ",".join(PRECISIONS), "--out", str(out),
                         PYTHON=sys.executable)
     assert process.returncode == 0, process.stderr
     content = json.loads(out.read_text())
     rows = content["rows"]
-    assert [(row["section"], row["precision"]) for row in rows] == [("loading", None), ("dm", "fp32"), ("dm", "bf16")]
+    assert [(row["section"], row["precision"]) for row in rows] == [("loading", None), *(("dm", precision) for precision in PRECISIONS)]
     assert {(rate["name"], rate["precision"]) for rate in content["rates"]} == {
-        ("copy", None), *((name, precision) for name in ("matmul", "convolution") for precision in ("fp32", "bf16"))}
+        ("copy", None), *((name, precision) for name in ("matmul", "convolution") for precision in PRECISIONS)}
     assert all(row["quartiles"][0] <= row["seconds"] <= row["quartiles"][1] and len(row["all_seconds"]) == 2 for row in rows)
-    assert all(row["peak_bytes"] >= row["bytes_above_start"] >= 0 and 0 < row["share_of_copy"] < 2 for row in rows)
+    assert all(row["peak_bytes"] >= row["bytes_above_start"] >= 0 and 0 < row["share_of_copy"] for row in rows)
     assert all(0 < row["share_of_convolution"] and 0 < row["share_of_matmul"] for row in rows[1:])
     assert rows[0]["bytes"] == 4 * 8 * 3 * 43 ** 2 * 5 and rows[0]["clips_per_second"] == pytest.approx(4 / rows[0]["seconds"])
     assert {"cpu", "threads", "torch"} <= set(content["machine"]) and content["settings"]["size"] == 43
     lines = process.stdout.splitlines()
-    assert lines[-5].split()[:3] == ["section", "precision", "seconds"] and lines[-1] == f"all figures: {out}" and "threads" in lines[0]
+    assert lines[-3 - len(PRECISIONS)].split()[:3] == ["section", "precision", "seconds"] and lines[-1] == f"all figures: {out}" and "threads" in lines[0]
     assert not process.stderr and not list(out.parent.glob(".*"))
 
 

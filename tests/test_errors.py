@@ -21,7 +21,7 @@ from distill_utils.synset import load_static
 from utils import run_script
 
 LOOPS = ("--outer_loop", 1, "--inner_loop", 1)
-SMALL = "--frames 8 --size 43 --test_clips 1 --device cpu --num_eval 1 --epoch_eval_train 1 --eval_it 2 --Iteration 2".split()
+SMALL = "--frames 8 --size 43 --width 8 --test_clips 1 --device cpu --num_eval 1 --epoch_eval_train 1 --eval_it 2 --Iteration 2".split()
 OF_MATCHING = {"MTT": ("--syn_steps", 1, "--max_start_epoch", 1)}
 
 
@@ -225,7 +225,7 @@ def test_the_authors_static_memory_loads(tmp_path):
 @pytest.fixture
 def buffer(tmp_path):
     """A folder with one expert of two snapshots, for the tiny data."""
-    folder, net = tmp_path / "experts", networks.ConvNet3D(2, 8, 43)
+    folder, net = tmp_path / "experts", networks.ConvNet3D(2, 8, 43, width=8)
     folder.mkdir()
     start = [parameter.detach().clone() for parameter in net.parameters()]
     torch.save([[start, [tensor + 1e-3 * torch.randn_like(tensor) for tensor in start]]], folder / "replay_buffer_0.pt")
@@ -236,7 +236,7 @@ def test_missing_experts_name_the_command(refused, tiny, tmp_path):
     save_static(tmp_path / "static.pt")
     for name, *flags in ("MTT",), ("s2d", "--method", "MTT", "--path_static", tmp_path / "static.pt"):
         sentence = refused(name, *flags)
-        command = f"bash sh/baseline/buffer.sh GPU custom --frames 8 --size 43 --data_path {tiny} --save_path {tmp_path / 'results'}"
+        command = f"bash sh/baseline/buffer.sh GPU custom --frames 8 --size 43 --data_path {tiny} --width 8 --save_path {tmp_path / 'results'}"
         assert sentence.startswith("no finished buffer of experts for these data in ")
         assert f"run `{command}` first, or give --buffer_path" in sentence
         assert refused(name, *flags, "--buffer_path", tmp_path).startswith(f"{tmp_path} holds no replay_buffer_<n>.pt: make the experts by ")
@@ -251,7 +251,7 @@ def test_experts_that_do_not_fit(stopped, buffer, tmp_path):
         assert stopped(name, *flags, "--max_start_epoch", 2).startswith(
             f"{path}: expert 0 has 2 snapshots, but --max_start_epoch and --expert_epochs need 3")
     flags = "--buffer_path", buffer
-    for net, sentence in ((networks.ConvNet3D(5, 8, 43), " was trained on 5 classes, the data have 2"),
+    for net, sentence in ((networks.ConvNet3D(5, 8, 43, width=8), " was trained on 5 classes, the data have 2"),
                           (networks.ConvNet(2, 43), " is not of ConvNet3D: its parameters are of shapes")):
         torch.save([[list(net.parameters())] * 2], path)
         assert stopped("MTT", *flags).startswith(f"{path}{sentence}")

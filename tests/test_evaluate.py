@@ -7,7 +7,7 @@ import types
 import pytest
 import torch
 import torch.nn.functional as F
-from fakes import TinyNet, random_clips
+from fakes import PRECISIONS, TinyNet, random_clips
 from torch import nn
 
 import networks
@@ -272,12 +272,12 @@ def test_an_evaluation_finds_what_is_there_to_find():
     assert wrong["top1"] < 20
 
 
-def test_an_evaluation_with_the_papers_network_and_in_bfloat16():
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_an_evaluation_with_the_papers_network_and_in_bfloat16(precision):
     test = random_clips([0, 1, 1], 2, T=8, size=43)
-    for precision in ("fp32", "bf16"):
-        result = evaluate(PixelSet(torch.randn(2, 8, 3, 43, 43), 2), test, num_eval=1, epochs=1, precision=precision)
-        assert 0 <= result["top1"] <= result["top5"] == 100 and len(result["per_class"]) == 2
-        assert result["top1_std"] == 0
+    result = evaluate(PixelSet(torch.randn(2, 8, 3, 43, 43), 2), test, num_eval=1, epochs=1, precision=precision)
+    assert 0 <= result["top1"] <= result["top5"] == 100 and len(result["per_class"]) == 2
+    assert result["top1_std"] == 0
 
 
 # ---------------------------------------------------------------- real clips in a set's place

@@ -45,7 +45,7 @@ def launch(tmp_path):
         call.unlink(missing_ok=True)
         environment = {**os.environ, "PYTHON": str(stub), "CALL": str(call), **environment}
         process = subprocess.run(["bash", os.path.relpath(root / name, folder), *arguments], cwd=folder,
-                                 env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60)
+                                 env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True)
         return process, json.loads(call.read_text()) if call.exists() else None
     return launch
 
@@ -302,6 +302,16 @@ def test_prepare(launch, tmp_path):
         assert process.returncode == 2 and call is None and process.stderr.startswith("usage: bash sh/prepare.sh DATASET VIDEOS [")
 
 
+def test_tests(launch):
+    """All tests, or with --quick, in any place, those that are not marked slow; all else is pytest's."""
+    for given, passed in (((), []), (("--quick",), ["-m", "not slow"]), (("-x", "--quick", "-k", "a or b"), ["-x", "-m", "not slow", "-k", "a or b"])):
+        process, call = launch("sh/test.sh", *given)
+        assert process.returncode == 0 and call["command"] == ["-m", "pytest", "-q", *passed, "tests"], process.stderr
+        assert call["folder"] == str(ROOT) and call["environment"]["WANDB_MODE"] == "disabled"
+    process, call = launch(".ci/run")
+    assert process.returncode == 0 and "not slow" not in call["command"]  # everything
+
+
 # ---------------------------------------------------------------- studies: launchers that call others, many times
 
 @pytest.fixture
@@ -315,7 +325,7 @@ def study(tmp_path):
     def study(name, *arguments, **environment):
         calls.unlink(missing_ok=True)
         process = subprocess.run(["bash", str(ROOT / name), *arguments], cwd=tmp_path, stdin=subprocess.DEVNULL, capture_output=True, text=True,
-                                 env={**os.environ, "PYTHON": str(stub), "CALL": str(calls), **environment}, timeout=60)
+                                 env={**os.environ, "PYTHON": str(stub), "CALL": str(calls), **environment})
         return process, [json.loads(line) for line in calls.read_text().splitlines()] if calls.exists() else []
     return study
 

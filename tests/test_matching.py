@@ -4,7 +4,7 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
-from fakes import TinyNet, random_clips
+from fakes import PRECISIONS, TinyNet, random_clips
 from test_synset import pairs
 from torch import nn
 
@@ -393,12 +393,13 @@ def test_precision_of_a_gpu(monkeypatch, capability, auto, allowed):
     assert not torch.backends.cudnn.allow_tf32
 
 
-def test_sums_and_gradients_are_float32_in_bf16(nets, monkeypatch):
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_sums_and_gradients_are_float32(nets, monkeypatch, precision):
     """Class means, loss and the videos' gradient; only what the convolutions give is rounded."""
-    monkeypatch.setitem(networks.NETWORKS, "ConvNet3D", networks.ConvNet3D)
+    monkeypatch.undo()  # ConvNet3D itself
     clips, synset = random_clips([0, 0, 1, 1], 2, T=8, size=43), PixelSet(torch.randn(2, 8, 3, 43, 43), 2)
-    matching = DistributionMatching(clips, 2, "bf16")
-    assert matching.real_means(networks.build("ConvNet3D", 2, 8, 43), slice(None), range(2), torch.arange(4)).dtype == torch.float32
+    matching = DistributionMatching(clips, 2, precision, width=8)
+    assert matching.real_means(networks.build("ConvNet3D", 2, 8, 43, width=8), slice(None), range(2), torch.arange(4)).dtype == torch.float32
     loss = matching(synset)
     loss.backward()
     assert loss.dtype == synset.videos.grad.dtype == torch.float32

@@ -601,6 +601,7 @@ pathlib.Path.write_bytes = stuck
 """
 
 
+@pytest.mark.slow
 def test_kill_and_go_on(tmp_path, command):
     """kill -9 while it writes: what stands in the frames' directory is whole, no process is left, and the same command completes the rest.
 

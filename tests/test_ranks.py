@@ -143,6 +143,7 @@ def one(command, tmp_path_factory):
     return found
 
 
+@pytest.mark.slow
 def test_two_processes_write_what_one_does(script, one, tmp_path):
     output, _ = finished(script("sh/baseline/DM.sh", "cpu*2", "two", *FLAGS))
     assert output.count("run folder") == 1 and "2 processes" in output and output.count("result:") == 1
@@ -167,6 +168,7 @@ if os.environ.get("RANK") == "1":
 """
 
 
+@pytest.mark.slow
 def test_a_killed_process_ends_all_and_one_goes_on(script, command, one, tmp_path):
     """kill -9 in the third sum over both processes, of the third step: after the first step is a checkpoint."""
     site = tmp_path / "site"
@@ -181,6 +183,7 @@ def test_a_killed_process_ends_all_and_one_goes_on(script, command, one, tmp_pat
     assert same(*(torch.load(run / "distilled.pt")["videos"] for run in (folder(tmp_path, "killed"), one)), 1e-3)
 
 
+@pytest.mark.slow
 def test_two_machines(command, tmp_path):
     """The README's line for several machines: two agents of torchrun that meet on this one."""
     with socket.socket() as free:
@@ -195,6 +198,7 @@ def test_two_machines(command, tmp_path):
     assert (folder(tmp_path, "machines") / "result.json").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("launcher, flags, message", [  # a script, and a module
     ("DM", ["10", "1", "--ipc", "0"], "distill_DM.py: error: argument --ipc: '0' is not a whole number of at least 1"),
     ("coreset", ["herding", "50"], "coreset: error: class fall has fewer training clips than the 50 asked for: "
@@ -235,6 +239,7 @@ def failing(tmp_path):
         os.kill(process, signal.SIGKILL)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault, processes, code, message", [
     ("raise ValueError('a sentence for the user')", 3, 2, "fails: error: a sentence for the user"),
     ("raise KeyError('a fault of ours')", 2, 1, "process 1 ended with exit code 1"),
@@ -246,6 +251,7 @@ def test_the_process_that_failed_is_the_one_that_is_heard(failing, fault, proces
     assert ("Traceback" in errors) == (code == 1) and ("a fault of ours" in errors) == (code == 1)
 
 
+@pytest.mark.slow
 def test_a_failure_of_the_work_together_is_told(failing):
     """As NCCL's where two processes are given the same GPU: a RuntimeError within a collective."""
     then = "utils.dist.all_reduce = lambda tensor: (_ for _ in ()).throw(RuntimeError('duplicate GPU detected')); utils.sum_over_ranks(torch.zeros(1))"
@@ -253,6 +259,7 @@ def test_a_failure_of_the_work_together_is_told(failing):
     assert errors.splitlines()[-1] == "fails: error: the work with the other processes failed: duplicate GPU detected"
 
 
+@pytest.mark.slow
 def test_no_process_outlives_torchrun(failing, tmp_path):
     process = failing("pass")
     assert process.stdout.readline() == "said by 0\n"

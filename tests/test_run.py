@@ -197,6 +197,12 @@ def test_stopped_by_the_keyboard(command, tmp_path):
     assert output.rstrip().endswith("distill_DM.py: stopped; the same command goes on from the last checkpoint")
 
 
+def test_the_papers_width(command, tmp_path):
+    """The other runs of the tests are of narrow networks."""
+    code, output = command("distill_DM", tmp_path, "--width", 128, "--Iteration", 1)
+    assert code == 0 and torch.load(only_folder(tmp_path) / "distilled.pt", weights_only=True)["width"] == 128, output
+
+
 # ---------------------------------------------------------------- one folder, one run
 
 @pytest.fixture

@@ -323,7 +323,7 @@ def command(tiny, tmp_path, monkeypatch, capfd):
 
     def command(module, *flags, data=True):
         arguments = ["--dataset", "custom", "--data_path", tiny, "--save_path", tmp_path / "results", "--pack_path", tmp_path / "packs",
-                     *"--frames 8 --size 43 --test_clips 1 --device cpu --num_eval 2 --epoch_eval_train 1".split()] if data else []
+                     *"--frames 8 --size 43 --width 8 --test_clips 1 --device cpu --num_eval 2 --epoch_eval_train 1".split()] if data else []
         capfd.readouterr()
         try:
             run_script(module.main, module.parser(), list(map(str, [*arguments, *flags])))

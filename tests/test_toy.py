@@ -224,6 +224,7 @@ def percent(right):
     return 100 * right.float().mean().item()
 
 
+@pytest.mark.slow
 def test_clips_are_learned(videos):
     torch.manual_seed(0)
     (clips, labels), (test_clips, test_labels) = videos["train"], videos["test"]
@@ -231,6 +232,7 @@ def test_clips_are_learned(videos):
     assert percent(predict(net, cut(test_clips, torch.full_like(test_labels, 4))) == test_labels) > 85
 
 
+@pytest.mark.slow
 def test_stills_show_the_appearance_and_toss_a_coin_for_the_direction(videos):
     torch.manual_seed(0)
     (clips, labels), (test_clips, test_labels) = videos["train"], videos["test"]

@@ -9,7 +9,7 @@ import shutil
 import pytest
 import torch
 import torch.nn.functional as F
-from fakes import TinyNet, random_clips
+from fakes import TinyNet, needs_bf16, random_clips
 
 import buffer
 import distill_MTT
@@ -144,7 +144,7 @@ def test_gradients_of_segments_and_interpolated_videos_are_the_unrolled_graphs(a
 
 @pytest.mark.parametrize("at_once, kept", [(2, 1), (6, 2)])
 def test_gradients_through_the_papers_network_with_its_dropout(at_once, kept):
-    net, clips, synset = networks.ConvNet3D(K, 8, 43).double(), random_clips([0, 1, 2], K, T=8, size=43), static_dynamic(8, 43)
+    net, clips, synset = networks.ConvNet3D(K, 8, 43, width=8).double(), random_clips([0, 1, 2], K, T=8, size=43), static_dynamic(8, 43)
     synset.param_groups(1, 1)
     matching = matching_of(net, clips)
     matching.at_once = at_once
@@ -308,8 +308,9 @@ def test_each_step_takes_shuffled_batches_of_all_videos():
     assert torch.cat(batches[3:]).unique().numel() == 8
 
 
+@needs_bf16
 def test_bfloat16_points_the_same_way():
-    net, clips, results = networks.ConvNet3D(K, 8, 43), random_clips([0, 1, 2], K, T=8, size=43), {}
+    net, clips, results = networks.ConvNet3D(K, 8, 43, width=32), random_clips([0, 1, 2], K, T=8, size=43), {}
     videos = torch.randn(K, 8, 3, 43, 43)
     for precision, kept in (("fp32", 0), ("bf16", 0), ("bf16", 3)):
         torch.manual_seed(1)
@@ -560,7 +561,7 @@ def train_experts(tiny, tmp_path, monkeypatch, capfd):
     monkeypatch.setenv("WANDB_MODE", "disabled")
 
     def train(*flags, name="results"):
-        arguments = ("--dataset custom --frames 8 --size 43 --test_clips 1 --device cpu --num_experts 2 --train_epochs 3 --batch_train 3 "
+        arguments = ("--dataset custom --frames 8 --size 43 --width 32 --test_clips 1 --device cpu --num_experts 2 --train_epochs 3 --batch_train 3 "
                      "--lr_teacher 0.1").split()
         before = set(tmp_path.glob(f"{name}/*/*"))
         capfd.readouterr()
@@ -575,7 +576,7 @@ def test_an_expert_retrained_from_a_snapshot_by_a_plain_epoch_reaches_the_next(t
     from distill_utils.clips import coin_flips, load_clips
     folder, _ = train_experts("--precision", "fp32")
     clips = load_clips("custom", split="train", data_path=tiny, T=8, size=43, pack_path=tmp_path / "packs")
-    net = networks.ConvNet3D(2, 8, 43)
+    net = networks.ConvNet3D(2, 8, 43, width=32)
     for expert, path in enumerate(buffer_files(folder)):
         trajectory, = load(path)
         for epoch in (1, 2, 3):
@@ -627,7 +628,7 @@ def test_a_disk_that_is_too_small_is_refused_before_training(train_experts, monk
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=50_000_000))
     with pytest.raises(SystemExit) as stop:
-        train_experts()
+        train_experts("--width", 128)
     assert stop.value.code == 2
     assert "has 0.1 GB free and a buffer needs 0.1 GB: give another --save_path" in capfd.readouterr().err
     assert not list(tmp_path.glob("results/*/*/*.pt"))
