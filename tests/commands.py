@@ -23,7 +23,7 @@ class Commands:
     """Runs the scripts with the flags of the tiny data in `folder`. Each call returns (exit code, all that was printed)."""
 
     def __init__(self, folder):
-        self.folder, self.numbers = folder, itertools.count()
+        self.folder, self.numbers, self.running = folder, itertools.count(), False
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "WANDB_MODE": "disabled", "CUDA_VISIBLE_DEVICES": ""}
         self.server = subprocess.Popen([sys.executable, pathlib.Path(__file__).with_name("server.py")], env=environment,
                                        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
@@ -38,11 +38,15 @@ class Commands:
         self.output = self.folder / f"output{next(self.numbers)}"
         job = {"script": script.split()[0], "arguments": list(map(str, arguments)), "output": str(self.output), "environment": environment,
                "processes": processes, "replace": replace, "call": call}
+        if self.running:  # a test that failed did not ask
+            self.codes()
         print(json.dumps(job), file=self.server.stdin, flush=True)
+        self.running = True
         return json.loads(self.server.stdout.readline())
 
     def codes(self):
         """The exit codes of what was submitted, once all have ended."""
+        self.running = False
         return json.loads(self.server.stdout.readline())
 
     def messages(self):

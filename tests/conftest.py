@@ -1,4 +1,5 @@
 import faulthandler
+import gc
 import itertools
 import os
 import pathlib
@@ -29,6 +30,10 @@ def pytest_runtest_protocol(item):
         return (yield)
     finally:
         faulthandler.cancel_dump_traceback_later()
+
+
+def pytest_collection_finish():
+    gc.freeze()  # the libraries' million objects: a collection by a test takes a tenth of a second with them
 
 
 def write_frames(folder, count, size=16, seed=0, name="frame{:06d}.jpg"):

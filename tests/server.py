@@ -2,6 +2,7 @@
 
 It reads jobs, a line of JSON each, and writes two lines for each: the process ids as they start, and the exit codes when all have ended.
 """
+import gc
 import importlib
 import itertools
 import json
@@ -94,9 +95,11 @@ def ranks(count, output):
 
 
 if __name__ == "__main__":
+    gc.freeze()  # a child's collections do not copy the pages of what is imported
     for line in sys.stdin:
         job = json.loads(line)
         count = job.pop("processes")
         children = [fork(job, environment) for environment in ([{}] if count == 1 else ranks(count, job["output"]))]
         print(json.dumps(children), flush=True)
         print(json.dumps([os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]), flush=True)
+    os._exit(0)  # at once

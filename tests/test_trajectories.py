@@ -281,6 +281,7 @@ def replayed_step(kept, width):
     return lambda: matching(synset).backward()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("width", (32, 128))
 def test_a_kept_step_takes_no_more_than_is_estimated(width):
     """In peak resident memory, each number of kept steps in a process of its own; and not so much less that memory is left idle."""
