@@ -14,6 +14,8 @@ import sys
 import traceback
 
 sys.path[:0] = [str(pathlib.Path(__file__).resolve().parent.parent), str(pathlib.Path(__file__).resolve().parent)]
+import torch._dynamo  # which an optimizer's first step imports: here once, not in each child
+
 import utils
 
 SCRIPTS = {name: importlib.import_module(name) for name in (
