@@ -21,8 +21,10 @@ from utils import own, random_stream, run_script, seed_everything, stream_seed, 
 
 
 class DistributionMatching(nn.Module):
-    """`matching(synset)` is the loss in the feature space of a fresh ConvNet3D, with the means of random clips; with `pool` in that of one of so many
-    networks, each a function of its number, with the means of all clips, which are computed once (METHOD 13).
+    """`matching(synset)` is the loss in the feature space of one random ConvNet3D.
+
+    Without a pool the network is fresh at each step and the real means are of random clips. With `pool` = P each step draws one of P networks, whose
+    means of all real clips were computed once (METHOD 13).
 
     The real branch never holds more than `clips_at_once` clips and the synthetic one, whose graph takes more, half as many, so that memory does
     not grow with the number of classes. Of several processes each takes some of the classes, of the same clips and videos that one would draw.

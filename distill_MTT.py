@@ -163,7 +163,8 @@ def prepare(args):
     if not args.buffer_path:
         args.buffer_path = options.find_run(args, "buffer", same, "buffer of experts", ["bash", "sh/baseline/buffer.sh", "GPU", args.dataset],
                                             "--buffer_path")
-    elif (args.buffer_path / "config.json").exists() and (other := options.differing(args, args.buffer_path, ("frames", "size", "n_real", "segments", "width", "validation"))):
+    elif (args.buffer_path / "config.json").exists() and (other := options.differing(
+            args, args.buffer_path, ("frames", "size", "n_real", "segments", "width", "validation"))):
         raise ValueError(f"the experts in {args.buffer_path} were trained on other data or are other networks: another {' and '.join(other)}")
     elif (args.buffer_path / "config.json").exists() and not (args.buffer_path / "result.json").exists():
         raise ValueError(f"the experts in {args.buffer_path} are not finished: let buffer.py end first")

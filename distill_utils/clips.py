@@ -101,21 +101,23 @@ def load_clips(dataset, *, split, pack=True, pack_path=None, device="cpu", worke
     selection = select(dataset, split=split, **settings)
     device, row = torch.device(device), selection.row
     take = resident = None
+    used = selection.used
     if pack:
         packed = open_pack(selection.pack(pack_path), selection.shape, lambda: FrameFolders(selection, workers))
         if device.type == "cuda" and packed.clips.numel() <= torch.cuda.mem_get_info(device)[0] // 2:
-            resident = packed.clips[selection.used].to(device)
+            resident = (packed.clips if used.all() else packed.clips[used]).to(device)  # indexing copies into memory first
         else:
             take = packed.take
     else:
         take = FrameFolders(selection, workers).take
-    if take and not selection.used.all():
-        take = taking(take, selection.used.nonzero().flatten())
-    origin = (selection.pack(pack_path), hashlib.sha256(selection.used.numpy().tobytes()).hexdigest()[:16]) if pack else None
+    if take and not used.all():
+        take = taking(take, used.nonzero().flatten())
+    origin = (selection.pack(pack_path), hashlib.sha256(used.numpy().tobytes()).hexdigest()[:16]) if pack else None
     codes = pd.Categorical(selection.videos.label, categories=selection.class_names).codes
-    labels = torch.from_numpy(codes.astype(np.int64)).repeat_interleave(selection.positions.shape[1])[selection.used]
-    videos = torch.arange(len(selection.videos)).repeat_interleave(selection.positions.shape[1])[selection.used]
-    return Clips(take, resident, labels, videos.unique(return_inverse=True)[1], selection.class_names, dataset, row.T, row.size, device, split, origin)
+    per_video = selection.positions.shape[1]
+    labels = torch.from_numpy(codes.astype(np.int64)).repeat_interleave(per_video)[used]
+    videos = torch.arange(len(labels) // per_video).repeat_interleave(per_video)
+    return Clips(take, resident, labels, videos, selection.class_names, dataset, row.T, row.size, device, split, origin)
 
 
 def taking(take, numbers):
