@@ -40,10 +40,11 @@ class TrajectoryMatching(nn.Module):
     """
 
     def __init__(self, experts, student, clips, *, syn_steps, expert_epochs, max_start_epoch, step_size, learn_step_size, batch_syn=None,
-                 precision="fp32", segments=1, trajectories=1, width=networks.WIDTH, replay="auto"):
+                 precision="fp32", segments=1, trajectories=1, width=networks.WIDTH, replay="auto", min_start_epoch=0):
         super().__init__()
         self.experts, self.student, self.device, self.precision = experts, student, clips.device, precision
-        self.syn_steps, self.expert_epochs, self.max_start_epoch, self.batch_syn = syn_steps, expert_epochs, max_start_epoch, batch_syn
+        self.syn_steps, self.expert_epochs, self.batch_syn = syn_steps, expert_epochs, batch_syn
+        self.start_epochs = min_start_epoch, max_start_epoch               # of the starts: the first, and the first that is none
         self.segments, self.trajectories, self.replay, self.clip = segments, trajectories, replay, (clips.T, clips.size, width)
         self.at_once = max(1, clips_at_once(clips.T, clips.size, clips.device, width) // 2)  # a graph of gradients takes twice the memory
         self.students = [] if self.device.type == "cuda" else DiskStack()
@@ -57,7 +58,7 @@ class TrajectoryMatching(nn.Module):
     def forward(self, synset):
         with torch.no_grad():
             self.step_size.clamp_(min=LEAST_STEP_SIZE)
-        plans = [(int(torch.randint(self.max_start_epoch, ())), self.plan(len(synset))) for _ in range(self.trajectories)]
+        plans = [(int(torch.randint(*self.start_epochs, ())), self.plan(len(synset))) for _ in range(self.trajectories)]
         learned = [parameter for parameter in synset.parameters() if parameter.requires_grad]
         gradients = [torch.zeros_like(parameter) for parameter in (*learned, self.step_size)]
         loss = torch.zeros_like(self.step_size)
@@ -159,6 +160,8 @@ def prepare(args):
     """Files besides the clips that the matching reads: the buffer's."""
     if args.lr_teacher < LEAST_STEP_SIZE:
         raise ValueError(f"--lr_teacher {args.lr_teacher:g} must be at least {LEAST_STEP_SIZE}, below which the step size never falls")
+    if args.min_start_epoch >= args.max_start_epoch:
+        raise ValueError(f"--min_start_epoch {args.min_start_epoch} must be below --max_start_epoch {args.max_start_epoch}")
     same = "frames", "size", "stride", "train_clips", "data_path", "list_path", "frames_path", "n_real", "segments", "width", "validation"
     if not args.buffer_path:
         args.buffer_path = options.find_run(args, "buffer", same, "buffer of experts", ["bash", "sh/baseline/buffer.sh", "GPU", args.dataset],
@@ -181,7 +184,8 @@ def make_matching(args, clips):
     return TrajectoryMatching(experts, FlatNetwork(net), clips, syn_steps=args.syn_steps, expert_epochs=args.expert_epochs,
                               max_start_epoch=args.max_start_epoch, step_size=args.lr_teacher, learn_step_size=args.train_lr,
                               batch_syn=args.batch_syn, precision=args.precision, segments=args.segments,
-                              trajectories=args.trajectories_per_step, width=args.width, replay=args.replay).to(clips.device)
+                              trajectories=args.trajectories_per_step, width=args.width, replay=args.replay,
+                              min_start_epoch=args.min_start_epoch).to(clips.device)
 
 
 def add_matching_options(parser):
@@ -190,6 +194,8 @@ def add_matching_options(parser):
                        help="folder of replay_buffer_<n>.pt (the one that sh/baseline/buffer.sh made of the same data)")
     group.add_argument("--syn_steps", type=options.positive, default=10, help="steps of the student, n (%(default)s)")
     group.add_argument("--expert_epochs", type=options.positive, default=1, help="epochs of the expert that they are to match, M (%(default)s)")
+    group.add_argument("--min_start_epoch", type=options.count, default=0,
+                       help="the student starts at this epoch of the expert or a later one; later epochs teach what is harder (%(default)s)")
     group.add_argument("--max_start_epoch", type=options.positive, default=10, help="the student starts at an epoch below this (%(default)s)")
     group.add_argument("--trajectories_per_step", type=options.positive, default=1,
                        help="of which loss and gradient are the mean; several GPUs share them (%(default)s, the paper's)")

@@ -81,4 +81,6 @@ def check_experts(path, experts, shapes, epochs):
                 continue
             if found[:-2] == shapes[:-2] and len(found) == len(shapes) and len(found[-1]) == 1:
                 raise ValueError(f"{path} was trained on {found[-1][0]} classes, the data have {shapes[-1][0]}")
+            if [len(shape) for shape in found] == [5, 1, 5, 1, 5, 1, 5, 1] and found[-1] == shapes[-1]:
+                raise ValueError(f"{path} was trained with --width {found[2][0]}, this run has --width {shapes[2][0]}")
             raise ValueError(f"{path} is not of ConvNet3D: its parameters are of shapes {found}, not {shapes}")

@@ -113,7 +113,7 @@ def test_whole_numbers_of_at_least_one(refused, name, flag):
 
 
 @pytest.mark.parametrize("name, flag", (("DM", "--Iteration"), ("DC", "--Iteration"), ("s2d", "--Iteration"),
-                                        ("DM", "--seed")))
+                                        ("DM", "--seed"), ("MTT", "--min_start_epoch")))
 def test_whole_numbers_of_at_least_zero(refused, name, flag):
     for value in ("-1", "1.5", "many"):
         assert refused(name, flag, value) == f"argument {flag}: {value!r} is not a whole number of at least 0"
@@ -252,6 +252,7 @@ def test_experts_that_do_not_fit(stopped, buffer, tmp_path):
             f"{path}: expert 0 has 2 snapshots, but --max_start_epoch and --expert_epochs need 3")
     flags = "--buffer_path", buffer
     for net, sentence in ((networks.ConvNet3D(5, 8, 43, width=8), " was trained on 5 classes, the data have 2"),
+                          (networks.ConvNet3D(2, 8, 43, width=16), " was trained with --width 16, this run has --width 8"),
                           (networks.ConvNet(2, 43), " is not of ConvNet3D: its parameters are of shapes")):
         torch.save([[list(net.parameters())] * 2], path)
         assert stopped("MTT", *flags).startswith(f"{path}{sentence}")
@@ -264,6 +265,12 @@ def test_experts_that_do_not_fit(stopped, buffer, tmp_path):
 def test_a_step_size_below_its_least(refused, buffer):
     for flags in (), ("--no-train_lr",):
         assert refused("MTT", "--buffer_path", buffer, "--lr_teacher", 1e-4, *flags).startswith("--lr_teacher 0.0001 must be at least 0.001")
+
+
+def test_a_first_start_epoch_that_is_none(refused, buffer):
+    for least, most in ((3, 3), (4, 3), (10, 10)):
+        assert refused("MTT", "--buffer_path", buffer, "--min_start_epoch", least, "--max_start_epoch", most) == \
+            f"--min_start_epoch {least} must be below --max_start_epoch {most}"
 
 
 # ---------------------------------------------------------------- data

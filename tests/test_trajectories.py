@@ -62,7 +62,7 @@ def matching_of(net, clips, alpha=0.05, learn=True, kept=None, **settings):
 
 def unrolled(matching, synset):
     """The loss with the graph of all steps alive, as its definition says: the same videos and random numbers as the matching's."""
-    torch.randint(matching.max_start_epoch, ())
+    torch.randint(*matching.start_epochs, ())
     start, target = matching.experts.vectors
     theta = start.clone().requires_grad_()
     for index, seed in matching.plan(len(synset)):
@@ -73,6 +73,23 @@ def unrolled(matching, synset):
         gradient, = torch.autograd.grad(F.cross_entropy(logits, labels), theta, create_graph=True)
         theta = theta - matching.step_size * gradient
     return (theta - target).square().sum() / (start - target).square().sum()
+
+
+@pytest.mark.parametrize("first, last", ((0, 3), (2, 5), (4, 5)))
+def test_starts_lie_between_the_first_and_the_last_epoch(first, last):
+    """Each epoch from min_start_epoch to below max_start_epoch is drawn, and no other; the target lies expert_epochs after it."""
+    clips, net, drawn = random_clips([0, 1], 2), TinyNet(2, 4, 8), []
+
+    class Recording(OneExpert):
+        def draw(self, visit, epochs):
+            drawn.append(epochs)
+            return super().draw(visit, epochs)
+    matching = TrajectoryMatching(Recording(net), FlatNetwork(net), clips, syn_steps=1, expert_epochs=2, min_start_epoch=first, max_start_epoch=last,
+                                  step_size=0.01, learn_step_size=False)
+    synset = PixelSet(torch.randn(2, 4, 3, 8, 8), 2)
+    for _ in range(20):
+        matching(synset)
+    assert set(drawn) == {(start, start + 2) for start in range(first, last)}
 
 
 def gradients(module):
