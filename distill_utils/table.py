@@ -1,8 +1,9 @@
 """The results of all finished runs below some folders as one table.
 
-    python -m distill_utils.table results/ [--csv FILE]
+    python -m distill_utils.table results/ [--over_seeds] [--csv FILE]
 """
 import argparse
+import json
 import pathlib
 
 import pandas as pd
@@ -58,6 +59,24 @@ def shown(rows):
     return pd.DataFrame(table, dtype=object).fillna("")
 
 
+def over_seeds(rows):
+    """The rows of read_results with those as one that differ in nothing but the seed, in the order of the first of each: the mean over seeds of the
+    accuracy at the last iteration ± its standard deviation over seeds, percent, with the seeds, bytes, and seconds of all seeds together. Of several
+    runs of one seed, which differ in the static memory or the experts that they read, the latest counts."""
+    table, last = [], {}
+    for row in rows.itertuples():
+        same = {name: value for name, value in row.chosen.items() if name not in ("seed", "digest")}  # digest: of experts and static memories
+        last.setdefault((row.data, row.run.rpartition("_")[0], json.dumps(same, sort_keys=True)), []).append(row)
+    for (data, run, _), group in last.items():
+        headline, group = group[0].headline, list({row.seed: row for row in group}.values())
+        top1 = pd.Series([getattr(row, headline) for row in group], dtype=float)
+        table.append({"data": data, "run": run, "steps": group[0].steps, "seeds": ", ".join(str(row.seed) for row in group),
+                      headline: f"{top1.mean():.1f} ± {top1.std(ddof=0):.1f}", "bytes": f"{group[0].storage:,}",
+                      "distilled in s": f"{sum((row.seconds_per_iteration or 0) * row.steps for row in group):.0f}",
+                      "evaluated in s": f"{sum(row.seconds for row in group):.0f}"})
+    return pd.DataFrame(table, dtype=object).fillna("")
+
+
 def at_best(row, headline):
     if pd.isna(getattr(row, "best_iteration", None)):
         return {}
@@ -70,7 +89,7 @@ def accuracy(row, name):
 
 def main(args):
     rows = read_results(args.folders)
-    print(shown(rows).to_string(index=False))
+    print((over_seeds if args.over_seeds else shown)(rows).to_string(index=False))
     print("\nEach run's folder holds distilled.png and distilled.gif, its pictures, and distilled.pt, the set.")
     if args.csv:
         args.csv.parent.mkdir(parents=True, exist_ok=True)
@@ -82,6 +101,7 @@ def main(args):
 def parser():
     parser = argparse.ArgumentParser(prog="table", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folders", type=pathlib.Path, nargs="+", metavar="FOLDER", help="of run folders, as given by --save_path")
+    parser.add_argument("--over_seeds", action="store_true", help="runs that differ in nothing but --seed as one row, their mean ± their standard deviation")
     parser.add_argument("--csv", type=pathlib.Path, metavar="FILE", help="write settings and figures of every run there, unrounded")
     return parser
 

@@ -357,6 +357,23 @@ def test_taxonomy_goes_on_after_a_cell_that_fails(study):
     assert process.returncode == 2 and not calls and "METHOD is DM or MTT, not 'DC'" in process.stderr
 
 
+def test_quickstart(study):
+    """Every call is one that its script takes, at IPC 1, and each method is run for each selection; flags given last reach all scripts."""
+    process, calls = study("sh/quickstart.sh", "cpu", "--precision", "fp32")
+    assert process.returncode == 0, process.stderr
+    toy, *runs, final = calls
+    flags = [parse(call) for call in runs]
+    assert toy["command"] == ["-m", "distill_utils.toy"] and final["command"][1:3] == ["distill_utils.table", "--over_seeds"]
+    assert {(each["device"], each["dataset"], each["precision"], each["size"], each["width"], str(each["save_path"])) for each in flags} == \
+        {("cpu", "toy", "fp32", 48, 32, final["command"][3])}
+    evaluated, (experts,) = ([each for each in flags if ("num_eval" in each) == whether] for whether in (True, False))
+    assert {each.get("ipc") or each["spc"] for each in evaluated} == {1}
+    settings = [{name: value for name, value in each.items() if name != "seed"} for each in evaluated]
+    assert [each["seed"] for each in evaluated] == [0, 1, 2] * 5 and all(settings[n] == settings[n // 3 * 3] for n in range(15))
+    assert experts["train_epochs"] >= max(each["max_start_epoch"] + each["expert_epochs"] - 1 for each in evaluated if "syn_steps" in each)
+    assert "[5/6] MTT" in process.stdout
+
+
 def test_dynamics(study, tmp_path):
     process, calls = study("sh/study/dynamics.sh", "cpu", "toy", "--save_path", str(tmp_path / "some where"), "--seed", "3")
     assert process.returncode == 0, process.stderr

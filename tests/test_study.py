@@ -457,3 +457,15 @@ def test_frontier_is_what_nothing_smaller_exceeds():
 def test_impossible_settings_are_refused(command, tmp_path, flags, sentence):
     code, printed = command(importlib.import_module("distill_DM"), *flags)
     assert code == 2 and sentence in printed and not (tmp_path / "results").exists()
+
+
+def test_the_table_over_seeds():
+    """Runs that differ in the seed, and in the digest of the files they read, are one row, whose std is that over seeds; of one seed the latest counts."""
+    def row(run, seed, top1, **chosen):
+        return {"data": "toy", "run": f"{run}_{seed:08x}", "steps": 10, "seed": seed, "headline": "top1", "top1": top1, "storage": 1000,
+                "seconds_per_iteration": 2.0, "seconds": 3.0, "chosen": {"seed": seed, "digest": f"{seed}", "lr_img": 1.0} | chosen}
+    rows = pd.DataFrame([row("DM_ipc1", 0, 50.0), row("DM_ipc1", 1, 60.0), row("DM_ipc1", 0, 40.0, lr_img=2.0), row("MTT_ipc1", 0, 30.0),
+                         row("DM_ipc1", 0, 70.0, digest="made later")], dtype=object)
+    found = table.over_seeds(rows)[["run", "seeds", "top1", "bytes", "distilled in s", "evaluated in s"]].values.tolist()
+    assert found == [["DM_ipc1", "0, 1", "65.0 ± 5.0", "1,000", "40", "6"], ["DM_ipc1", "0", "40.0 ± 0.0", "1,000", "20", "3"],
+                     ["MTT_ipc1", "0", "30.0 ± 0.0", "1,000", "20", "3"]]
