@@ -12,6 +12,7 @@ import json
 import math
 import os
 import pathlib
+import re
 import resource
 import shutil
 import subprocess
@@ -149,7 +150,7 @@ def control_group_figures(controller, *names):
 
 def limit_threads():
     """PyTorch counts the machine's cores: no more threads than a container grants, here and in processes of ours, where nobody said how many."""
-    if "OMP_NUM_THREADS" not in os.environ and cores() < torch.get_num_threads():
+    if not os.environ.get("OMP_NUM_THREADS") and cores() < torch.get_num_threads():
         os.environ["OMP_NUM_THREADS"] = str(cores())
         torch.set_num_threads(cores())
 
@@ -235,9 +236,9 @@ def run_script(main, parser, arguments=None):
             raise
         leave(2, f"{parser.prog}: error: {sentence(error)}")
     except (MemoryError, RuntimeError) as error:
-        if os.environ.get("TRACEBACK") or not out_of_memory(error):
+        if os.environ.get("TRACEBACK") or not (refused := refused_memory(error)):
             raise
-        leave(2, f"{parser.prog}: error: out of memory: {sentence(error).split('. ')[0]}")
+        leave(2, f"{parser.prog}: error: out of memory: {refused}")
     except PeerEnded as error:
         if os.environ.get("TRACEBACK"):
             raise
@@ -257,10 +258,11 @@ def parsed(parser, arguments):
         raise
 
 
-def out_of_memory(error):
-    """Whether an error of Python, NumPy or PyTorch says so; PyTorch has no class of its own for the CPU's."""
-    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or any(
-        words in str(error) for words in ("DefaultCPUAllocator", "Storage size calculation overflowed"))
+def refused_memory(error):
+    """How much memory there was not, of an error that says so, else None. PyTorch has no class of such errors for the CPU."""
+    words = re.search(r"(unable|tried) to allocate [\d.,]+ ?\w+|Storage size calculation overflowed.*", sentence(error), re.IGNORECASE)
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or words:
+        return words[0] if words else sentence(error) or "nothing says how much was missing"
 
 
 PLAIN = str.maketrans({"±": "+-", "×": "x", "·": "*", "−": "-", "…": "...", "²": "^2", "‖": "|", "α": "alpha", "θ": "theta", "∇": "grad ",

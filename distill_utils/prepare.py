@@ -111,7 +111,7 @@ def check_settings(root, frames, ours, settings):
         for theirs in (*visible_folders(frames), *(root / name for name in ours if (root / name).exists())):
             raise ValueError(f"{theirs} was not made here: give another --out")
     elif visible_folders(frames) and read_json(path) != json.loads(json.dumps(settings)):
-        raise ValueError(f"the frames in {frames} are of other settings, {path.read_text(encoding="utf-8")}: give another --out, or delete them")
+        raise ValueError(f"the frames in {frames} are of other settings, {path.read_text()}: give another --out, or delete them")
     others = [folder for folder in visible_folders(root) if folder != frames]
     if others and "videos" in settings:  # custom, of which the loader takes the only folder
         raise ValueError(f"{root} is to hold frames and lists only, but has the folder {others[0].name}: give another --out")

@@ -42,7 +42,7 @@ def main(arguments):
         logging.disable(logging.ERROR)
     try:
         flags = run.parse_args([*HERE, *arguments])
-        os.environ.setdefault("OMP_NUM_THREADS", str(math.ceil(cores() / int(flags.nproc_per_node))))
+        os.environ["OMP_NUM_THREADS"] = os.environ.get("OMP_NUM_THREADS") or str(math.ceil(cores() / int(flags.nproc_per_node)))
         run.run(flags)
     except ChildFailedError as error:
         sentence, code = account(error.failures)
