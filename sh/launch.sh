@@ -28,12 +28,17 @@ install() {
   fi
 }
 
-# The virtual environment with a Python that runs and has pip, also where an attempt to make it stopped half-way.
+# The virtual environment with a Python that runs and has pip, made anew where an attempt to make it stopped half-way.
 environment() {
   local python=$root/.venv/bin/python
-  "$python" -c '' 2>/dev/null || python3 -m venv --clear --without-pip "$root/.venv" || stop "python3 makes no virtual environment: install Python 3.10 or later (on Debian and Ubuntu the packages python3 and python3-venv)"
-  "$python" -c 'import sys; sys.exit(sys.version_info < (3, 10))' || stop "$("$python" -V) in $root/.venv is too old: delete that folder and have a python3 of 3.10 or later, or give PYTHON=/path/to/python"
-  "$python" -c 'import pip' 2>/dev/null || "$python" -m ensurepip >/dev/null 2>&1 || stop "$root/.venv gets no pip: on Debian and Ubuntu install the package python3-venv, elsewhere Python's ensurepip"
+  recent "$python" || { recent python3 && python3 -m venv --clear --without-pip "$root/.venv"; } ||
+    stop "$root/.venv needs Python 3.10 or later: install it (on Debian and Ubuntu the packages python3 and python3-venv), or give PYTHON=/path/to/python"
+  "$python" -c 'import pip' 2>/dev/null || "$python" -m ensurepip >/dev/null 2>&1 ||
+    stop "$root/.venv gets no pip: on Debian and Ubuntu install the package python3-venv, elsewhere Python's ensurepip"
+}
+
+recent() {
+  "$1" -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null
 }
 
 find_python() {
