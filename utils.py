@@ -112,7 +112,7 @@ def lock(file, wait=True):
 
 @functools.cache
 def warn_of_no_locks():
-    print("warning: this file system has no locks: do not start the same command twice at a time", file=sys.stderr, flush=True)
+    print("warning: this file system has no locks: start no two commands of the same data or settings at a time", file=sys.stderr, flush=True)
 
 
 # ---------------------------------------------------------------- the machine
@@ -144,7 +144,7 @@ def control_group_figures(controller, *names):
         group = top / group.strip("/")
         for folder in (group, *group.parents):
             if folder.is_relative_to(top):
-                with contextlib.suppress(OSError):                          # not all have the files
+                with contextlib.suppress(OSError, ValueError):              # not all have the files
                     yield [float(word.replace("max", "inf")) for name in names for word in (folder / name).read_text().split()]
 
 
@@ -261,7 +261,7 @@ def parsed(parser, arguments):
 def refused_memory(error):
     """How much memory there was not, of an error that says so, else None. PyTorch has no class of such errors for the CPU."""
     words = re.search(r"(unable|tried) to allocate [\d.,]+ ?\w+|Storage size calculation overflowed.*", sentence(error), re.IGNORECASE)
-    if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or words:
+    if words or isinstance(error, MemoryError):
         return words[0] if words else sentence(error) or "nothing says how much was missing"
 
 

@@ -74,9 +74,9 @@ def kept_step_bytes(videos, at_once, frames, size, width, parameters):
 def count_kept_steps(videos, at_once, frames, size, width, parameters, device):
     """How many inner steps, each of a batch of `videos`, trajectory matching keeps the graphs of within the memory budget.
 
-    The budget is a quarter of the machine's memory, or its container's, shared by its processes (torchrun's LOCAL_WORLD_SIZE), or half of a GPU's. It is a share of the
-    total, not of the free memory: the number affects rounding, and a resumed run must keep as many. One step's bytes stay free for the step that
-    the way back is at.
+    The budget is a quarter of the machine's memory, or its container's, shared by its processes (torchrun's LOCAL_WORLD_SIZE), or half of a GPU's. It is
+    a share of the total, not of the free memory: the number affects rounding, and a resumed run must keep as many. One step's bytes stay free for the
+    step that the way back is at.
     """
     budget = total_memory(device) / 2 if device.type == "cuda" else total_memory(device) / 4 / int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     return max(0, int(budget / kept_step_bytes(videos, at_once, frames, size, width, parameters)) - 1)

@@ -2,8 +2,8 @@
 
     python -m distill_utils.torchrun --nproc_per_node 4 distill_DM.py …
 
-torchrun itself would add forty lines and a traceback of its own; it has ended the other processes by then. With --standalone it would also have the processes
-find each other by this machine's own name, which need not resolve.
+torchrun itself would add forty lines and a traceback of its own; it has ended the other processes by then. With --standalone it would also have
+them find each other by this machine's own name, which need not resolve.
 """
 import logging
 import math
@@ -42,7 +42,7 @@ def main(arguments):
         logging.disable(logging.ERROR)
     try:
         flags = run.parse_args([*HERE, *arguments])
-        os.environ["OMP_NUM_THREADS"] = os.environ.get("OMP_NUM_THREADS") or str(math.ceil(cores() / int(flags.nproc_per_node)))
+        os.environ["OMP_NUM_THREADS"] = os.environ.get("OMP_NUM_THREADS") or str(math.ceil(cores() / run.determine_local_world_size(flags.nproc_per_node)))
         run.run(flags)
     except ChildFailedError as error:
         sentence, code = account(error.failures)

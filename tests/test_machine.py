@@ -181,9 +181,7 @@ def test_threads(container, monkeypatch, given, counted, kept):
 
 @pytest.mark.parametrize("make, refused", (
     (lambda: torch.empty(2 ** 55), "tried to allocate 144115188075855872 bytes\n"), (lambda: torch.empty(2 ** 40, 2 ** 40), "Storage size calculation overflowed "),
-    (lambda: np.empty(2 ** 55), "Unable to allocate 256. PiB\n"), (lambda: bytes(2 ** 55), "nothing says how much was missing\n"),
-    (lambda: raising(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.50 GiB. GPU 0 has a total capacity of 2 GiB")),
-     "Tried to allocate 2.50 GiB\n"), (lambda: raising(torch.OutOfMemoryError("XPU is full")), "XPU is full\n")))
+    (lambda: np.empty(2 ** 55), "Unable to allocate 256. PiB\n"), (lambda: bytes(2 ** 55), "nothing says how much was missing\n")))
 def test_too_much_memory_is_a_sentence(capsys, make, refused):
     with pytest.raises(SystemExit) as stop:
         run_script(lambda args: make(), argparse.ArgumentParser(prog="it"), [])
@@ -192,12 +190,8 @@ def test_too_much_memory_is_a_sentence(capsys, make, refused):
 
 
 def test_a_defect_keeps_its_traceback():
-    with pytest.raises(RuntimeError, match="sizes do not match"):
-        run_script(lambda args: raising(RuntimeError("sizes do not match")), argparse.ArgumentParser(), [])
-
-
-def raising(error):
-    raise error
+    with pytest.raises(RuntimeError, match="must match the size"):
+        run_script(lambda args: torch.ones(2) + torch.ones(3), argparse.ArgumentParser(), [])
 
 
 # ---------------------------------------------------------------- screens and files
