@@ -1,16 +1,18 @@
-"""Plumbing that knows nothing of videos: atomic files, random state, devices, several processes, and the run folder."""
+"""Plumbing that knows nothing of videos: atomic files, the machine, random state, devices, several processes, and the run folder."""
+import codecs
 import contextlib
 import datetime
 import errno
 import fcntl
+import functools
 import hashlib
 import importlib.metadata
 import io
 import json
 import math
-import multiprocessing.connection
 import os
 import pathlib
+import re
 import resource
 import shutil
 import subprocess
@@ -29,13 +31,16 @@ ROOT = pathlib.Path(__file__).resolve().parent
 
 # ---------------------------------------------------------------- files
 
+TEXT = {"encoding": "utf-8", "errors": "backslashreplace"}  # whatever the locale; a file's name may hold bytes that are no text
+
+
 @contextlib.contextmanager
 def atomic_write(path, mode="wb"):
     """A file that appears under `path` whole or not at all: a temporary name beside it, fsync, rename."""
     path = pathlib.Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with open(temporary, mode, encoding=None if "b" in mode else "utf-8") as file:
+        with open(temporary, mode, **({} if "b" in mode else TEXT)) as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -48,7 +53,7 @@ def atomic_write(path, mode="wb"):
 
 def append(path, line):
     try:
-        with open(path, "a") as file:
+        with open(path, "a", **TEXT) as file:
             file.write(line + "\n")
     except OSError as error:
         raise with_path(error, path) from error
@@ -90,6 +95,64 @@ def check_space(folder, size, what, remedy):
 def save_json(content, path):
     with atomic_write(path, "w") as file:
         json.dump(content, file, indent=1)
+
+
+def lock(file, wait=True):
+    """Locks an open file for as long as it is open and its process lives; BlockingIOError where another process has the lock and this is not to wait.
+
+    A file system without locks (NFS, Lustre, as some are mounted) gets a warning instead.
+    """
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno not in (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOLCK):
+            raise
+        warn_of_no_locks()
+
+
+@functools.cache
+def warn_of_no_locks():
+    print("warning: this file system has no locks: start no two commands of the same data or settings at a time", file=sys.stderr, flush=True)
+
+
+# ---------------------------------------------------------------- the machine
+
+CONTROL_GROUPS = pathlib.Path("/proc/self/cgroup"), pathlib.Path("/sys/fs/cgroup")  # of Linux: those of this process, and where they are mounted
+
+
+def cores():
+    """How many cores this process may use: those that it may run on, or its container's quota where that is less."""
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1  # macOS has none
+    figures = *control_group_figures("cpu", "cpu.max"), *control_group_figures("cpu", "cpu.cfs_quota_us", "cpu.cfs_period_us")
+    return min([allowed, *(math.ceil(quota / period) for quota, period in figures if 0 < quota < math.inf)])
+
+
+def memory_limits():
+    """Bytes of memory that containers grant this process, one limit or several; a machine's own memory may be less."""
+    figures = *control_group_figures("memory", "memory.max"), *control_group_figures("memory", "memory.limit_in_bytes")
+    return [int(limit) for limit, in figures if limit < math.inf]
+
+
+def control_group_figures(controller, *names):
+    """The numbers in the files `names` of this process's control groups, and of those above them, that have these files; "max" is infinite."""
+    mine, mounted = CONTROL_GROUPS
+    for line in mine.read_text().splitlines() if mine.exists() else ():
+        _, controllers, group = line.split(":", 2)
+        if controllers and controller not in controllers.split(","):        # none: version 2
+            continue
+        top = mounted / controller if controllers else mounted
+        group = top / group.strip("/")
+        for folder in (group, *group.parents):
+            if folder.is_relative_to(top):
+                with contextlib.suppress(OSError, ValueError):              # not all have the files
+                    yield [float(word.replace("max", "inf")) for name in names for word in (folder / name).read_text().split()]
+
+
+def limit_threads():
+    """PyTorch counts the machine's cores: no more threads than a container grants, here and in processes of ours, where nobody said how many."""
+    if not os.environ.get("OMP_NUM_THREADS") and cores() < torch.get_num_threads():
+        os.environ["OMP_NUM_THREADS"] = str(cores())
+        torch.set_num_threads(cores())
 
 
 # ---------------------------------------------------------------- random state, devices, the command line
@@ -162,6 +225,8 @@ def run_script(main, parser, arguments=None):
 
     What is the user's to mend ends in one sentence and exit code 2 (TRACEBACK=1 shows where).
     """
+    speak_plainly()
+    limit_threads()
     args = parsed(parser, arguments)
     try:
         with process_group(getattr(args, "device", "cpu")), only_the_first_speaks():
@@ -170,6 +235,10 @@ def run_script(main, parser, arguments=None):
         if os.environ.get("TRACEBACK"):
             raise
         leave(2, f"{parser.prog}: error: {sentence(error)}")
+    except (MemoryError, RuntimeError) as error:
+        if os.environ.get("TRACEBACK") or not (refused := refused_memory(error)):
+            raise
+        leave(2, f"{parser.prog}: error: out of memory: {refused}")
     except PeerEnded as error:
         if os.environ.get("TRACEBACK"):
             raise
@@ -187,6 +256,26 @@ def parsed(parser, arguments):
         if said.getvalue():
             leave(2, said.getvalue().rstrip())
         raise
+
+
+def refused_memory(error):
+    """How much memory there was not, of an error that says so, else None. PyTorch has no class of such errors for the CPU."""
+    words = re.search(r"(unable|tried) to allocate [\d.,]+ ?\w+|Storage size calculation overflowed.*", sentence(error), re.IGNORECASE)
+    if words or isinstance(error, MemoryError):
+        return words[0] if words else sentence(error) or "nothing says how much was missing"
+
+
+PLAIN = str.maketrans({"±": "+-", "×": "x", "·": "*", "−": "-", "…": "...", "²": "^2", "‖": "|", "α": "alpha", "θ": "theta", "∇": "grad ",
+                       "Σ": "sum", "∂": "d"})
+
+
+def speak_plainly():
+    """What a screen cannot show, as one of plain ASCII (an inherited PYTHONIOENCODING, the C locale), is spelt out instead of ending the run."""
+    codecs.register_error("plain", lambda error: (error.object[error.start:error.end].translate(PLAIN).encode("ascii", "backslashreplace").decode(),
+                                                  error.end))
+    for screen in (sys.stdout, sys.stderr):
+        if hasattr(screen, "reconfigure"):
+            screen.reconfigure(errors="plain")
 
 
 def sentence(error):
@@ -230,12 +319,15 @@ def process_group(device):
     with waiting_for_others():
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=limit)
     yield
+    if device.type == "cpu":
+        end_at_once(0)  # until PyTorch 2.8 gloo's end may wait for ever: for its threads, which wait for Python's lock, which it holds
     dist.destroy_process_group()  # not after an error: it would wait for the others
 
 
 def end_with(parent):
     """Ends this process when torchrun's is gone, even where that was killed."""
-    multiprocessing.connection.wait([os.pidfd_open(parent)])
+    while os.getppid() == parent:
+        time.sleep(0.5)
     os._exit(PEER_ENDED)
 
 
@@ -245,7 +337,7 @@ def only_the_first_speaks():
     if os.environ.get("RANK", "0") == "0" or not dist.is_torchelastic_launched():
         yield
     else:
-        with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
+        with open(os.devnull, "w", **TEXT) as nowhere, contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
             yield
 
 
@@ -255,8 +347,14 @@ def leave(code, text):
         print(text, file=sys.stderr)
         sys.exit(code)
     save_json({"message": text, "timestamp": int(time.time())}, os.environ["TORCHELASTIC_ERROR_FILE"])
+    end_at_once(code)
+
+
+def end_at_once(code):
+    """Python's own way out would wait for the threads of the group of processes."""
     sys.stdout.flush()
-    os._exit(code)  # at once: Python's own way out waits for the threads of a group that is broken
+    sys.stderr.flush()
+    os._exit(code)
 
 
 @contextlib.contextmanager
@@ -541,7 +639,7 @@ class Run:
 def read_config(path):
     """The config.json of a run: the command, its settings, and the chosen ones, those that have an effect."""
     try:
-        config = json.loads(path.read_text())
+        config = json.loads(path.read_text(encoding="utf-8"))
         return {name: dict(config[name]) for name in ("settings", "chosen")}
     except (ValueError, LookupError, TypeError):
         raise ValueError(f"{path} is damaged: delete its folder, or give another --save_path") from None
@@ -564,12 +662,17 @@ def lock_folder(folder, name="lock", what="runs the same settings"):
     """Refuses a second process; the lock lasts as long as the returned file is open."""
     file = open(folder / name, "w")
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        lock(file, wait=False)
     except BlockingIOError:
         raise ValueError(f"another process {what} in {folder}") from None
     return file  # goes with the process however it ends
 
 
 def git_commit():
-    answer = subprocess.run(["git", "-C", ROOT, "describe", "--always", "--dirty", "--abbrev=40"], capture_output=True, text=True)
+    """The commit of this code; None where there is no git, or none that knows it."""
+    ours = {name: value for name, value in os.environ.items() if name not in ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE")}  # of a hook: another's
+    try:
+        answer = subprocess.run(["git", "-C", ROOT, "describe", "--always", "--dirty", "--abbrev=40"], env=ours, capture_output=True, text=True)
+    except OSError:
+        return None
     return answer.stdout.strip() or None

@@ -6,9 +6,9 @@ import concurrent.futures
 import contextlib
 import copy
 import dataclasses
-import fcntl
 import hashlib
 import json
+import math
 import mmap
 import os
 import pathlib
@@ -23,7 +23,7 @@ from PIL import Image, ImageOps
 from distill_utils.datasets import (DATA_PATH, DataSet, clip_frames, clip_positions, find_dataset, find_folders, frame_names,
                                     read_videos)
 from distill_utils.temporal import repeated_frames
-from utils import check_space, progress, save_json
+from utils import check_space, cores, lock, progress, save_json
 
 MEAN = torch.tensor((0.485, 0.456, 0.406)).view(3, 1, 1)
 STD = torch.tensor((0.229, 0.224, 0.225)).view(3, 1, 1)
@@ -196,7 +196,7 @@ class FrameFolders:
     def __init__(self, selection, workers):
         self.positions, self.row = selection.positions, selection.row
         self.folders = folders = find_folders(selection.videos.folder.tolist(), self.row.elsewhere)
-        self.workers = workers or len(os.sched_getaffinity(0))
+        self.workers = workers or cores()
         self.pool = concurrent.futures.ThreadPoolExecutor(self.workers)  # PIL decodes without the GIL
         lengths = mapped(self.pool, lambda folder: len(frame_names(folder)), folders)
         self.stretched = sum(length < self.row.T for length in lengths)
@@ -278,16 +278,16 @@ def locked(path):
     """One process at a time; the lock goes with its process however that ends."""
     with open(path, "w") as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            lock(file, wait=False)
         except BlockingIOError:
             print(f"waiting for another process that builds {path.with_suffix('.npy').name}", flush=True)
-            fcntl.flock(file, fcntl.LOCK_EX)
+            lock(file)
         yield
 
 
 def build_pack(path, shape, frames):
     """Decode all videos into `path`, by way of a file that is renamed when it is complete."""
-    temporary, start, size = path.with_suffix(".tmp"), time.monotonic(), int(np.prod(shape))
+    temporary, start, size = path.with_suffix(".tmp"), time.monotonic(), math.prod(shape)
     try:
         with open(temporary, "wb") as file:  # empties what a killed build left
             check_space(path.parent, size, "the pack", "give another --pack_path, or --no_pack")

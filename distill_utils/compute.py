@@ -8,6 +8,7 @@ import tempfile
 import torch
 
 from networks import WIDTH
+from utils import TEXT, memory_limits
 
 PRECISIONS = ("fp32", "tf32", "bf16")
 
@@ -26,7 +27,7 @@ def set_precision(device, precision):
 
 def cpu_has_bf16(path=pathlib.Path("/proc/cpuinfo")):
     """Whether the CPU has products of bfloat16 (AVX-512, AMX or Arm's); without them they take several times as long as float32's."""
-    return path.exists() and bool(re.search(r"\b(avx512_bf16|amx_bf16|bf16)\b", path.read_text()))
+    return path.exists() and bool(re.search(r"\b(avx512_bf16|amx_bf16|bf16)\b", path.read_text(**TEXT)))
 
 
 def autocast(device, precision):
@@ -35,10 +36,10 @@ def autocast(device, precision):
 
 
 def total_memory(device):
-    """Bytes of memory of a GPU, or of the machine: all of it, whatever is free."""
+    """Bytes of memory of a GPU, or of the machine, or of the container where that grants less: all of it, whatever is free."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[1]
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return min([os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), *memory_limits()])
 
 
 def channel_bytes(frames, size):
@@ -73,9 +74,9 @@ def kept_step_bytes(videos, at_once, frames, size, width, parameters):
 def count_kept_steps(videos, at_once, frames, size, width, parameters, device):
     """How many inner steps, each of a batch of `videos`, trajectory matching keeps the graphs of within the memory budget.
 
-    The budget is a quarter of the machine's memory, shared by its processes (torchrun's LOCAL_WORLD_SIZE), or half of a GPU's. It is a share of the
-    total, not of the free memory: the number affects rounding, and a resumed run must keep as many. One step's bytes stay free for the step that
-    the way back is at.
+    The budget is a quarter of the machine's memory, or its container's, shared by its processes (torchrun's LOCAL_WORLD_SIZE), or half of a GPU's. It is
+    a share of the total, not of the free memory: the number affects rounding, and a resumed run must keep as many. One step's bytes stay free for the
+    step that the way back is at.
     """
     budget = total_memory(device) / 2 if device.type == "cuda" else total_memory(device) / 4 / int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     return max(0, int(budget / kept_step_bytes(videos, at_once, frames, size, width, parameters)) - 1)

@@ -45,7 +45,7 @@ def evaluate(synset, test, *, network="ConvNet3D", num_eval=3, epochs=500, lr=0.
     frozen, scores = synset.frozen(), []
     with progress(total=len(own(num_eval)) * epochs, desc="evaluating", unit="epoch", leave=False) as bar:
         for number in own(num_eval):
-            with random_stream(seed * 1000 + 1 + number):
+            with random_stream((seed * 1000 + 1 + number) % 2 ** 64):
                 net = networks.build(network, test.K, test.T, test.size, width, compile).to(test.device)
                 train_top1 = train(net, frozen, epochs, lr, batch_size, at_once, precision, bar)
             scores.append({**score(predict(net, test, precision, at_once), test), "train_top1": train_top1})

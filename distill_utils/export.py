@@ -9,6 +9,7 @@ import argparse
 import io
 import pathlib
 import re
+import unicodedata
 
 import av
 import numpy as np
@@ -36,17 +37,20 @@ def main(args):
             np.savez_compressed(file, videos=pixels, labels=labels.numpy(), class_names=np.array(names))
     else:
         numbers = [int((labels[:place] == label).sum()) for place, label in enumerate(labels)]
-        files = [file_name(name) for name in names]
-        if len(set(files)) < len(files):  # names that differ only in what no file name should hold
-            files = [f"{number}_{name}" for number, name in enumerate(files)]
+        files = file_names(names)
         for video, label, number in zip(pixels, labels.tolist(), numbers):
             with atomic_write(folder / f"{files[label]}_{number}.{args.format}") as file:
                 file.write(WRITERS[args.format](video.repeat(args.scale, 1).repeat(args.scale, 2), args.fps))
     print(f"{len(videos)} videos of {len(names)} classes: {folder}")
 
 
-def file_name(label):
-    return re.sub(r"[^\w.-]", "_", label)
+def file_names(labels):
+    """What the files of each class begin with: its name without signs, as long as any file system takes; numbered where case alone tells two apart, or
+    nothing."""
+    names = [re.sub(r"^\.|[^\w.-]", "_", unicodedata.normalize("NFC", label)).encode()[:200].decode(errors="ignore") for label in labels]
+    if len({name.casefold() for name in names}) < len(names):
+        return [f"{number}_{name}" for number, name in enumerate(names)]
+    return names
 
 
 def mp4(video, fps):

@@ -19,9 +19,9 @@ from PIL import Image, ImageDraw
 
 from distill_utils.clips import FrameFolders, mapped, select
 from distill_utils.datasets import DATASETS, frame_names, frame_number, neighbour
-from distill_utils.options import add_data_options, count, dataset_label, selection_values
+from distill_utils.options import add_data_options, dataset_label, seed, selection_values
 from distill_utils.pictures import write
-from utils import ROOT, atomic_write, progress, run_script
+from utils import ROOT, atomic_write, cores, progress, run_script
 
 QUANTILES = (0, 0.05, 0.25, 0.5, 0.75, 0.95, 1)
 
@@ -38,7 +38,7 @@ def main(args):
     selections = {split: select(args.dataset, split=split, **selection_values(args)) for split in ("train", "test")}
     row, class_names = selections["train"].row, selections["train"].class_names
     videos = pd.concat([selection.videos for selection in selections.values()], ignore_index=True)
-    with concurrent.futures.ThreadPoolExecutor(args.workers or len(os.sched_getaffinity(0))) as pool:
+    with concurrent.futures.ThreadPoolExecutor(args.workers or cores()) as pool:
         folders = mapped(pool, lambda folder: look_at(folder, row.elsewhere), videos.folder.tolist())
         folders = list(progress(folders, total=len(videos), desc="looking", unit="video"))
     found = pd.DataFrame(folders).assign(split=videos.split, label=videos.label, folder=videos.folder)
@@ -149,7 +149,7 @@ def parser():
     parser = argparse.ArgumentParser(prog="inspect", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("dataset", metavar="DATASET", help=f"one of {', '.join(DATASETS)}")
     add_data_options(parser, dataset=None)
-    parser.add_argument("--seed", default=0, type=count, help="of the clips' starts (%(default)s)")
+    parser.add_argument("--seed", default=0, type=seed, help="of the clips' starts (%(default)s)")
     parser.add_argument("--out", type=pathlib.Path, metavar="DIR", help="folder of contact_sheet.png and wrong_folders.txt (results/<data set>)")
     parser.set_defaults(validation=0.0)  # it shows the list as it is
     return parser

@@ -3,7 +3,6 @@
 A rate is in FLOP/s or bytes/s; a multiply-add is two FLOP.
 """
 import math
-import os
 import platform
 import re
 import time
@@ -16,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from distill_utils.compute import autocast, set_precision
 from networks.convnet3d import convolution
-from utils import peak_memory
+from utils import TEXT, cores, peak_memory
 
 CHOOSING = ("aten::index_select", "aten::index", "aten::gather")
 
@@ -122,7 +121,7 @@ def memory_apart(job):
 
 def machine(device):
     """What the figures depend on, by name."""
-    found = {"host": platform.node(), "cpu": cpu_model(), "cores": len(os.sched_getaffinity(0)), "threads": torch.get_num_threads(),
+    found = {"host": platform.node(), "cpu": cpu_model(), "cores": cores(), "threads": torch.get_num_threads(),
              "torch": torch.__version__, "python": platform.python_version()}
     if device.type == "cuda":
         properties = torch.cuda.get_device_properties(device)
@@ -132,7 +131,7 @@ def machine(device):
 
 def cpu_model():
     try:
-        with open("/proc/cpuinfo") as file:
+        with open("/proc/cpuinfo", **TEXT) as file:
             return re.search(r"model name\s*: (.*)", file.read())[1]
     except (OSError, TypeError):  # not Linux, or a processor without a name
         return platform.processor() or platform.machine()

@@ -40,7 +40,7 @@ def add_run_options(parser):
     group.add_argument("--compile", action="store_true",
                        help="torch.compile the networks of distribution matching, experts and evaluation; gradient and trajectory matching differentiate "
                        "twice, which it cannot")
-    group.add_argument("--seed", default=0, type=count, help="of everything random (%(default)s)")
+    group.add_argument("--seed", default=0, type=seed, help="of everything random (%(default)s)")
     group.add_argument("--checkpoint_seconds", default=60, type=rate, metavar="S",
                        help="a kill loses at most about so much work between evaluations; of experts, the one in the making (%(default)s)")
     group.add_argument("--wandb", default=os.environ.get("WANDB_MODE") or "offline", choices=WANDB_MODES,
@@ -125,12 +125,19 @@ def add_batch_real(group, default):
                        help="real clips per class and step, as far as there are so many (%(default)s)")
 
 
+MOST = 2 ** 31 - 1  # of a count: all that it is multiplied with stays within int64, or is refused as too much memory
+
+
 def positive(text):
-    return number(text, int, 1, math.inf, "a whole number of at least 1")
+    return number(text, int, 1, MOST, "a whole number of at least 1")
 
 
 def count(text):
-    return number(text, int, 0, math.inf, "a whole number of at least 0")
+    return number(text, int, 0, MOST, "a whole number of at least 0")
+
+
+def seed(text):
+    return number(text, int, 0, 2 ** 64 - 1, "a whole number of at least 0")  # PyTorch's
 
 
 def share(text):
@@ -138,7 +145,7 @@ def share(text):
 
 
 def even(text):
-    if (value := number(text, int, 2, math.inf, "an even number of at least 2")) % 2:
+    if (value := number(text, int, 2, MOST, "an even number of at least 2")) % 2:
         raise argparse.ArgumentTypeError(f"{text!r} is not an even number of at least 2")
     return value
 
@@ -153,7 +160,7 @@ def number(text, kind, least, most, description):
     except ValueError:
         value = math.nan
     if not least <= value <= most:
-        raise argparse.ArgumentTypeError(f"{text!r} is not {description}")
+        raise argparse.ArgumentTypeError(f"{text!r} is not {description}" + (f" and at most {most}" if kind is int and value > most else ""))
     return value
 
 

@@ -3,7 +3,6 @@ import io
 
 import torch
 from PIL import Image
-from torchvision.utils import make_grid
 
 from distill_utils.clips import denormalize
 from utils import atomic_write, random_stream
@@ -14,6 +13,8 @@ MOST_CLASSES = 50  # rows of a picture
 @torch.no_grad()
 def save_pictures(synset, folder, milliseconds=150):
     """`distilled.png`, a row of T frames for the first video of each class, and `distilled.gif`, the first videos of all classes moving."""
+    from torchvision.utils import make_grid  # takes a second and a half: not before there is a picture
+
     classes, per_class = min(synset.K, MOST_CLASSES), min(synset.N, 5)
     index = (torch.arange(classes)[:, None] * synset.N + torch.arange(per_class)).flatten()
     with random_stream(0):

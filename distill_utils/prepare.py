@@ -23,9 +23,9 @@ import pandas as pd
 from distill_utils import lists
 from distill_utils.datasets import DATA_PATH, DATASETS, read_json
 from distill_utils.decode import Picture, make_folder
-from distill_utils.options import count, number, positive
+from distill_utils.options import count, number, positive, seed
 from distill_utils.workers import in_processes
-from utils import atomic_write, lock_folder, progress, run_script, save_json
+from utils import atomic_write, cores, lock_folder, progress, run_script, save_json
 
 
 TEST_RATIO = 0.3  # of one's own videos
@@ -70,7 +70,7 @@ def main(args):
     settings = {"resize": picture.resize, "crop": picture.crop, "quality": picture.quality, "frames": T}
     check_settings(root, frames, ours, settings | ({"videos": str(args.videos.resolve())} if args.dataset == "custom" else {}))
     files = {name: [args.videos / name] for name in videos.video} if args.dataset == "custom" else find_files(videos, args.videos)
-    broken = prepare(videos, files, args.videos, frames, root / ".preparing", picture, T, args.workers or len(os.sched_getaffinity(0)))
+    broken = prepare(videos, files, args.videos, frames, root / ".preparing", picture, T, args.workers or cores())
     unlisted = len(set(lists.video_files(args.videos)).difference(*files.values()))
     least = min(T or dataset.T, dataset.T)
     short = find_short(videos, frames, least)
@@ -218,7 +218,7 @@ def parser():
     group.add_argument("--test_ratio", type=share, default=TEST_RATIO, help="custom: test videos of each class, about (%(default)s)")
     group.add_argument("--groups", type=pattern, metavar="REGEX", help="custom: the part of a file's name, or the pattern's first group in it, "
                        "that names person or source: their videos stay on one side (each video by itself)")
-    group.add_argument("--seed", type=count, default=0, help="custom: of the split (%(default)s)")
+    group.add_argument("--seed", type=seed, default=0, help="custom: of the split (%(default)s)")
     return parser
 
 

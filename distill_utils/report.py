@@ -9,10 +9,13 @@ import base64
 import html
 import json
 import math
+import os
 import pathlib
 import time
 
+os.environ["MPLBACKEND"] = "agg"  # without a screen; a notebook's own may not be there, or not known
 import matplotlib
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import torch
@@ -25,8 +28,8 @@ from distill_utils.synset import StaticDynamicSet, load_set
 from distill_utils.table import accuracy, read_results
 from utils import atomic_write, git_commit, random_stream, run_script
 
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt  # after the choice of a backend without a screen
+matplotlib.rcdefaults()  # not a matplotlibrc of the user's, which may want LaTeX
+matplotlib.rcParams["text.parse_math"] = False  # a dollar in a class's name is one
 
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; margin: 2em auto; max-width: 1200px; padding: 0 1em; color: #222; background: #fff; }
@@ -146,7 +149,7 @@ def plot_iterations(rows):
     figure, axes = plt.subplots(figsize=(9, 5))
     headline = rows.headline.iloc[0]
     for row in rows.itertuples():
-        metrics = [json.loads(line) for line in (row.path / "metrics.jsonl").read_text().splitlines()]
+        metrics = [json.loads(line) for line in (row.path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
         points = [(each["iteration"], each[headline], each[f"{headline}_std"]) for each in metrics if headline in each]
         if len(points) > 1:
             axes.errorbar(*zip(*points), marker="o", ms=4, capsize=2, label=label(row))

@@ -2,9 +2,11 @@
 
     python -m distill_utils.torchrun --nproc_per_node 4 distill_DM.py …
 
-torchrun itself would add forty lines and a traceback of its own; it has ended the other processes by then.
+torchrun itself would add forty lines and a traceback of its own; it has ended the other processes by then. With --standalone it would also have
+them find each other by this machine's own name, which need not resolve.
 """
 import logging
+import math
 import os
 import signal
 import sys
@@ -13,8 +15,9 @@ from torch.distributed import run
 from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
-from utils import PEER_ENDED
+from utils import PEER_ENDED, cores, speak_plainly
 
+HERE = "--nnodes", "1", "--rdzv_backend", "c10d", "--rdzv_endpoint", "127.0.0.1:0", "--rdzv_id", "here", "--local_addr", "127.0.0.1"
 GOES_ON = "the same command goes on from the last checkpoint, with any number of processes"
 
 
@@ -34,10 +37,13 @@ def account(failures):
 
 
 def main(arguments):
+    speak_plainly()
     if not os.environ.get("TRACEBACK"):
         logging.disable(logging.ERROR)
     try:
-        run.run(run.parse_args(["--standalone", *arguments]))
+        flags = run.parse_args([*HERE, *arguments])
+        os.environ["OMP_NUM_THREADS"] = os.environ.get("OMP_NUM_THREADS") or str(math.ceil(cores() / run.determine_local_world_size(flags.nproc_per_node)))
+        run.run(flags)
     except ChildFailedError as error:
         sentence, code = account(error.failures)
     except SignalException as stop:

@@ -8,7 +8,6 @@ left-right, and cyclic (what leaves at the top comes in at the bottom), so that 
 and tells nothing of the direction either.
 """
 import argparse
-import fcntl
 import io
 import json
 import shutil
@@ -18,6 +17,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 from tqdm import tqdm
+
+from utils import lock
 
 SIZE = 64          # pixels
 FRAMES = 16        # of a video
@@ -37,8 +38,8 @@ def make_toy(out=DEFAULT_OUT, seed=0, train=24, test=12):
     out = Path(out).absolute()
     settings = {"version": VERSION, "seed": seed, "train": train, "test": test}
     out.parent.mkdir(parents=True, exist_ok=True)
-    with open(out.with_name(out.name + ".lock"), "w") as lock:  # a second process waits, then finds the set complete
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with open(out.with_name(out.name + ".lock"), "w") as file:  # a second process waits, then finds the set complete
+        lock(file)
         if out.exists():
             check_existing(out, settings)
             return out
@@ -55,7 +56,7 @@ def make_toy(out=DEFAULT_OUT, seed=0, train=24, test=12):
 
 def check_existing(out, settings):
     try:
-        found = json.loads((out / "toy.json").read_text())
+        found = json.loads((out / "toy.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         raise ValueError(f"{out} exists and is not a complete toy set: remove it or name another folder by --out") from None
     if found != settings:

@@ -1,5 +1,4 @@
 """torchvision's own video classifiers, with random weights (METHOD 2): for tables across architectures."""
-import torchvision
 from torch import nn
 
 from .standardize import standardize
@@ -14,7 +13,9 @@ class VideoClassifier(nn.Module):
         super().__init__()
         if size < LEAST_SIZE:
             raise ValueError(f"{name} needs at least {LEAST_SIZE} pixels, not {size}")
-        self.net = getattr(torchvision.models.video, name)(weights=None, num_classes=num_classes)
+        from torchvision.models import video  # takes a second and a half, and few runs need it
+
+        self.net = getattr(video, name)(weights=None, num_classes=num_classes)
 
     def forward(self, clips):
         return self.net(standardize(clips).transpose(1, 2))

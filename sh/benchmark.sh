@@ -5,7 +5,7 @@
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/launch.sh"
 gpu=cpu
-if [[ $(nvidia-smi -L 2>/dev/null || true) == GPU* ]]; then gpu=0; fi
+if [[ -n ${CUDA_VISIBLE_DEVICES-all} && $(nvidia-smi -L 2>/dev/null || true) == GPU* ]]; then gpu=0; fi
 if (($#)) && [[ $1 != --* ]]; then gpu=$1; shift; fi
 install
 export TQDM_DISABLE=1       # no progress bars between the lines

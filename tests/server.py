@@ -15,6 +15,7 @@ import traceback
 
 sys.path[:0] = [str(pathlib.Path(__file__).resolve().parent.parent), str(pathlib.Path(__file__).resolve().parent)]
 import torch._dynamo  # which an optimizer's first step imports: here once, not in each child
+import torchvision.utils  # the first picture
 
 import utils
 

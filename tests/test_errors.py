@@ -16,6 +16,7 @@ import distill_DM
 import distill_MTT
 import networks
 import utils
+from distill_utils import options
 from distill_utils.compute import KnownGradient
 from distill_utils.synset import load_static
 from utils import run_script
@@ -117,6 +118,41 @@ def test_whole_numbers_of_at_least_one(refused, name, flag):
 def test_whole_numbers_of_at_least_zero(refused, name, flag):
     for value in ("-1", "1.5", "many"):
         assert refused(name, flag, value) == f"argument {flag}: {value!r} is not a whole number of at least 0"
+
+
+NUMBERS = {options.positive: "a whole number of at least 1", options.count: "a whole number of at least 0", options.seed: "a whole number of at least 0",
+           options.even: "an even number of at least 2"}
+
+
+@pytest.mark.parametrize("name", ("buffer", "distill_DC", "distill_DM", "distill_MTT", "distill_s2d", "sh.benchmark",
+                                  *(f"distill_utils.{name}" for name in ("coreset", "evaluate", "export", "inspect", "prepare", "report"))))
+def test_numbers_that_do_not_fit(name, capsys):
+    """What PyTorch and NumPy cannot take is refused with the flags, before anything is made."""
+    parser = importlib.import_module(name).parser()
+    numeric = {action: NUMBERS[action.type] for action in parser._actions if action.type in NUMBERS}
+    assert numeric and not [action.dest for action in parser._actions if action.type in (int, float)]
+    for action, description in numeric.items():
+        most = 2 ** 64 - 1 if action.type is options.seed else 2 ** 31 - 1
+        for value in (most + 1, 2 ** 64, 10 ** 30):
+            with pytest.raises(SystemExit):
+                parser.parse_args([action.option_strings[0], str(value)])
+            assert capsys.readouterr().err.endswith(f"argument {action.option_strings[0]}: '{value}' is not {description} and at most {most}\n")
+        assert action.type(str(most - most % 2)) == most - most % 2
+
+
+@pytest.mark.parametrize("name, seed", (("distill_DM", 1764055000123456789), *((name, 2 ** 64 - 1) for name in (
+    "distill_DM", "distill_DC", "distill_MTT", "distill_s2d", "buffer", "distill_utils.coreset"))))
+def test_seeds_as_large_as_pytorchs(command, whole, tmp_path, name, seed):
+    """One of a clock in nanoseconds, and the largest."""
+    code, output = command(name, tmp_path, *(whole(name)[1] if name in ("distill_MTT", "distill_s2d") else ()), "--seed", seed)
+    assert code == 0, output
+
+
+@pytest.mark.parametrize("name, flags", (("DM", ("--width", 2 ** 31 - 2)), ("DM", ("--train_clips", 2 ** 31 - 1)), ("s2d", ("--dpc", 2 ** 31 - 1, "--ipc", 1))))
+def test_too_much_memory(script, tmp_path, name, flags):
+    save_static(tmp_path / "static.pt")
+    code, sentence = script(name, *flags, *(("--path_static", tmp_path / "static.pt") if name == "s2d" else ()))
+    assert code == 2 and re.search(r"error: out of memory: (tried|Unable) to allocate [\d.]+ \w+$", sentence), sentence
 
 
 @pytest.mark.parametrize("name, flag", (("DM", "--lr_img"), ("DM", "--lr_net"), ("DC", "--lr_img"),

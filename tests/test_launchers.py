@@ -31,6 +31,7 @@ POSITIONALS = {
     "sh/s2d/DM.sh": {"DATASET": ("toy", "dataset"), "LR": ("2.5", "lr_dynamic"), "IPC": ("3", "ipc")},
     "sh/s2d/MTT.sh": {"DATASET": ("toy", "dataset"), "LR": ("2.5", "lr_dynamic"), "IPC": ("3", "ipc")},
 }
+OURS = {name: value for name, value in os.environ.items() if name != "CUDA_VISIBLE_DEVICES"}  # a scheduler's is given where a test says so
 each_launcher = pytest.mark.parametrize("name", LAUNCHERS)
 
 
@@ -43,7 +44,7 @@ def launch(tmp_path):
 
     def launch(name, *arguments, root=ROOT, folder=tmp_path, **environment):
         call.unlink(missing_ok=True)
-        environment = {**os.environ, "PYTHON": str(stub), "CALL": str(call), **environment}
+        environment = {**OURS, "PYTHON": str(stub), "CALL": str(call), **environment}
         process = subprocess.run(["bash", os.path.relpath(root / name, folder), *arguments], cwd=folder,
                                  env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True)
         return process, json.loads(call.read_text()) if call.exists() else None
@@ -145,18 +146,34 @@ def test_gpu(launch, name, gpu, device, cuda):
 @each_launcher
 @pytest.mark.parametrize("gpu, device, cuda, processes", (("0,1,2,3", "cuda", "0,1,2,3", 4), ("7,2", "cuda", "7,2", 2), ("cpu*2", "cpu", "", 2),
                                                           ("cpu*1", "cpu", "", None), ("-1*12", "cpu", "", 12)))
-def test_several_gpus(launch, name, gpu, device, cuda, processes, monkeypatch):
-    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+def test_several_gpus(launch, name, gpu, device, cuda, processes):
     _, call = launch(name, gpu, *values(name))
     assert parse(call)["device"] == device and call["environment"]["CUDA_VISIBLE_DEVICES"] == cuda
     start = ["-m", "distill_utils.torchrun", "--nproc_per_node", str(processes)]
     assert (call["command"][:4] == start) == (processes is not None)
-    threads = call["environment"].get("OMP_NUM_THREADS")
-    assert threads == (str(-(-len(os.sched_getaffinity(0)) // processes)) if processes else None)
+
+
+@pytest.mark.parametrize("given, gpu, cuda", (("3", "0", "3"), ("5,7", "0", "5"), ("5,7", "1", "7"), ("5,7,6", "2,0", "6,5"), (" 5, 7 ", "1", "7"), ("0,1", "0,1", "0,1"),
+                                              ("GPU-8a1b-22,GPU-9c", "1", "GPU-9c"), ("MIG-1d9a/1/0", "0", "MIG-1d9a/1/0"), ("-1", "0", "-1"), ("NoDevFiles", "0", "NoDevFiles"),
+                                              ("3", "cpu", ""), ("", "cpu", ""), ("", "cpu*2", "")))
+def test_gpus_that_a_scheduler_gave(launch, given, gpu, cuda):
+    """Numbers count in its list, which may hold names."""
+    name = "sh/baseline/DM.sh"
+    process, call = launch(name, gpu, *values(name), CUDA_VISIBLE_DEVICES=given)
+    assert process.returncode == 0 and call["environment"]["CUDA_VISIBLE_DEVICES"] == cuda, process.stderr
+    assert parse(call)["device"] == ("cuda" if cuda else "cpu") and ("distill_utils.torchrun" in call["command"]) == ("," in gpu or "*" in gpu)
+
+
+@pytest.mark.parametrize("given, gpu, place, count", (("3", "1", 1, 1), ("3", "3", 3, 1), ("5,7", "0,2", 2, 2), ("", "0", 0, 0), ("GPU-a,MIG-b", "2", 2, 2), ("3", "9999", 9999, 1)))
+def test_gpus_that_a_scheduler_did_not_give(launch, given, gpu, place, count):
+    name = "sh/baseline/DM.sh"
+    process, call = launch(name, gpu, *values(name), CUDA_VISIBLE_DEVICES=given)
+    assert process.returncode == 2 and call is None
+    assert process.stderr == f"error: there is no GPU {place}: CUDA_VISIBLE_DEVICES='{given}' gives {count}, counted from 0\n"
 
 
 @each_launcher
-@pytest.mark.parametrize("gpu", ("gpu0", "-2", "1.5", "0,", ",1", "0,,1", "0,1,0", "0,00", "cpu*0", "cpu*", "cpu*x", "0*2", "cuda:0", "", " ", "--help"))
+@pytest.mark.parametrize("gpu", ("gpu0", "-2", "1.5", "0,", ",1", "0,,1", "0,1,0", "0,00", "cpu*0", "cpu*", "cpu*x", "0*2", "cuda:0", "", " ", "--help", "99999999999999999999"))
 def test_nonsense_gpu(launch, name, gpu):
     process, call = launch(name, gpu, *values(name))
     assert process.returncode == 2 and call is None
@@ -187,6 +204,118 @@ def test_files_of_the_users_folder_are_not_imported(launch, tmp_path):
     (tmp_path / "networks.py").write_text("raise SystemExit(99)")
     process, _ = launch("sh/baseline/full.sh", "cpu", "UCF-101", PYTHON=sys.executable)
     assert process.returncode == 2 and "error: unknown --dataset 'UCF-101'" in process.stderr, process.stderr
+
+
+# ---------------------------------------------------------------- the environment
+
+# A Python that has what KNOWS names: venv, ensurepip, pip, torch; one that is "old" is of 3.9. What it installs it says in the file CALL.
+FAKE = """#!/usr/bin/env bash
+has() { for word in $KNOWS $(cat "${0%/*}/has" 2>/dev/null); do [[ $word != "$1" ]] || return 0; done; return 1; }
+case "$*" in
+  "-m venv --clear --without-pip "*) has venv || exit 1; rm -rf "$5"; mkdir -p "$5/bin"; cp "$BASE" "$5/bin/python" ;;
+  "-m ensurepip"*) has ensurepip || exit 1; echo pip >> "${0%/*}/has" ;;
+  "-m pip install"*) has pip || exit 1; echo "$*" >> "$CALL"; [[ $KNOWS != *offline* ]] || exit 1; echo torch >> "${0%/*}/has" ;;
+  "-c import pip") has pip ;;
+  "-c import importlib"*) has torch ;;
+  "-c import sys"*) ! has old ;;
+  "-c "*) ;;
+  *) echo "$*" >> "$CALL" ;;
+esac
+"""
+
+
+@pytest.fixture
+def project(tmp_path):
+    """project(launcher, KNOWS) runs it in a project of our launchers, with FAKE as the only Python -> exit code, last line on stderr, calls."""
+    root, place, calls = tmp_path / "our project", tmp_path / "bin", tmp_path / "calls"
+    shutil.copytree(ROOT / "sh", root / "sh")
+    (root / "requirements.txt").write_text("torch>=2.5\nav>=17\n")
+    place.mkdir()
+    for program in ("bash", "cat", "cp", "dirname", "grep", "mkdir", "rm", "sed", "sort", "tr", "uniq", "wc"):
+        (place / program).symlink_to(shutil.which(program))
+    (place / "python3").write_text(FAKE)
+    (place / "python3").chmod(0o755)
+
+    def project(name="sh/prepare.sh", knows="venv ensurepip", *arguments):
+        calls.unlink(missing_ok=True)
+        environment = {"PATH": str(place), "KNOWS": knows, "BASE": str(place / "python3"), "CALL": str(calls)}
+        process = subprocess.run(["bash", root / name, *(arguments or ("custom", "videos"))], cwd=tmp_path, env=environment, capture_output=True, text=True)
+        return process.returncode, (process.stderr.splitlines() or [""])[-1], calls.read_text().splitlines() if calls.exists() else []
+    project.root, project.bin = root, place
+    return project
+
+
+def installed_once(project, **options):
+    code, said, calls = project(**options)
+    assert code == 0 and len(calls) == 2 and calls[0].startswith("-m pip install ") and calls[1].startswith("-m distill_utils.prepare"), said
+    code, said, calls = project(**options)
+    assert code == 0 and len(calls) == 1, said  # all is there
+
+
+def half_made(venv, how):
+    """What a python3 -m venv or a pip install that stopped leaves, or a base Python that went away."""
+    if how != "nothing":
+        (venv / "bin").mkdir(parents=True)
+    if how == "python without pip":
+        shutil.copy(venv.parent.parent / "bin" / "python3", venv / "bin" / "python")
+    if how == "link to a Python that is gone":
+        (venv / "bin" / "python").symlink_to("/no/such/python")
+        (venv / "installed").write_text("torch>=2.5\nav>=17\n")
+    if how == "python that does not run":
+        (venv / "bin" / "python").write_text("#!/no/such/interpreter")
+        (venv / "bin" / "python").chmod(0o755)
+
+
+@pytest.mark.parametrize("how", ("nothing", "empty folder", "python without pip", "link to a Python that is gone", "python that does not run"))
+def test_half_made_environments_are_repaired(project, how):
+    half_made(project.root / ".venv", how)
+    installed_once(project)
+
+
+def test_an_installation_that_failed_is_tried_again(project):
+    code, _, calls = project(knows="venv ensurepip offline")
+    assert code == 1 and len(calls) == 1
+    installed_once(project)
+
+
+def test_a_new_requirement_is_installed(project):
+    installed_once(project)
+    with open(project.root / "requirements.txt", "a") as file:
+        file.write("tqdm>=4.66\n")
+    installed_once(project)
+
+
+NO_PYTHON = ("error: {}/.venv needs Python 3.10 or later: install it (on Debian and Ubuntu the packages python3 and python3-venv), "
+             "or give PYTHON=/path/to/python")
+
+
+@pytest.mark.parametrize("knows, sentence", (
+    ("", NO_PYTHON), ("venv ensurepip old", NO_PYTHON),
+    ("venv", "error: {}/.venv gets no pip: on Debian and Ubuntu install the package python3-venv, elsewhere Python's ensurepip")))
+def test_what_an_environment_needs_is_a_sentence(project, knows, sentence):
+    for _ in range(2):  # the first attempt changes nothing about the second
+        code, said, calls = project(knows=knows)
+        assert code == 2 and said == sentence.format(project.root) and not calls
+    installed_once(project)  # once it is there
+
+
+def test_no_python(project):
+    (project.bin / "python3").rename(project.bin / "nobody's")
+    code, said, calls = project()
+    assert (code, said) == (2, NO_PYTHON.format(project.root))
+
+
+def test_launchers_before_anything_is_installed(project):
+    """They install nothing themselves; another Python that has PyTorch will do."""
+    name, arguments = "sh/baseline/full.sh", ("cpu", "toy")
+    code, said, calls = project(name, "venv ensurepip", *arguments)
+    assert code == 2 and not calls
+    assert said == f"error: there is no PyTorch for python3: bash sh/quickstart.sh installs all into {project.root}/.venv, or give PYTHON=/path/to/python"
+    code, said, calls = project(name, "torch", *arguments)
+    assert code == 0 and calls[0].startswith("-m distill_utils.evaluate "), said
+    half_made(project.root / ".venv", "python without pip")
+    code, said, calls = project(name, "", *arguments)
+    assert code == 2 and not calls and said.startswith(f"error: there is no PyTorch for {project.root}/.venv/bin/python: "), said
 
 
 def test_allocator_settings_can_be_overridden(launch, monkeypatch):
@@ -325,7 +454,7 @@ def study(tmp_path):
     def study(name, *arguments, **environment):
         calls.unlink(missing_ok=True)
         process = subprocess.run(["bash", str(ROOT / name), *arguments], cwd=tmp_path, stdin=subprocess.DEVNULL, capture_output=True, text=True,
-                                 env={**os.environ, "PYTHON": str(stub), "CALL": str(calls), **environment})
+                                 env={**OURS, "PYTHON": str(stub), "CALL": str(calls), **environment})
         return process, [json.loads(line) for line in calls.read_text().splitlines()] if calls.exists() else []
     return study
 

@@ -1,8 +1,14 @@
 """The paper's study: temporal compression, reference selections, other networks, class dynamics; and what is made of finished runs."""
+import csv
+import html
 import importlib
+import io
+import itertools
 import json
 import os
 import re
+import subprocess
+import sys
 
 import av
 import numpy as np
@@ -10,6 +16,7 @@ import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import write_frames
 from fakes import TinyNet, random_clips
 from PIL import Image
 from test_trajectories import assert_same_gradients, matching_of
@@ -21,7 +28,7 @@ from distill_utils.clips import coin_flips, denormalize
 from distill_utils.synset import Distilled, PixelSet, StaticDynamicSet, StillSet, initial_pixels, load, load_set
 from distill_utils.temporal import kept_frames, random_segment, repeated_frames
 from networks import Hallucinator, Interpolation
-from utils import run_script, save, save_json
+from utils import ROOT, run_script, save, save_json
 
 K = 3
 
@@ -314,6 +321,14 @@ def test_export(tmp_path, capsys, kind):
         assert image.n_frames == 5 and image.size == (16, 16)
 
 
+@pytest.mark.parametrize("labels, files", (
+    (["a b", "c/d", "../e", ".f"], ["a_b", "c_d", "_._e", "_f"]), (["a b", "a_b"], ["0_a_b", "1_a_b"]), (["Walk", "walk", "run"], ["0_Walk", "1_walk", "2_run"]),
+    (["\u00e9", "e\u0301"], ["0_\u00e9", "1_\u00e9"]), (["\u00e9", "E\u0301"], ["0_\u00e9", "1_\u00c9"]), (["日" * 100], ["日" * 66]),
+    (["x" * 300 + "1", "x" * 300 + "2"], ["0_" + "x" * 200, "1_" + "x" * 200]), (["=1+1", "$#$", "%s"], ["_1_1", "___", "_s"])))
+def test_names_of_exported_files(labels, files):
+    assert export.file_names(labels) == files
+
+
 # ---------------------------------------------------------------- runs, tables, dynamics, report
 
 @pytest.fixture
@@ -429,6 +444,46 @@ def test_dynamics_and_report(command, tmp_path):
     assert code == 2 and "result.json is no result of these scripts" in printed
     code, printed = command(report, tmp_path / "packs", data=False)
     assert code == 2 and "no finished run below" in printed
+
+
+MARKUP = ("$#$ shop", r"$\frac{", r"a\b_c^d", "_hidden", "<b>&amp;'\"</b>", "=1+1", "@x", "%s %d {0} {", "日本 é", "two\nlines")
+MARKUP_FOLDER = "=1 $x$ <i>'%s' {0} [a] é"
+
+
+def test_names_that_are_markup(command, tmp_path):
+    """To matplotlib, html, a spreadsheet: of classes, and of the data set's folder. They are shown as they are, whatever a notebook's backend, a
+    matplotlibrc that wants LaTeX or a plain screen are inherited."""
+    data, lines = tmp_path / MARKUP_FOLDER, io.StringIO()
+    csv.writer(lines).writerows([("folder_name", "label", "split"), *((f"{number}_{split}", name, split) for number, name in enumerate(MARKUP) for split in ("train", "test"))])
+    for number, split in itertools.product(range(len(MARKUP)), ("train", "test")):
+        write_frames(data / "jpegs" / f"{number}_{split}", 2)
+    (data / "list.csv").write_text(lines.getvalue(), encoding="utf-8", newline="")
+    code, printed = command(coreset, "--data_path", data)
+    assert code == 0, printed
+
+    (tmp_path / "matplotlibrc").write_text("text.usetex: True\nbackend: nonsense\n")
+    inherited = {"MPLBACKEND": "module://matplotlib_inline.backend_inline", "MATPLOTLIBRC": str(tmp_path), "PYTHONIOENCODING": "ascii"}
+    done = subprocess.run([sys.executable, "-m", "distill_utils.report", tmp_path / "results", "--out", tmp_path / "é"], cwd=ROOT, env=os.environ | inherited,
+                          capture_output=True, text=True)
+    assert done.returncode == 0 and f"1 runs: {tmp_path}/\\xe9/index.html" in done.stdout, done.stderr
+    page = (tmp_path / "é" / "index.html").read_text(encoding="utf-8")
+    assert all(f">{html.escape(name)}</td>" in page for name in MARKUP) and f"<h2>custom-{html.escape(MARKUP_FOLDER)}</h2>" in page
+    assert "<b>" not in page and "<i>" not in page
+    assert {path.name for path in (tmp_path / "é").glob("*.png")} == {f"custom-{MARKUP_FOLDER}_{name}.png" for name in ("frontier", "classes", "confusion")}
+
+    code, printed = command(table, tmp_path / "results", "--csv", tmp_path / "table.csv", data=False)
+    with open(tmp_path / "table.csv", encoding="utf-8", newline="") as file:
+        cells = [cell for row in csv.reader(file) for cell in row]
+    assert code == 0 and f"custom-{MARKUP_FOLDER}" in cells and not [cell for cell in cells if cell[:1] in tuple("=+-@")]
+
+
+def test_plots_show_class_names_as_they_are():
+    rows = pd.DataFrame({"class_names": [MARKUP], "per_class": [[1.0] * len(MARKUP)], "method": ["DM"], "ipc": [1], "headline": ["top1"], "top1": [1.0], "top1_std": [0.0],
+                         "confusion": [np.eye(len(MARKUP)).tolist()]})
+    for figure in (report.plot_classes(rows, None), report.plot_confusion(rows)):
+        figure.savefig(io.BytesIO(), format="png")
+        ticks = figure.axes[0].get_xticklabels()
+        assert [tick.get_text() for tick in ticks] == list(MARKUP) and not any(tick.get_parse_math() or tick.get_usetex() for tick in ticks)
 
 
 def test_dynamic_classes_are_the_upper_half():

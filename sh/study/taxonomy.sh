@@ -42,6 +42,6 @@ for cell in "${cells[@]}"; do
     failed+=("$cell")
   }
 done
-for cell in "${failed[@]}"; do echo "failed: $method $cell" >&2; done
+for cell in ${failed[@]+"${failed[@]}"}; do echo "failed: $method $cell" >&2; done
 module distill_utils.table "$results" --csv "$results/taxonomy.csv"
 exit $((${#failed[@]} > 0))
