@@ -33,7 +33,7 @@ def script_parser(description, dataset="required", **options):
 def add_run_options(parser):
     group = parser.add_argument_group("run")
     group.add_argument("--save_path", default=ROOT / "results", type=pathlib.Path, help="folder of the run folders (%(default)s)")
-    group.add_argument("--device", default="cuda", help="cuda, cuda:1 or cpu (%(default)s)")
+    group.add_argument("--device", default="cuda", help="cuda, cuda:1, mps, xpu or cpu (%(default)s)")
     group.add_argument("--precision", default="auto", choices=("auto", *PRECISIONS),
                        help="number format of convolutions; sums, means and updates are float32 in all; auto: bf16 where the device has it in hardware, "
                        "else fp32 (%(default)s)")
