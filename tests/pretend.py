@@ -2,7 +2,8 @@
 
 It refuses what CUDA refuses: an operator whose tensors are on different devices (CUDA takes from the CPU only what to index with, and numbers without
 axes in element-wise operators), and `.numpy()`. It refuses float64, as MPS does, and a copy to the CPU that nothing waits for. It has random state of its
-own, which the same seed starts elsewhere than the CPU's. A file in which its tensors are is loaded by a map_location only.
+own, which the same seed starts elsewhere than the CPU's. A file in which its tensors are is loaded by a map_location only. A gradient from the
+wrong device it does not refuse: for a tensor subclass autograd moves it.
 
 Autograd, double backward passes (of group norm, too), inference mode, recurrent layers, and autocast of the operators LOWERED are there; other operators
 take bfloat16 as it comes, where CUDA's autocast goes back to float32 for some. It shows nothing of what CUDA rounds or draws differently, of several cards
@@ -24,8 +25,9 @@ AVAILABLE = hasattr(backend_registration, "_setup_privateuseone_for_python_backe
 MEMORY = 2 ** 40, 2 ** 41  # free and total bytes; PRETEND_MEMORY gives others
 PEAK = 123_456_789
 INDEXING = aten.index.Tensor, aten.index_put.default, aten.index_put_.default, aten._index_put_impl_.default
-LOWERED = "conv2d", "conv3d", "linear", "matmul", "bmm"
-RAISED = "avg_pool3d",  # the CPU, which computes here, has it in float32 only
+LOWERED = (aten.conv2d.default, aten.conv3d.default, aten.linear.default, aten.matmul.default, aten.bmm.default,
+           aten.rnn_tanh.input, aten.lstm.input, aten.gru.input)
+RAISED = aten.avg_pool3d.default,  # the CPU, which computes here, has it in float32 only
 
 
 class PretendTensor(torch.Tensor):
@@ -38,8 +40,9 @@ class PretendTensor(torch.Tensor):
         if inner.dtype == torch.float64:
             raise TypeError("the pretend device has no float64")
         inner.untyped_storage().is_pretend = True
-        tensor = torch.Tensor._make_wrapper_subclass(cls, inner.shape, strides=inner.stride(), storage_offset=inner.storage_offset(),
-                                                     dtype=inner.dtype, device="pretend:0")
+        with torch.inference_mode(inner.is_inference()):  # which a view in inference mode of a tensor from outside is not
+            tensor = torch.Tensor._make_wrapper_subclass(cls, inner.shape, strides=inner.stride(), storage_offset=inner.storage_offset(),
+                                                         dtype=inner.dtype, device="pretend:0")
         tensor.inner = inner
         return tensor
 
@@ -56,6 +59,9 @@ class PretendTensor(torch.Tensor):
 
     def __reduce_ex__(self, protocol):
         return self.inner.detach().__reduce_ex__(protocol)
+
+    def tolist(self):
+        return self.inner.tolist()
 
     def __repr__(self):
         return f"pretend {self.inner}"
@@ -200,13 +206,12 @@ def register():
     LIBRARIES[:] = everything, operators = torch.library.Library("_", "IMPL"), torch.library.Library("aten", "IMPL")
     everything.fallback(compute, "PrivateUse1")
     everything.fallback(torch.library.fallthrough_kernel, "AutocastPrivateUse1")
-    operators.impl("_copy_from", copy_from, "PrivateUse1")
-    for name, cell in (("_thnn_fused_lstm_cell", lstm_cell), ("_thnn_fused_gru_cell", gru_cell)):
-        for key in ("PrivateUse1", "AutogradPrivateUse1"):
-            operators.impl(name, cell, key)
-    for names, dtype in ((LOWERED, torch.bfloat16), (RAISED, torch.float32)):
-        for name in names:
-            operators.impl(name, in_format(dtype, getattr(aten, name).default), "AutocastPrivateUse1")
+    operators.impl(aten._copy_from.default, copy_from, "PrivateUse1")
+    operators.impl(aten._thnn_fused_lstm_cell.default, lstm_cell, "AutogradPrivateUse1")
+    operators.impl(aten._thnn_fused_gru_cell.default, gru_cell, "AutogradPrivateUse1")
+    for listed, dtype in ((LOWERED, torch.bfloat16), (RAISED, torch.float32)):
+        for operator in listed:
+            operators.impl(operator, in_format(dtype, operator), "AutocastPrivateUse1")
     torch.serialization.register_package(5, lambda storage: "pretend:0" if getattr(storage, "is_pretend", False) else None, refuse)
     plain = torch.empty
     torch.empty = lambda *shape, pin_memory=False, **options: plain(*shape, **options)  # no backend in Python can pin memory

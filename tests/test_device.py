@@ -28,13 +28,13 @@ def check_tensors_of_two_devices_are_refused():
                   lambda: here.add_(there.sum()), lambda: here[index.to("pretend")], lambda: there.index_select(0, index), lambda: torch.stack((there, here)),
                   lambda: torch.nn.functional.conv2d(there.view(1, 1, 2, 3).expand(1, 3, 2, 3), weight), lambda: torch.where(there > 0, here, there),
                   lambda: torch.nn.functional.cross_entropy(there, torch.tensor([0, 1])), lambda: torch.equal(here, there), lambda: there.dot(torch.tensor(1.)),
-                  lambda: there.index_put_((index,), here[:1]), lambda: torch.autograd.grad(there.clone().requires_grad_().sum(), there, torch.ones(()))):
+                  lambda: there.index_put_((index,), here[:1]), lambda: there.addcmul(there, here), lambda: torch.nn.functional.linear(there, here)):
         for guard in (torch.enable_grad, torch.no_grad, torch.inference_mode):
-            with guard(), pytest.raises(RuntimeError):
+            with guard(), pytest.raises(RuntimeError, match="device"):
                 mixed()
     assert (there * torch.tensor(2.) - 1).device == there[index].device == torch.device("pretend:0")  # as CUDA
     there[index] = torch.zeros((), device="pretend")
-    assert there[1].tolist() == [0, 0, 0] and torch.equal(there.cpu()[0], here[0]) is False
+    assert there.tolist()[1] == [0, 0, 0]
 
 
 def check_other_refusals():
@@ -76,8 +76,9 @@ def check_networks():
     """All networks: output and gradient are the CPU's, in training, in inference mode and in bfloat16."""
     for name in networks.NETWORKS:
         utils.seed_everything(0)
-        net = networks.build(name, 3, 8, 43, 8).eval()
-        there, clips = copy.deepcopy(net).to("pretend"), torch.rand(2, 8, 3, 43, 43)
+        size = 43 if name == "ConvNet3D" else 20
+        net = networks.build(name, 3, 8, size, 8).eval()
+        there, clips = copy.deepcopy(net).to("pretend"), torch.rand(2, 8, 3, size, size)
         expected, found = net(clips), there(clips.to("pretend"))
         for output in (expected, found):
             output.square().sum().backward()
@@ -161,8 +162,7 @@ def run(command, script, save_path, *flags):
 
 def learned(folder):
     """The set that a run left, with tensors that need no device, as one list of tensors."""
-    content = torch.load(folder / "distilled.pt", weights_only=True)
-    return [value.double() for value in utils.tensors(content)]
+    return utils.tensors(torch.load(folder / "distilled.pt", weights_only=True))
 
 
 def same(found, expected, relative=1e-5):
@@ -186,13 +186,8 @@ def test_goes_on_from_a_checkpoint(command, on_device, tmp_path, script):
     assert json.loads((folder / "result.json").read_text())["peak_memory"] == pretend.PEAK
 
 
-@pytest.mark.parametrize("script", ("distill_DM", "distill_DC", "distill_s2d"))
-def test_learns_what_the_cpu_learns(on_device, whole, script):
-    """All that a run draws but dropout comes from the CPU's random numbers: the sets are the same, to rounding."""
-    assert same(*(learned(make(script)[0]) for make in (on_device, whole)))
-
-
 @pytest.mark.parametrize("script, flags", (
+    ("distill_DM", ""),
     ("distill_DM", "--n_syn 2 --interpolation parametric --lr_interpolation 1 --segments 2 --init mean"),
     ("distill_DM", "--n_real 2 --n_syn 1 --init still"),
     ("distill_DM", "--pool 2 --init noise"),
@@ -200,17 +195,17 @@ def test_learns_what_the_cpu_learns(on_device, whole, script):
     ("distill_DC", "--init mean --ipc 1"),
     ("distill_s2d", "--init_dynamic residual --init_hal identity --train_static"),
     ("distill_s2d", "--init_dynamic motion"),
-    ("distill_utils.coreset", "--method random"), ("distill_utils.evaluate", "--n_real 1")))
-def test_options(command, on_device, whole, tmp_path, script, flags):
-    flags = [*flags.split(), *(on_device(script)[1] if script == "distill_s2d" else ())]
-    folders = [run(command, script, tmp_path / device, *flags, "--device", device) for device in ("pretend", "cpu")]
-    assert script == "distill_utils.evaluate" or same(*map(learned, folders))
+    ("distill_utils.coreset", "--method random")))
+def test_learns_what_the_cpu_learns(command, on_device, tmp_path, script, flags):
+    """All that these draw comes from the CPU's random numbers (dropout alone draws on the device): the sets are the same, to rounding."""
+    flags = [*flags.split(), *(on_device(script)[1] if script == "distill_s2d" else ()), "--precision", "fp32"]
+    assert same(*(learned(run(command, script, tmp_path / device, *flags, "--device", device)) for device in ("pretend", "cpu")))
 
 
 @pytest.mark.parametrize("script, flags", (
     ("distill_DM", "--precision bf16"), ("distill_MTT", "--precision bf16 --replay all"), ("distill_MTT", "--replay none --trajectories_per_step 2 --batch_syn 1"),
     ("buffer", "--buffer_dtype bfloat16 --precision bf16"), ("distill_utils.coreset", "--method herding --feature_epochs 1"),
-    ("distill_utils.coreset", "--method k-center --feature_epochs 1 --ipc 2")))
+    ("distill_utils.coreset", "--method k-center --feature_epochs 1 --ipc 2"), ("distill_utils.evaluate", ""), ("distill_utils.evaluate", "--n_real 1")))
 def test_options_that_round_or_draw_otherwise(command, on_device, tmp_path, script, flags):
     run(command, script, tmp_path, *flags.split(), *(on_device(script)[1] if script == "distill_MTT" else ()), *DEVICE)
 
