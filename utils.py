@@ -116,7 +116,7 @@ def find_device(name):
     except RuntimeError:
         device = None
     if device is None or device.type != "cpu" and f"{device.type}:{device.index or 0}" not in here:
-        raise ValueError(f"--device {name} is none that PyTorch {torch.__version__} sees here: it sees {', '.join(here)}")
+        raise ValueError(f"--device {name}: PyTorch {torch.__version__} sees no such device here, only {', '.join(here)}")
     if device.type != "cpu":
         try:
             torch.accelerator.set_device_index(device.index or 0)
@@ -212,7 +212,7 @@ def run_script(main, parser, arguments=None):
     try:
         with process_group(getattr(args, "device", "cpu")), only_the_first_speaks():
             main(args)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, torch.OutOfMemoryError) as error:
         if os.environ.get("TRACEBACK"):
             raise
         leave(2, f"{parser.prog}: error: {sentence(error)}")
@@ -240,6 +240,8 @@ def sentence(error):
         return f"no space left on the disk for {error.filename or 'temporary files: set TMPDIR'}"
     if isinstance(error, OSError) and error.strerror and error.filename:
         return f"{error.strerror}: {error.filename}"
+    if isinstance(error, torch.OutOfMemoryError):
+        return f"the GPU's memory does not suffice: end what else uses it, or lower the sizes ({' '.join(str(error).split())})"
     return " ".join(str(error).split())
 
 

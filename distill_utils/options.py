@@ -239,8 +239,9 @@ def check(args, per_class=1, networks=()):
             raise ValueError(f"unknown --{name} {getattr(args, name)!r}: choose one of {', '.join(table)}")
     dataset, device = DATASETS[args.dataset], find_device(args.device)
     args.precision = broadcast(set_precision(device, args.precision))
-    if args.compile and device.type == "cpu" and not shutil.which(os.environ.get("CXX", "g++")):
-        raise ValueError("--compile needs a C++ compiler here: install g++, or leave it out")
+    language, variable, compiler = ("C++", "CXX", "g++") if device.type == "cpu" else ("C", "CC", "gcc")
+    if args.compile and not shutil.which(os.environ.get(variable, compiler)):
+        raise ValueError(f"--compile needs a {language} compiler here: install {compiler}, or leave it out")
     for network in networks or [args.network]:
         build(network, 1, args.frames or dataset.T, args.size or dataset.size, args.width)  # refuses clips that are too small
     check_temporal(args, args.frames or dataset.T)

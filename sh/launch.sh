@@ -28,8 +28,8 @@ find_python() {
   else echo python3; fi
 }
 
-# launch GPU PROGRAM [FLAG …]: run a script, or a module such as distill_utils.evaluate, on that GPU; cpu or -1 is the CPU. A list such as 0,1,2,3
-# starts a process for each GPU by torchrun, cpu*2 two processes on the CPU.
+# launch GPU PROGRAM [FLAG …]: run a script, or a module such as distill_utils.evaluate, on that GPU; cpu or -1 is the CPU, mps Apple's GPU, xpu Intel's.
+# A list such as 0,1,2,3 starts a process for each GPU by torchrun, cpu*2 two processes on the CPU.
 launch() {
   local gpu=$1 program=("$root/$2"); shift 2
   if [[ ${program[0]} != *.py ]]; then program=(-m "${program[0]#"$root/"}"); fi
@@ -38,8 +38,10 @@ launch() {
     device=cpu gpu='' processes=${BASH_REMATCH[3]:-1}
   elif [[ $gpu =~ ^(0|[1-9][0-9]*)(,(0|[1-9][0-9]*))*$ && -z $(tr , '\n' <<< "$gpu" | sort | uniq -d) ]]; then
     processes=$(tr , '\n' <<< "$gpu" | wc -l)
+  elif [[ $gpu == mps || $gpu == xpu ]]; then
+    device=$gpu gpu=''
   else
-    echo "error: GPU is a number, a list such as 0,1, cpu, -1 or cpu*2, not '$gpu'" >&2; exit 2
+    echo "error: GPU is a number, a list such as 0,1, cpu, -1, cpu*2, mps or xpu, not '$gpu'" >&2; exit 2
   fi
   if ((processes > 1)); then
     program=(-m distill_utils.torchrun --nproc_per_node "$processes" "${program[@]}")
