@@ -128,7 +128,7 @@ def find_device(name):
 
 def accelerators_in_use():
     """PyTorch's module of the accelerator, such as {"cuda": torch.cuda}; empty until this process has used it."""
-    if not torch.accelerator.device_count():
+    if not torch.accelerator.is_available():
         return {}
     kind = torch.accelerator.current_accelerator().type
     module = torch.get_device_module(kind)

@@ -14,10 +14,10 @@ PRECISIONS = ("fp32", "tf32", "bf16")
 
 
 def set_precision(device, precision):
-    """Makes this process's float32 products exact, or those of tf32; returns the precision, which for `auto` is bf16 where the device has it in
-    hardware and fp32 elsewhere. ValueError for tf32 where there is none."""
+    """Makes this process's float32 products exact, or those of tf32; returns the precision, which for `auto` is bf16 where a CPU or a GPU of CUDA has it
+    in hardware and fp32 elsewhere. ValueError for tf32 where there is none."""
     ampere = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
-    if precision == "tf32" and not ampere:
+    if precision == "tf32" and (not ampere or torch.version.hip):  # AMD's GPUs are cuda to PyTorch
         raise ValueError("--precision tf32 needs an NVIDIA GPU of the Ampere generation or later: give fp32 or bf16")
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
     if precision == "auto":

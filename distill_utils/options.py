@@ -35,7 +35,7 @@ def add_run_options(parser):
     group.add_argument("--save_path", default=ROOT / "results", type=pathlib.Path, help="folder of the run folders (%(default)s)")
     group.add_argument("--device", default="cuda", help="cuda, cuda:1, mps, xpu or cpu (%(default)s)")
     group.add_argument("--precision", default="auto", choices=("auto", *PRECISIONS),
-                       help="number format of convolutions; sums, means and updates are float32 in all; auto: bf16 where the device has it in hardware, "
+                       help="number format of convolutions; sums, means and updates are float32 in all; auto: bf16 where a CPU or CUDA has it in hardware, "
                        "else fp32 (%(default)s)")
     group.add_argument("--compile", action="store_true",
                        help="torch.compile the networks of distribution matching, experts and evaluation; gradient and trajectory matching differentiate "

@@ -21,8 +21,8 @@ from torch.utils import backend_registration
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 aten = torch.ops.aten
-AVAILABLE = hasattr(backend_registration, "_setup_privateuseone_for_python_backend")  # from torch 2.9 on
-MEMORY = 2 ** 40, 2 ** 41  # free and total bytes; PRETEND_MEMORY gives others
+AVAILABLE = hasattr(backend_registration, "_setup_privateuseone_for_python_backend")  # in 2.11, not in 2.9
+MEMORY = 2 ** 40, 2 ** 40  # free and total bytes; PRETEND_MEMORY gives others
 PEAK = 123_456_789
 INDEXING = aten.index.Tensor, aten.index_put.default, aten.index_put_.default, aten._index_put_impl_.default
 LOWERED = (aten.conv2d.default, aten.conv3d.default, aten.linear.default, aten.matmul.default, aten.bmm.default,

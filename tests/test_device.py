@@ -1,6 +1,10 @@
-"""Every script on the pretend accelerator of tests/pretend.py: it starts, goes on from a checkpoint, evaluates, and what it leaves needs no device."""
+"""Devices: what differs between their kinds, and every script on the pretend accelerator of tests/pretend.py: it starts, goes on from a checkpoint,
+evaluates, and what it leaves needs no device."""
 import copy
 import json
+import resource
+import sys
+import types
 
 import numpy as np
 import pretend
@@ -10,16 +14,74 @@ from test_run import outcome
 
 import networks
 import utils
-from distill_DM import DistributionMatching
 from distill_utils import compute
-from distill_utils.clips import load_clips
 from networks import ConvNet
 
-pytestmark = pytest.mark.skipif(not pretend.AVAILABLE, reason="a backend in Python needs PyTorch 2.9")
 DEVICE = "--device", "pretend"
 
 
-# ---------------------------------------------------------------- the device itself, and what the code asks it for; each in a process that has the device
+@pytest.fixture(autouse=True)
+def has_pretend(request):
+    if "command" in request.fixturenames and not pretend.AVAILABLE:
+        pytest.skip("this PyTorch has no backends in Python (2.11 has)")
+
+
+# ---------------------------------------------------------------- the kinds
+
+KINDS = {  # what PyTorch's module of each is asked for
+    "cuda": {"mem_get_info": lambda device: (3, 8), "max_memory_allocated": lambda device: 5, "is_initialized": lambda: True},
+    "xpu": {"mem_get_info": lambda device: (3, 8), "max_memory_allocated": lambda device: 5, "is_initialized": lambda: True},
+    "mps": {"recommended_max_memory": lambda: 8, "driver_allocated_memory": lambda: 5}}
+
+
+@pytest.fixture
+def accelerator(monkeypatch):
+    """accelerator(kind, **answers): PyTorch's accelerator is of this kind, and answers so."""
+    def accelerator(kind, **answers):
+        module = types.SimpleNamespace(**KINDS[kind] | {"get_rng_state": lambda: torch.tensor([7]), "synchronize": lambda: None} | answers)
+        monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+        monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: torch.device(kind))
+        monkeypatch.setattr(torch, "get_device_module", lambda device: module)
+        monkeypatch.setattr(torch, kind, module)
+        return torch.device(kind)
+    return accelerator
+
+
+@pytest.mark.parametrize("kind, own", (("cuda", True), ("xpu", True), ("mps", False)))
+def test_memory_of_each_kind(accelerator, monkeypatch, kind, own):
+    device, cpu = accelerator(kind), torch.device("cpu")
+    monkeypatch.setattr(resource, "getrusage", lambda who: types.SimpleNamespace(ru_maxrss=7))
+    assert utils.accelerator_memory(device) == (3, 8) and compute.total_memory(device) == 8
+    assert utils.has_own_memory(device) is own and not utils.has_own_memory(cpu)
+    for system, resident in (("linux", 7 * 1024), ("darwin", 7)):  # there it is in bytes
+        monkeypatch.setattr(sys, "platform", system)
+        assert utils.peak_memory(device) == (5 if own else resident) and utils.peak_memory(cpu) == resident
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_random_state_of_each_kind(accelerator, kind):
+    """It is kept, and given to a device of the same kind only."""
+    given = []
+    accelerator(kind, set_rng_state=given.append)
+    state = utils.random_state()
+    assert list(state["accelerator"]) == [kind]
+    for other in ({"cpu": state["cpu"], "accelerator": {"other": state["cpu"]}}, {"cpu": state["cpu"], "accelerator": {}}, {"cpu": state["cpu"], "cuda": []}):
+        utils.set_random_state(other)
+    assert not given
+    utils.set_random_state(state)
+    assert [value.tolist() for value in given] == [[7]]
+
+
+def test_a_run_on_the_cpu_leaves_the_gpu_alone(accelerator):
+    """Reading the GPU's random state would take half a GB of it for this process."""
+    accelerator("cuda", is_initialized=lambda: False, get_rng_state=None, set_rng_state=None, synchronize=None)
+    state = utils.random_state()
+    utils.set_random_state(state | {"accelerator": {"cuda": state["cpu"]}})
+    utils.synchronize()
+    assert state["accelerator"] == {}
+
+
+# ---------------------------------------------------------------- the pretend device itself, and what the code asks it for; each in a process that has the device
 
 def check_tensors_of_two_devices_are_refused():
     here, there = torch.rand(2, 3), torch.rand(2, 3).to("pretend")
@@ -68,8 +130,6 @@ def check_random_state():
     with utils.random_stream(0):
         assert draws() == first
     assert draws() == first
-    utils.set_random_state({"cpu": state["cpu"]})  # of a checkpoint that no device wrote
-    assert draws()[2] == first[2]
 
 
 def check_networks():
@@ -208,6 +268,17 @@ def test_learns_what_the_cpu_learns(command, on_device, tmp_path, script, flags)
     ("distill_utils.coreset", "--method k-center --feature_epochs 1 --ipc 2"), ("distill_utils.evaluate", ""), ("distill_utils.evaluate", "--n_real 1")))
 def test_options_that_round_or_draw_otherwise(command, on_device, tmp_path, script, flags):
     run(command, script, tmp_path, *flags.split(), *(on_device(script)[1] if script == "distill_MTT" else ()), *DEVICE)
+
+
+@pytest.mark.parametrize("first, then", (("cpu", "pretend"), ("pretend", "cpu")))
+def test_goes_on_on_another_device(command, on_device, tmp_path, first, then):
+    """The device does not choose the run's folder; where the precision is the same, so is the run."""
+    flags = "--precision", "fp32", "--checkpoint_seconds", 0
+    assert command("distill_DM", tmp_path, *flags, "--device", first, replace=-6)[0] == -9
+    code, printed = command("distill_DM", tmp_path, *flags, "--device", then)
+    assert code == 0 and "resumed at iteration 1" in printed, printed
+    folder, = tmp_path.glob("*/*/")
+    assert same(learned(folder), learned(on_device("distill_DM")[0]))
 
 
 def test_clips_that_do_not_fit_on_the_device(command, on_device, tmp_path):
