@@ -273,12 +273,12 @@ def test_options_that_round_or_draw_otherwise(command, on_device, tmp_path, scri
 @pytest.mark.parametrize("first, then", (("cpu", "pretend"), ("pretend", "cpu")))
 def test_goes_on_on_another_device(command, on_device, tmp_path, first, then):
     """The device does not choose the run's folder; where the precision is the same, so is the run."""
-    flags = "--precision", "fp32", "--checkpoint_seconds", 0
+    (whole, _), flags = on_device("distill_DM"), ("--precision", "fp32", "--checkpoint_seconds", 0)
     assert command("distill_DM", tmp_path, *flags, "--device", first, replace=-6)[0] == -9
     code, printed = command("distill_DM", tmp_path, *flags, "--device", then)
     assert code == 0 and "resumed at iteration 1" in printed, printed
     folder, = tmp_path.glob("*/*/")
-    assert same(learned(folder), learned(on_device("distill_DM")[0]))
+    assert same(learned(folder), learned(whole))
 
 
 def test_clips_that_do_not_fit_on_the_device(command, on_device, tmp_path):
@@ -302,6 +302,15 @@ def test_evaluation_and_export(command, on_device, tmp_path, script):
     videos = torch.load(tmp_path / "distilled.pt", weights_only=True)["videos"]
     assert videos.shape[1:] == np.load(tmp_path / "distilled.npz")["videos"].transpose(0, 1, 4, 2, 3).shape[1:] == (8, 3, 43, 43)
     assert len(list(tmp_path.glob("*.gif"))) == len(list(tmp_path.glob("*.mp4"))) == len(videos)
+
+
+def test_a_selection_that_was_stopped_before_its_test(command, tmp_path):
+    """It is read from its file, and tested on the device."""
+    flags = *DEVICE, "--validation", 0.34
+    run(command, "distill_utils.coreset", tmp_path / "whole", *flags)  # and makes the packs
+    assert command("distill_utils.coreset", tmp_path / "stopped", *flags, replace=-6)[0] == -9
+    found = [run(command, "distill_utils.coreset", tmp_path / name, *flags) for name in ("stopped", "whole")]
+    assert outcome(found[0]) == outcome(found[1])
 
 
 def test_a_finished_run_changes_nothing(command, on_device, tmp_path):
