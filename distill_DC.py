@@ -47,7 +47,7 @@ class GradientMatching:
 
         Of several processes each takes some of the classes, of the same frames that one would draw; the sum is that of all, the gradients are shares.
         """
-        total, index = torch.zeros((), dtype=torch.float64, device=synset.static.device), self.clips.class_batch(self.batch_real)
+        total, index = synset.static.new_zeros(()), self.clips.class_batch(self.batch_real)
         labels, flips = self.clips.labels[index], coin_flips(len(index))
         for label in own(synset.K):
             clips = self.clips.draw(index[labels == label], flip=flips[labels == label])

@@ -47,7 +47,7 @@ class TrajectoryMatching(nn.Module):
         self.start_epochs = min_start_epoch, max_start_epoch               # of the starts: the first, and the first that is none
         self.segments, self.trajectories, self.replay, self.clip = segments, trajectories, replay, (clips.T, clips.size, width)
         self.at_once = max(1, clips_at_once(clips.T, clips.size, clips.device, width) // 2)  # a graph of gradients takes twice the memory
-        self.students = [] if self.device.type == "cuda" else DiskStack()
+        self.students = DiskStack() if self.device.type == "cpu" else []
         self.step_size = nn.Parameter(torch.tensor(float(step_size)), requires_grad=learn_step_size)
         self.register_buffer("visits", torch.tensor(0))
 

@@ -155,21 +155,90 @@ def limit_threads():
         torch.set_num_threads(cores())
 
 
-# ---------------------------------------------------------------- random state, devices, the command line
+# ---------------------------------------------------------------- devices
+#
+# Besides the CPU PyTorch knows one accelerator in a process, that of torch.accelerator. What the kinds differ in is asked for here only:
+#
+#                     CPU           CUDA (also AMD's), XPU     MPS
+# memory of its own   no            yes                        no, the CPU's; Metal recommends how much of it to use
+# pinned memory       no            yes                        no
+# peak of memory      resident      allocated by PyTorch       resident: PyTorch counts none
+# random state        torch's       one more                   one more
+
+def find_device(name):
+    """`cpu`, `cuda`, `cuda:1`, `mps` or `xpu` as a torch.device, an accelerator as the current one from now on; ValueError when there is none such, or
+    when it does not work.
+
+    Of torchrun's processes each has a `cuda` of its own.
+    """
+    if dist.is_torchelastic_launched() and os.environ["WORLD_SIZE"] != "1" and name not in ("cpu", "cuda"):
+        raise ValueError(f"--device {name} is one device, and there are several processes: give cuda or cpu")
+    here = ["cpu", *(f"{torch.accelerator.current_accelerator().type}:{number}" for number in range(torch.accelerator.device_count()))]
+    try:
+        device = torch.device(f"cuda:{os.environ['LOCAL_RANK']}" if name == "cuda" and dist.is_torchelastic_launched() else name)
+    except RuntimeError:
+        device = None
+    if device is None or device.type != "cpu" and f"{device.type}:{device.index or 0}" not in here:
+        raise ValueError(f"--device {name}: PyTorch {torch.__version__} sees no such device here, only {', '.join(here)}")
+    if device.type != "cpu":
+        try:
+            torch.accelerator.set_device_index(device.index or 0)
+            torch.zeros((), device=device)
+        except RuntimeError as error:  # of a driver or a card that is too old for this PyTorch, or a card that is not free
+            raise ValueError(f"--device {name} does not work here: {error}") from error
+    return device
+
+
+def accelerators_in_use():
+    """PyTorch's module of the accelerator, such as {"cuda": torch.cuda}; empty until this process has used it."""
+    if not torch.accelerator.is_available():
+        return {}
+    kind = torch.accelerator.current_accelerator().type
+    module = torch.get_device_module(kind)
+    return {kind: module} if getattr(module, "is_initialized", lambda: True)() else {}
+
+
+def has_own_memory(device):
+    return device.type not in ("cpu", "mps")
+
+
+def accelerator_memory(device):
+    """Free and total bytes of an accelerator's memory."""
+    if device.type == "mps":
+        total = torch.mps.recommended_max_memory()
+        return total - torch.mps.driver_allocated_memory(), total
+    return torch.get_device_module(device).mem_get_info(device)
+
+
+def peak_memory(device):
+    """Peak bytes of this process: allocated on a device with memory of its own, else resident."""
+    if has_own_memory(device):
+        return torch.get_device_module(device).max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def synchronize():
+    """Wait until the accelerator has done what it was given."""
+    for module in accelerators_in_use().values():
+        module.synchronize()
+
+
+# ---------------------------------------------------------------- random state
 
 def seed_everything(seed):
     torch.manual_seed(seed)  # every device's generator; nothing of ours draws from Python's or numpy's global ones
 
 
 def random_state():
-    """Of the CPU and of this process's GPU."""
-    return {"cpu": torch.get_rng_state(), "cuda": [torch.cuda.get_rng_state()] if torch.cuda.is_available() else []}
+    """Of the CPU and of this process's accelerator."""
+    return {"cpu": torch.get_rng_state(), "accelerator": {kind: module.get_rng_state() for kind, module in accelerators_in_use().items()}}
 
 
 def set_random_state(state):
     torch.set_rng_state(state["cpu"])
-    if state["cuda"] and torch.cuda.is_available():
-        torch.cuda.set_rng_state(state["cuda"][0])
+    for kind, module in accelerators_in_use().items():
+        if kind in state.get("accelerator", {}):  # not where another kind of device, or none, wrote the checkpoint
+            module.set_rng_state(state["accelerator"][kind])
 
 
 @contextlib.contextmanager
@@ -188,30 +257,7 @@ def stream_seed(*names):
     return int(hashlib.sha256(json.dumps(names).encode()).hexdigest()[:15], 16)
 
 
-def find_device(name):
-    """`cpu`, `cuda` or `cuda:1` as a torch.device, a GPU as the current one from now on; ValueError when there is no such GPU.
-
-    Of torchrun's processes each has a `cuda` of its own.
-    """
-    try:
-        device = torch.device(f"cuda:{os.environ['LOCAL_RANK']}" if name == "cuda" and dist.is_torchelastic_launched() else name)
-    except RuntimeError:
-        device = None
-    if device is None or device.type not in ("cpu", "cuda"):
-        raise ValueError(f"--device {name} is no device: give cpu or cuda")
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise ValueError(f"--device {name} asks for a GPU that PyTorch does not see here: give another one, or cpu")
-    if device.type == "cuda":
-        torch.cuda.set_device(device.index or 0)
-    return device
-
-
-def peak_memory(device):
-    """Peak bytes of this process: allocated on the GPU, or resident on the CPU."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
+# ---------------------------------------------------------------- the command line
 
 def progress(iterable=None, **options):
     """A progress bar with a rate; in a log file a line every half minute instead of ten a second."""
@@ -231,7 +277,7 @@ def run_script(main, parser, arguments=None):
     try:
         with process_group(getattr(args, "device", "cpu")), only_the_first_speaks():
             main(args)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, torch.OutOfMemoryError) as error:
         if os.environ.get("TRACEBACK"):
             raise
         leave(2, f"{parser.prog}: error: {sentence(error)}")
@@ -283,6 +329,8 @@ def sentence(error):
         return f"no space left on the disk for {error.filename or 'temporary files: set TMPDIR'}"
     if isinstance(error, OSError) and error.strerror and error.filename:
         return f"{error.strerror}: {error.filename}"
+    if isinstance(error, torch.OutOfMemoryError):
+        return f"the GPU's memory does not suffice: end what else uses it, or lower the sizes ({' '.join(str(error).split())})"
     return " ".join(str(error).split())
 
 
@@ -590,6 +638,7 @@ class Run:
         """Counts the seconds of a step, or of several that are taken side by side, evaluation and checkpoints apart."""
         start = time.perf_counter()
         yield
+        synchronize()
         self.seconds, self.steps = self.seconds + time.perf_counter() - start, self.steps + steps
 
     def step(self, loss_of, optimizer, last_good=None):

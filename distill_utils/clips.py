@@ -20,10 +20,11 @@ import pandas as pd
 import torch
 from PIL import Image, ImageOps
 
+from distill_utils.compute import stays_on_device
 from distill_utils.datasets import (DATA_PATH, DataSet, clip_frames, clip_positions, find_dataset, find_folders, frame_names,
                                     read_videos)
 from distill_utils.temporal import repeated_frames
-from utils import check_space, cores, lock, progress, save_json
+from utils import check_space, cores, has_own_memory, lock, progress, save_json
 
 MEAN = torch.tensor((0.485, 0.456, 0.406)).view(3, 1, 1)
 STD = torch.tensor((0.229, 0.224, 0.225)).view(3, 1, 1)
@@ -65,9 +66,9 @@ class Clips:
         if self.resident is not None:
             return self.resident.index_select(0, index.to(self.device))
         shape = (len(index), self.T, 3, self.size, self.size)
-        batch = torch.empty(shape, dtype=torch.uint8, pin_memory=self.device.type == "cuda")
+        batch = torch.empty(shape, dtype=torch.uint8, pin_memory=has_own_memory(self.device))
         self.take(index, batch)
-        return batch.to(self.device, non_blocking=True)
+        return batch.to(self.device, non_blocking=batch.is_pinned())
 
     def draw(self, index, flip=None):
         """Clips in normalised pixels, float32 (B, T, 3, H, W); those are mirrored left-right where `flip` (B,) is true."""
@@ -104,7 +105,7 @@ def load_clips(dataset, *, split, pack=True, pack_path=None, device="cpu", worke
     used = selection.used
     if pack:
         packed = open_pack(selection.pack(pack_path), selection.shape, lambda: FrameFolders(selection, workers))
-        if device.type == "cuda" and packed.clips.numel() <= torch.cuda.mem_get_info(device)[0] // 2:
+        if stays_on_device(packed.clips[0].numel() * int(used.sum()), device):
             resident = (packed.clips if used.all() else packed.clips[used]).to(device)  # indexing copies into memory first
         else:
             take = packed.take

@@ -8,16 +8,16 @@ import tempfile
 import torch
 
 from networks import WIDTH
-from utils import TEXT, memory_limits
+from utils import TEXT, accelerator_memory, memory_limits
 
 PRECISIONS = ("fp32", "tf32", "bf16")
 
 
 def set_precision(device, precision):
-    """Makes this process's float32 products exact, or those of tf32; returns the precision, which for `auto` is bf16 where the device has it in
-    hardware and fp32 elsewhere. ValueError for tf32 where there is none."""
+    """Makes this process's float32 products exact, or those of tf32; returns the precision, which for `auto` is bf16 where a CPU or a GPU of CUDA has it
+    in hardware and fp32 elsewhere. ValueError for tf32 where there is none."""
     ampere = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
-    if precision == "tf32" and not ampere:
+    if precision == "tf32" and (not ampere or torch.version.hip):  # AMD's GPUs are cuda to PyTorch
         raise ValueError("--precision tf32 needs an NVIDIA GPU of the Ampere generation or later: give fp32 or bf16")
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
     if precision == "auto":
@@ -37,9 +37,17 @@ def autocast(device, precision):
 
 def total_memory(device):
     """Bytes of memory of a GPU, or of the machine, or of the container where that grants less: all of it, whatever is free."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[1]
+    if device.type != "cpu":
+        return accelerator_memory(device)[1]
     return min([os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), *memory_limits()])
+
+
+def stays_on_device(size, device):
+    """Whether clips of `size` bytes are kept on a GPU: where they leave free the five eighths that clips_at_once and count_kept_steps share out."""
+    if device.type == "cpu":
+        return False
+    free, total = accelerator_memory(device)
+    return size <= free - 5 / 8 * total
 
 
 def channel_bytes(frames, size):
@@ -55,7 +63,7 @@ def clips_at_once(frames, size, device, width=WIDTH):
     A clip's activations are mostly the width/2 channels of the first block, kept about four times; the clip itself and what is made of it weigh as
     much as 16 channels do.
     """
-    budget = total_memory(device) / 8 if device.type == "cuda" else 2 ** 29
+    budget = 2 ** 29 if device.type == "cpu" else total_memory(device) / 8
     return max(1, min(1024, int(budget / (4 * max(width // 2, 16) * channel_bytes(frames, size)))))
 
 
@@ -78,7 +86,7 @@ def count_kept_steps(videos, at_once, frames, size, width, parameters, device):
     a share of the total, not of the free memory: the number affects rounding, and a resumed run must keep as many. One step's bytes stay free for the
     step that the way back is at.
     """
-    budget = total_memory(device) / 2 if device.type == "cuda" else total_memory(device) / 4 / int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    budget = total_memory(device) / (4 * int(os.environ.get("LOCAL_WORLD_SIZE", 1)) if device.type == "cpu" else 2)
     return max(0, int(budget / kept_step_bytes(videos, at_once, frames, size, width, parameters)) - 1)
 
 

@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from distill_utils.compute import autocast, set_precision
 from networks.convnet3d import convolution
-from utils import TEXT, cores, peak_memory
+from utils import TEXT, accelerator_memory, cores, has_own_memory, peak_memory, synchronize
 
 CHOOSING = ("aten::index_select", "aten::index", "aten::gather")
 
@@ -72,26 +72,21 @@ def count(function):
 
 # ---------------------------------------------------------------- seconds and memory
 
-def seconds_of(function, device):
+def seconds_of(function):
     """Seconds of one call, until a GPU has done it."""
-    synchronize(device)
+    synchronize()
     start = time.perf_counter()
     function()
-    synchronize(device)
+    synchronize()
     return time.perf_counter() - start
 
 
-def synchronize(device):
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
-def alternate(functions, repeats, device):
+def alternate(functions, repeats):
     """The seconds of `repeats` calls of each function, all in turns, so that whatever else the machine does meets them alike: {name: [seconds]}."""
     seconds = {name: [] for name in functions}
     for _ in range(repeats):
         for name, function in functions.items():
-            seconds[name].append(seconds_of(function, device))
+            seconds[name].append(seconds_of(function))
     return seconds
 
 
@@ -103,12 +98,12 @@ def quartiles(values):
 def memory_of(make, device):
     """Peak bytes of this process during the call that make() gives, and how many of them are above the peak, on a GPU the state, before it."""
     call = make()
-    synchronize(device)
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
+    synchronize()
+    if has_own_memory(device):
+        torch.get_device_module(device).reset_peak_memory_stats(device)
     before = peak_memory(device)
     call()
-    synchronize(device)
+    synchronize()
     return peak_memory(device), peak_memory(device) - before
 
 
@@ -123,9 +118,11 @@ def machine(device):
     """What the figures depend on, by name."""
     found = {"host": platform.node(), "cpu": cpu_model(), "cores": cores(), "threads": torch.get_num_threads(),
              "torch": torch.__version__, "python": platform.python_version()}
+    if device.type != "cpu":
+        name = torch.get_device_module(device).get_device_name(device) if has_own_memory(device) else device.type
+        found |= {"gpu": name, "gpu_bytes": accelerator_memory(device)[1]}
     if device.type == "cuda":
-        properties = torch.cuda.get_device_properties(device)
-        found |= {"gpu": properties.name, "gpu_bytes": properties.total_memory, "cuda": torch.version.cuda, "cudnn": torch.backends.cudnn.version()}
+        found |= {"cuda": torch.version.cuda, "cudnn": torch.backends.cudnn.version()}
     return found
 
 
@@ -140,7 +137,7 @@ def cpu_model():
 def references(precisions, device, batch, frames, size):
     """Calls of some tens of ms that reach what this machine can: a large matmul and ConvNet3D's middle convolution, forward, on a batch of clips
     (T frames of size pixels) in each precision, and a copy; {(name, precision): function}, of the copy (copy, None)."""
-    functions, gpu = {}, device.type == "cuda"
+    functions, gpu = {}, device.type != "cpu"
     side = (size + 1) // 2 // 2                                            # of the second block's input
     for precision in precisions:
         dtype = torch.bfloat16 if precision == "bf16" else torch.float32
@@ -151,7 +148,7 @@ def references(precisions, device, batch, frames, size):
         functions["convolution", precision] = under(precision, device, layer, clips)
     source = torch.randn(2 ** (28 if gpu else 26), device=device)
     functions["copy", None] = under("fp32", device, torch.empty_like(source).copy_, source)
-    return {name: lasting(function, device) for name, function in functions.items()}
+    return {name: lasting(function) for name, function in functions.items()}
 
 
 def under(precision, device, function, *inputs):
@@ -170,8 +167,8 @@ def in_precision(function, precision, device):
     return call
 
 
-def lasting(function, device, least=0.03):
+def lasting(function, least=0.03):
     """A call that calls `function` as often as `least` seconds allow, at least once."""
     function()
-    times = math.ceil(least / seconds_of(function, device))
+    times = math.ceil(least / seconds_of(function))
     return lambda: [function() for _ in range(times)]

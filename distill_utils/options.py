@@ -33,9 +33,9 @@ def script_parser(description, dataset="required", **options):
 def add_run_options(parser):
     group = parser.add_argument_group("run")
     group.add_argument("--save_path", default=ROOT / "results", type=pathlib.Path, help="folder of the run folders (%(default)s)")
-    group.add_argument("--device", default="cuda", help="cuda, cuda:1 or cpu (%(default)s)")
+    group.add_argument("--device", default="cuda", help="cuda, cuda:1, mps, xpu or cpu (%(default)s)")
     group.add_argument("--precision", default="auto", choices=("auto", *PRECISIONS),
-                       help="number format of convolutions; sums, means and updates are float32 in all; auto: bf16 where the device has it in hardware, "
+                       help="number format of convolutions; sums, means and updates are float32 in all; auto: bf16 where a CPU or CUDA has it in hardware, "
                        "else fp32 (%(default)s)")
     group.add_argument("--compile", action="store_true",
                        help="torch.compile the networks of distribution matching, experts and evaluation; gradient and trajectory matching differentiate "
@@ -246,8 +246,9 @@ def check(args, per_class=1, networks=()):
             raise ValueError(f"unknown --{name} {getattr(args, name)!r}: choose one of {', '.join(table)}")
     dataset, device = DATASETS[args.dataset], find_device(args.device)
     args.precision = broadcast(set_precision(device, args.precision))
-    if args.compile and device.type == "cpu" and not shutil.which(os.environ.get("CXX", "g++")):
-        raise ValueError("--compile needs a C++ compiler here: install g++, or leave it out")
+    language, variable, compiler = ("C++", "CXX", "g++") if device.type == "cpu" else ("C", "CC", "gcc")
+    if args.compile and not shutil.which(os.environ.get(variable, compiler)):
+        raise ValueError(f"--compile needs a {language} compiler here: install {compiler}, or leave it out")
     for network in networks or [args.network]:
         build(network, 1, args.frames or dataset.T, args.size or dataset.size, args.width)  # refuses clips that are too small
     check_temporal(args, args.frames or dataset.T)

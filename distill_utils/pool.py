@@ -53,7 +53,7 @@ class Pool:
         with progress(total=self.count, initial=done, desc="pool", unit="network") as bar:
             for start in range(done, self.count, world_size()):
                 numbers = range(start, min(start + world_size(), self.count))
-                for means in gather([make(number) for number in numbers[rank():rank() + 1]]):
+                for means in gather([make(number).cpu() for number in numbers[rank():rank() + 1]]):
                     if rank() == 0:
                         self.append(means)
                 bar.update(len(numbers))
@@ -68,7 +68,7 @@ class Pool:
     def append(self, means):
         try:
             with open(self.path, "ab") as file:
-                file.write(np.ascontiguousarray(means.cpu().numpy(), np.float32).data)
+                file.write(np.ascontiguousarray(means.numpy(), np.float32).data)
                 file.flush()
                 os.fsync(file.fileno())
         except OSError as error:

@@ -31,7 +31,7 @@ from distill_utils.measure import alternate, count, in_precision, machine, memor
 from distill_utils.synset import initial_pixels
 from distill_utils.trajectories import snapshot
 from distill_utils.workers import CRASHED, alone
-from utils import ROOT, check_space, find_device, run_script, save, save_json, seed_everything, world_size
+from utils import ROOT, check_space, find_device, has_own_memory, run_script, save, save_json, seed_everything, world_size
 
 RATES = ("matmul", "flop", 0), ("convolution", "flop", 0), ("copy", "bytes", 1)
 SECTIONS = ("loading", "dm", "mtt", "evaluation", "experts")
@@ -168,8 +168,8 @@ def benchmark(args, folder):
     """This machine's rates, and a row for each section and precision."""
     workload = Workload(args, folder).write()
     jobs = [(section, precision) for section in args.sections for precision in (args.precisions if section != "loading" else [None])]
-    # On a CPU in processes of their own, before this one has grown: a process starts with its parent's peak.
-    apart = memory_apart if workload.device.type == "cuda" else functools.partial(alone, memory_apart)
+    # Resident memory in processes of their own, before this one has grown: a process starts with its parent's peak.
+    apart = memory_apart if has_own_memory(workload.device) else functools.partial(alone, memory_apart)
     memory = {(section, precision): apart((functools.partial(getattr(workload, section), precision), workload.device)) for section, precision in jobs}
     functions = {(section, precision): in_precision(getattr(workload, section)(precision), precision or "fp32", workload.device) for section, precision in jobs}
     functions |= references(args.precisions, workload.device, min(workload.at_once, workload.batch), args.frames, args.size)
@@ -191,7 +191,7 @@ def measured(functions, args):
         start = time.perf_counter()
         counts[name] = count(function)
         print(f"counted {' '.join(map(str, name))}: {counts[name][0]:.3g} FLOP, {counts[name][1]:.3g} bytes, {time.perf_counter() - start:.1f} s", flush=True)
-    return counts, alternate(functions, args.repeats, find_device(args.device))
+    return counts, alternate(functions, args.repeats)
 
 
 def figures(count, seconds):
@@ -283,7 +283,7 @@ def some_of(choices):
 
 def parser():
     parser = argparse.ArgumentParser(prog="benchmark", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--device", default="cuda", help="cuda, cuda:1 or cpu; the launcher's GPU gives it (%(default)s)")
+    parser.add_argument("--device", default="cuda", help="cuda, cuda:1, mps, xpu or cpu; the launcher's GPU gives it (%(default)s)")
     parser.add_argument("--sections", type=some_of(SECTIONS), default=list(SECTIONS), metavar="A,B", help=f"what is measured, of {','.join(SECTIONS)} (all)")
     parser.add_argument("--precisions", type=some_of(PRECISIONS), metavar="A,B",
                         help=f"number formats of convolutions, of {','.join(PRECISIONS)} (all that the device has); --growth measures the first")

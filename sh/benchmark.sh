@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # What this machine makes of the code: loading, DM iteration, MTT step, evaluation and expert epoch against its own rates; a table and a json file.
 # Usage: bash sh/benchmark.sh [GPU] [any flag of sh/benchmark.py]
-# GPU is a number or cpu; without it the first GPU, or the CPU where there is none. Some minutes on two cores at the toy set's sizes.
+# GPU is a number, mps, xpu or cpu; without it the first GPU, or the CPU where there is none. Some minutes on two cores at the toy set's sizes.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/launch.sh"
 gpu=cpu

@@ -58,8 +58,8 @@ given() {
   (IFS=,; echo "${found[*]}")
 }
 
-# launch GPU PROGRAM [FLAG …]: run a script, or a module such as distill_utils.evaluate, on that GPU; cpu or -1 is the CPU. A list such as 0,1,2,3
-# starts a process for each GPU by torchrun, cpu*2 two processes on the CPU. Where CUDA_VISIBLE_DEVICES is set, numbers are places in its list.
+# launch GPU PROGRAM [FLAG …]: run a script, or a module such as distill_utils.evaluate, on that GPU; cpu or -1 is the CPU, mps Apple's GPU, xpu Intel's.
+# A list such as 0,1,2,3 starts a process for each GPU by torchrun, cpu*2 two processes on the CPU. Where CUDA_VISIBLE_DEVICES is set, numbers are places in its list.
 launch() {
   local gpu=$1 program=("$root/$2"); shift 2
   if [[ ${program[0]} != *.py ]]; then program=(-m "${program[0]#"$root/"}"); fi
@@ -69,8 +69,10 @@ launch() {
   elif [[ $gpu =~ ^(0|[1-9][0-9]{0,3})(,(0|[1-9][0-9]{0,3}))*$ && -z $(tr , '\n' <<< "$gpu" | sort | uniq -d) ]]; then
     processes=$(($(tr , '\n' <<< "$gpu" | wc -l)))
     if [[ -n ${CUDA_VISIBLE_DEVICES+set} ]]; then gpu=$(given "$gpu"); fi
+  elif [[ $gpu == mps || $gpu == xpu ]]; then
+    device=$gpu gpu=''
   else
-    stop "GPU is a number, a list such as 0,1, cpu, -1 or cpu*2, not '$gpu'"
+    stop "GPU is a number, a list such as 0,1, cpu, -1, cpu*2, mps or xpu, not '$gpu'"
   fi
   if ((processes > 1)); then program=(-m distill_utils.torchrun --nproc_per_node "$processes" "${program[@]}"); fi
   # Activations come and go by the hundred megabytes: without these glibc gives them back to the system and faults them in again, which

@@ -56,7 +56,7 @@ def alternate(functions, repeats=5):
     """Median seconds of each function, in turns."""
     for function in functions.values():
         function()
-    return {name: statistics.median(seconds) for name, seconds in measure.alternate(functions, repeats, CPU).items()}
+    return {name: statistics.median(seconds) for name, seconds in measure.alternate(functions, repeats).items()}
 
 
 def report(title, seconds, unit=1):

@@ -16,6 +16,7 @@ FLAGS = {
     "distill_s2d": "--ipc 1 --lr_dynamic 10 --lr_hal 1e-3 --Iteration 3 --eval_it 2 --batch_real 2".split(),
     "distill_s2d MTT": "--method MTT --ipc 1 --lr_dynamic 100 --lr_hal 1e-3 --Iteration 3 --eval_it 2 --syn_steps 2 --max_start_epoch 2".split(),
     "distill_utils.coreset": [],
+    "distill_utils.evaluate": [],
 }
 
 

@@ -17,10 +17,12 @@ sys.path[:0] = [str(pathlib.Path(__file__).resolve().parent.parent), str(pathlib
 import torch._dynamo  # which an optimizer's first step imports: here once, not in each child
 import torchvision.utils  # the first picture
 
+import pretend
 import utils
 
 SCRIPTS = {name: importlib.import_module(name) for name in (
-    "buffer", "distill_DC", "distill_DM", "distill_MTT", "distill_s2d", "distill_utils.coreset", "ranks")}
+    "buffer", "distill_DC", "distill_DM", "distill_MTT", "distill_s2d", "distill_utils.coreset", "distill_utils.evaluate", "distill_utils.export",
+    "pretend", "ranks")}
 
 
 def die():
@@ -62,6 +64,8 @@ def run(script, arguments, output, environment, replace, call):
     if replace:
         die_at_replace(replace)
     calls = None if call is None else die_at_call(call)
+    if "pretend" in arguments:
+        pretend.register()
     try:
         utils.run_script(SCRIPTS[script].main, SCRIPTS[script].parser(), arguments)
         return 0

@@ -170,15 +170,49 @@ def test_precisions(refused, monkeypatch):
     assert refused("DM", "--compile") == "--compile needs a C++ compiler here: install g++, or leave it out"
 
 
+def here(monkeypatch, kind, count):
+    """PyTorch sees so many accelerators of this kind."""
+    monkeypatch.setattr(torch.accelerator, "device_count", lambda: count)
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: torch.device(kind))
+
+
 def test_devices(refused, monkeypatch):
-    for device in ("gpu", "cuda:x", "meta", "mps"):
-        assert refused("DM", "--device", device) == f"--device {device} is no device: give cpu or cuda"
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    here(monkeypatch, "cuda", 0)
+    for device in ("gpu", "cuda:x", "meta", "mps", "xpu:1", "vulkan", ""):
+        assert refused("DM", "--device", device) == f"--device {device}: PyTorch {torch.__version__} sees no such device here, only cpu"
     for name in ("DM", "DC", "s2d"):
-        assert refused(name, "--device", "cuda", *(("--path_static", "x") if name == "s2d" else ())).startswith(
-            "--device cuda asks for a GPU that PyTorch does not see here")
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    assert refused("DM", "--device", "cuda:3").startswith("--device cuda:3 asks for a GPU that PyTorch does not see")
+        assert refused(name, "--device", "cuda", *(("--path_static", "x") if name == "s2d" else ())).startswith("--device cuda: PyTorch")
+    for kind, count, wrong in (("cuda", 2, "cuda:3"), ("cuda", 1, "mps"), ("mps", 1, "cuda"), ("mps", 1, "mps:1"), ("xpu", 2, "xpu:2")):
+        here(monkeypatch, kind, count)
+        assert refused("DM", "--device", wrong).endswith(", ".join(["only cpu", *(f"{kind}:{number}" for number in range(count))]))
+
+
+@pytest.mark.parametrize("device", ("cuda", "cuda:1", "mps", "xpu"))
+def test_devices_that_do_not_work(refused, monkeypatch, device):
+    """As with a driver that is too old for this PyTorch: the first use fails."""
+    here(monkeypatch, device.split(":")[0], 2)
+
+    def fail(*arguments, **options):
+        raise RuntimeError("CUDA error: no kernel image is available\nfor execution on the device")
+    monkeypatch.setattr(torch.accelerator, "set_device_index", fail)
+    assert refused("DM", "--device", device) == f"--device {device} does not work here: CUDA error: no kernel image is available for execution on the device"
+
+
+@pytest.mark.parametrize("device", ("cuda:1", "mps", "xpu", "xpu:0"))
+def test_one_device_for_several_processes(monkeypatch, device):
+    for name, value in {"TORCHELASTIC_RUN_ID": "test", "WORLD_SIZE": "2", "LOCAL_RANK": "1"}.items():
+        monkeypatch.setenv(name, value)
+    here(monkeypatch, device.split(":")[0], 2)
+    with pytest.raises(ValueError, match=f"--device {device} is one device, and there are several processes: give cuda or cpu"):
+        utils.find_device(device)
+
+
+def test_too_little_memory_on_the_device(script, monkeypatch):
+    def fail(*arguments, **options):
+        raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate 20.00 MiB.")
+    monkeypatch.setattr(networks, "build", fail)
+    assert script("DM") == (2, "distill_DM.py: error: the GPU's memory does not suffice: end what else uses it, or lower the sizes "
+                               "(CUDA out of memory. Tried to allocate 20.00 MiB.)")
 
 
 def test_clips_too_small_for_the_network(refused):

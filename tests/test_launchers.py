@@ -137,7 +137,7 @@ def test_any_folder(launch, name, tmp_path):
 
 @each_launcher
 @pytest.mark.parametrize("gpu, device, cuda", (("cpu", "cpu", ""), ("-1", "cpu", ""), ("0", "cuda", "0"),
-                                               ("3", "cuda", "3")))
+                                               ("3", "cuda", "3"), ("mps", "mps", ""), ("xpu", "xpu", "")))
 def test_gpu(launch, name, gpu, device, cuda):
     _, call = launch(name, gpu, *values(name))
     assert parse(call)["device"] == device and call["environment"]["CUDA_VISIBLE_DEVICES"] == cuda
@@ -173,11 +173,11 @@ def test_gpus_that_a_scheduler_did_not_give(launch, given, gpu, place, count):
 
 
 @each_launcher
-@pytest.mark.parametrize("gpu", ("gpu0", "-2", "1.5", "0,", ",1", "0,,1", "0,1,0", "0,00", "cpu*0", "cpu*", "cpu*x", "0*2", "cuda:0", "", " ", "--help", "99999999999999999999"))
+@pytest.mark.parametrize("gpu", ("gpu0", "-2", "1.5", "0,", ",1", "0,,1", "0,1,0", "0,00", "cpu*0", "cpu*", "cpu*x", "0*2", "cuda:0", "mps,0", "mps*2", "xpus", "", " ", "--help", "99999999999999999999"))
 def test_nonsense_gpu(launch, name, gpu):
     process, call = launch(name, gpu, *values(name))
     assert process.returncode == 2 and call is None
-    assert process.stderr == f"error: GPU is a number, a list such as 0,1, cpu, -1 or cpu*2, not '{gpu}'\n"
+    assert process.stderr == f"error: GPU is a number, a list such as 0,1, cpu, -1, cpu*2, mps or xpu, not '{gpu}'\n"
 
 
 @each_launcher

@@ -391,6 +391,10 @@ def test_precision_of_a_gpu(monkeypatch, capability, auto, allowed):
         assert compute.set_precision(gpu, "tf32") == "tf32" and torch.backends.cudnn.allow_tf32 and torch.backends.cuda.matmul.allow_tf32
     compute.set_precision(torch.device("cpu"), "fp32")
     assert not torch.backends.cudnn.allow_tf32
+    monkeypatch.setattr(torch.version, "hip", "6.2")
+    assert compute.set_precision(gpu, "auto") == auto
+    with pytest.raises(ValueError, match="needs an NVIDIA GPU"):
+        compute.set_precision(gpu, "tf32")
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)

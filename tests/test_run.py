@@ -37,7 +37,7 @@ def leaves(content):
 def outcome(folder):
     """What two runs of the same settings must have in common."""
     lines = [leaves(json.loads(line)) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    checkpoint = leaves(torch.load(folder / "checkpoint.pt", weights_only=True))
+    checkpoint = leaves(torch.load(folder / "checkpoint.pt", "cpu", weights_only=True))
     del checkpoint["metrics_bytes"]
     return {"set": leaves(torch.load(folder / "distilled.pt", weights_only=True)), "metrics": lines,
             "checkpoint": checkpoint, "result": leaves(json.loads((folder / "result.json").read_text())),
