@@ -14,7 +14,8 @@ from PIL import Image
 
 from distill_utils import clips as clips_module
 from distill_utils.clips import coin_flips, denormalize, load_clips, normalize
-from distill_utils.datasets import DATASETS, clip_frames, clip_positions, frame_names, read_videos, tidy
+from distill_utils.datasets import DATASETS, clip_frames, clip_positions, read_videos, tidy
+from distill_utils.frames import frame_names
 from utils import ROOT
 
 HEADER = "folder_name,label,split\n"

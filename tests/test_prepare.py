@@ -15,8 +15,9 @@ from videos import CODECS, double, grey, turned, write_video
 
 from distill_utils import decode, inspect, lists, prepare, workers
 from distill_utils.clips import load_clips
-from distill_utils.datasets import choose_groups, clip_frames, frame_names, read_videos
+from distill_utils.datasets import choose_groups, clip_frames, read_videos
 from distill_utils.decode import Broken, Picture, extract, frames
+from distill_utils.frames import frame_names
 from utils import ROOT, run_script
 
 PLAIN = Picture((48, 36))
