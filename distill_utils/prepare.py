@@ -64,9 +64,7 @@ def main(args):
     root, frames, ours = read_lists(args, recipe, dataset, picture)
     videos = pd.concat(ours.values()).drop_duplicates("folder")
 
-    for place in (root, frames):
-        if place.is_symlink() and not place.exists():
-            raise ValueError(f"{place} is a link to {os.readlink(place)}, which does not exist: is a disk missing?")
+    check_links(root, frames)
     root.mkdir(parents=True, exist_ok=True)
     lock = lock_folder(root, ".prepare.lock", "prepares videos")
     settings = {"resize": picture.resize, "crop": picture.crop, "quality": picture.quality, "frames": T}
@@ -112,15 +110,25 @@ def check_settings(root, frames, ours, settings):
     """Frames of other settings, or of another maker, are not mixed with ours, and lists of another maker are not written over."""
     path = root / lists.PREPARED
     if not path.is_file():
-        for theirs in (*visible_folders(frames), *(root / name for name in ours if (root / name).exists())):
+        for theirs in (*filled_folders(frames), *(root / name for name in ours if (root / name).exists())):
             raise ValueError(f"{theirs} was not made here: give another --out")
-    elif visible_folders(frames) and read_json(path) not in json.loads(json.dumps([settings, settings | {"format": lists.FORMAT}])):
+    elif filled_folders(frames) and read_json(path) not in json.loads(json.dumps([settings, settings | {"format": lists.FORMAT}])):
         raise ValueError(f"the frames in {frames} are of other settings, {path.read_text()}: give another --out, or delete them")
     others = [folder for folder in visible_folders(root) if folder != frames]
     if others and "videos" in settings:  # custom, of which the loader takes the only folder
         raise ValueError(f"{root} is to hold frames and lists only, but has the folder {others[0].name}: give another --out")
-    if not visible_folders(frames):  # else some are of the format that stands there
+    if not filled_folders(frames):  # else some are of the format that stands there
         save_json(settings | {"format": lists.FORMAT}, path)
+
+
+def filled_folders(path):
+    return [folder for folder in visible_folders(path) if any(folder.iterdir())]
+
+
+def check_links(*places):
+    for place in sorted({above for place in places for above in (place, *place.parents)}):
+        if place.is_symlink() and not place.exists():
+            raise ValueError(f"{place} is a link to {os.readlink(place)}, which does not exist: is a disk missing?")
 
 
 def visible_folders(path):
@@ -142,6 +150,7 @@ def prepare(videos, files, source, frames, picture, T, workers):
     if not sum(there) and not jobs:
         raise ValueError(f"none of the {len(videos)} videos of the lists is below {source}")
     directories = {path.parent for _, path, *_ in jobs}
+    check_links(*directories)
     remove_partial(directories)  # of a killed process
     try:
         with progress(total=len(videos), initial=sum(there) + len(broken), desc="preparing", unit="video") as bar:
