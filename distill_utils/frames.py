@@ -6,6 +6,7 @@ import json
 import os
 import re
 import string
+import warnings
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -16,6 +17,8 @@ METADATA = {"__macosx", "lost+found", "thumbs.db", "desktop.ini", "$recycle.bin"
             "@recently-snapshot"}  # of macOS, Linux, Windows, and network storage by Synology and QNAP
 SAMPLE = 64  # videos
 ORIENTATION = 0x0112  # of EXIF
+
+warnings.filterwarnings("ignore", "Corrupt EXIF data")  # the picture can be read nevertheless
 
 
 def is_visible(name):

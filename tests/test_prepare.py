@@ -4,6 +4,7 @@ import json
 import os
 import pathlib
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -1004,6 +1005,104 @@ def test_inspect_with_damage_that_only_drawing_finds(ucf, tmp_path, command):
     (folder / "frame9999999999999.jpg").unlink()
     code, printed = command(*look, module=inspect)
     assert code == 1 and "cannot be read as an image" in printed and "one clip of each class" in printed
+
+
+@pytest.fixture
+def look(command, tmp_path):
+    """look() is what inspect says of the data in tmp_path/data: (exit code, lines, wrong_folders.txt)."""
+    def look(*flags):
+        code, printed = command("custom", "--data_path", tmp_path / "data", "--out", tmp_path / "look", "--size", "16", *flags, module=inspect)
+        return code, printed, (tmp_path / "look" / "wrong_folders.txt").read_text()
+    return look
+
+
+def change(tiny, name, function):
+    """function(path) for each image of a video of the tiny set."""
+    for path in sorted((tiny / "jpegs" / name).iterdir()):
+        function(path)
+
+
+def lying(path):
+    image, exif = Image.open(path), Image.Exif()
+    exif[0x0112] = 6
+    image.crop((0, 0, 16, 12)).save(path, exif=exif)
+
+
+def of_another_mode(mode):
+    def convert(path):
+        image = Image.open(path).convert("L" if mode == "I;16" else mode)
+        path.unlink()
+        (Image.fromarray(np.asarray(image).astype(np.uint16) * 257) if mode == "I;16" else image).save(path.with_suffix(".png"))
+    return convert
+
+
+FOREIGN = {  # what may be the matter with a foreign set's images; what inspect says, and whether that is an error
+    "flow": (lambda path: shutil.copy(path, path.with_name(path.name.replace("frame", "flow_x_"))),
+             "images beside the frames, not used: flow_x_#.jpg (1 videos)", False),
+    "flow alone": (lambda path: (shutil.copy(path, path.with_name(path.name.replace("frame", "flow_x_"))), path.rename(path.with_name("flow_y_" + path.name[5:]))),
+                   "holds several series of images, flow_x_#.jpg (16), flow_y_#.jpg (16): choose one by --frame_names", True),
+    "two cameras": (lambda path: (shutil.copy(path, path.with_name("cam1_" + path.name[5:])), path.rename(path.with_name("cam2_" + path.name[5:]))),
+                    "no number in names such as cam1_000001.jpg", True),
+    "size behind the number": (lambda path: path.rename(path.with_name(f"f{int(path.name[5:11])}_16x16.jpg")), "no folder is missing or broken", False),
+    "EXIF": (lying, "images not plain 8-bit RGB, read as that: EXIF orientation 6 (1 videos)", False),
+    "16 bits": (of_another_mode("I;16"), "images not plain 8-bit RGB, read as that: mode I;16 (1 videos)", False),
+    "alpha": (of_another_mode("RGBA"), "read as that: mode RGBA (1 videos)", False),
+    "palette": (of_another_mode("P"), "read as that: mode P (1 videos)", False),
+    "one frame": (lambda path: path.unlink() if path.name != "frame000001.jpg" else None, "1 videos, 1 of them of one frame", False),
+    "a gap": (lambda path: path.unlink() if path.name == "frame000004.jpg" else None,
+              "1 frames are missing, of number 4 for example", True),
+    "every third": (lambda path: path.unlink() if int(path.name[5:11]) % 3 else None, "no folder is missing or broken", False),
+    "two of five": (lambda path: path.unlink() if int(path.name[5:11]) % 5 not in (0, 3) else None, "no folder is missing or broken", False),
+}
+
+
+@pytest.mark.parametrize("kind", FOREIGN)
+def test_inspect_finds_what_is_odd_in_a_foreign_set(tiny, look, kind):
+    function, sentence, is_error = FOREIGN[kind]
+    change(tiny, "v_fall_train_0", function)
+    code, printed, wrong = look()
+    assert sentence in (wrong if is_error else printed) and code == is_error, printed
+    assert ("not used" in printed, "not plain" in printed) == (kind == "flow", "read as that" in sentence)
+
+
+def test_inspect_takes_the_flag_that_chooses(tiny, look):
+    change(tiny, "v_fall_train_0", lambda path: shutil.copy(path, path.with_name(path.name.replace("frame", "img_"))))
+    assert look()[0] == 1
+    code, printed, wrong = look("--frame_names", "frame#.jpg")
+    assert code == 0 and not wrong and "not used" not in printed
+
+
+def test_inspect_sees_splits_that_were_taken_for_classes(tiny, look):
+    text = (tiny / "list.csv").read_text()
+    (tiny / "list.csv").write_text(text.replace(",fall,", ",train,").replace(",rise,", ",val,"))
+    code, printed, _ = look()
+    assert code == 1 and "the classes train, val are called like splits: were folders of splits taken for classes?" in printed
+    (tiny / "list.csv").write_text(text.replace(",fall,", ",train,").replace(",rise,", ",bus,"))
+    assert look()[0] == 0
+
+
+def test_inspect_sees_what_prepare_left_out_and_sets_of_older_versions(own, tmp_path, command, look):
+    cut(own / "füll" / "day one" / "a_1.mp4", 0.5)
+    write_video(own / "füll" / "short.mp4", 1)
+    assert command("custom", "--videos", own, "--out", tmp_path / "data")[0] == 0
+    code, printed, _ = look()
+    assert code == 0 and "left out of the lists as missing or broken: 1 videos, all in" in printed and "the first: füll/day one/a_1" in printed
+    assert "1 of them of one frame" in printed and "older version" not in printed
+    path = tmp_path / "data" / "prepared.json"
+    path.write_text(json.dumps({name: value for name, value in json.loads(path.read_text()).items() if name != "format"}))
+    assert "prepared by an older version" in look()[1]
+    assert command("custom", "--videos", own, "--out", tmp_path / "data")[0] == 0  # goes on, and is not called new by that
+    assert "prepared by an older version" in look()[1]
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"format": 99}))
+    assert "are of other settings" in refused(command, "custom", "--videos", own, "--out", tmp_path / "data")
+
+
+def test_foreign_reports_stay(ucf, tmp_path, command):
+    """broken_videos.txt as other makers write it, without reasons."""
+    root = tmp_path / "out" / "UCF101"
+    write(root / "broken_videos.txt", "train/x.mp4", "a,3", "")
+    assert command("UCF101", "--videos", ucf)[0] == 0
+    assert (root / "broken_videos.txt").read_text().split() == ["a,3", "train/x.mp4"]
 
 
 def test_inspect_names_what_is_missing_or_broken(ucf, tmp_path, command):
