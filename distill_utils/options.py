@@ -62,7 +62,8 @@ def add_data_options(parser, dataset="required"):
     if dataset:
         group.add_argument("--dataset", required=dataset == "required", help=f"one of {', '.join(DATASETS)}")
     group.add_argument("--data_path", type=pathlib.Path, help="folder of the data sets (distill_utils/data); for custom the data set's own folder")
-    group.add_argument("--list_path", type=pathlib.Path, help="custom: the folder_name,label,split csv, where the folder has several")
+    group.add_argument("--list_path", type=pathlib.Path, help="custom: the folder_name,label,split csv, where the folder has several; split is train, test, "
+                       "or validation (val), which is the test set where there is no test")
     group.add_argument("--frames_path", type=pathlib.Path, help="custom: the folder of frame folders, where there are several")
     group.add_argument("--frame_names", metavar="GLOB", help="which images of a frame folder are its frames, as 'img_#.jpg', # for a number (all; of several "
                        "series the one called img, image, frame, rgb, color or nothing but a number)")
@@ -209,7 +210,8 @@ def tail(path, size=2 ** 20):
 
 
 def find_run(args, name, same, wanted, launcher, flag):
-    """Folder of the finished run `name`_<hash> of the same list, frames and settings `same`; ValueError says how to make it.
+    """Folder of the finished run `name`_<hash> of the same list, frames and settings `same`; ValueError says how to make it. Where the data lie
+    is in the command that it says, and makes no other data.
 
     wanted: what it is, in words; launcher: its command's first words; flag: the one that names a folder or file instead.
     """
@@ -223,7 +225,7 @@ def find_run(args, name, same, wanted, launcher, flag):
         if found:
             break
     if not found:
-        given = [word for key in (*DATA_PATHS, *same, "save_path") if mine[key] != defaults.get_default(key) for word in (f"--{key}", str(mine[key]))]
+        given = [word for key in (*same, "save_path") if mine[key] != defaults.get_default(key) for word in (f"--{key}", str(mine[key]))]
         raise ValueError(f"no finished {wanted} for these data in {folder}: run `{shlex.join(launcher + given)}` first, or give {flag}")
     if len(found) > 1:
         raise ValueError(f"several fit as {wanted}: choose one by {flag}: {', '.join(map(str, found))}")
@@ -231,16 +233,16 @@ def find_run(args, name, same, wanted, launcher, flag):
 
 
 def differing(args, folder, same, content=None):
-    """Which of the settings `same`, "list", or "content" of the frames where it is given, are not those that the run in `folder` was made with; None
-    stands for the data set's own."""
+    """Which of the settings `same`, "list", and "content" of the frames where it is given, are not those that the run in `folder` was made with; None
+    stands for the data set's own. Where data lie counts only where a run of an older version did not note what they are."""
     made, row = read_config(folder / "config.json")["settings"], DATASETS[args.dataset]
     mine = vars(args) | {"list_digest": list_digest(args), "content_digest": content}
     own = {"frames": row.T, "size": row.size, "stride": row.stride, "segments": 1, "width": WIDTH, "validation": 0.0}
 
     def value(settings, key):
         return own.get(key) if settings.get(key) is None else as_setting(settings[key])
-    digests = ("list_digest", "content_digest") if content else ("list_digest",)
-    return [key.removesuffix("_digest") for key in (*same, *digests) if value(mine, key) != value(made, key)]
+    left_out = DATA_PATHS if content and "content_digest" in made else ("content_digest",)
+    return [key.removesuffix("_digest") for key in (*same, "list_digest", "content_digest") if key not in left_out and value(mine, key) != value(made, key)]
 
 
 def list_videos(args):

@@ -3,9 +3,9 @@
     python -m distill_utils.prepare DATASET --videos DIR [--lists DIR] [--out DIR]
 
 Video files are found by name at any depth of --videos; names and splits come from the official lists (--lists, by default also looked for
-below --videos), for custom from a folder per class. Goes on where it was stopped. broken_videos.txt and short_videos.txt beside
-the lists give each video that is missing, cannot be decoded, or has fewer frames than a clip, with the reason; broken ones are tried
-again by the same command, and are left out of the lists.
+below --videos), for custom from a folder per class, below or above folders called train, val and test where the set is split. Goes on where
+it was stopped. broken_videos.txt and short_videos.txt beside the lists give each video that is missing, cannot be decoded, or has fewer frames
+than a clip, with the reason; broken ones are tried again by the same command, and are left out of the lists.
 """
 import argparse
 import contextlib
@@ -230,7 +230,7 @@ def parser():
     group = parser.add_argument_group("splits")
     group.add_argument("--all_train", action="store_true",
                        help="HMDB51: every video that is not for testing trains, as in the paper's released list, not 70 a class")
-    group.add_argument("--test_ratio", type=share, default=lists.TEST_RATIO, help="custom: test videos of each class, about (%(default)s)")
+    group.add_argument("--test_ratio", type=share, default=lists.TEST_RATIO, help="custom: test videos of each class, about, where no folders say (%(default)s)")
     group.add_argument("--groups", type=pattern, metavar="REGEX", help="custom: the part of a file's name, or the pattern's first group in it, "
                        "that names person or source: their videos stay on one side (each video by itself)")
     group.add_argument("--seed", type=count, default=0, help="custom: of the split (%(default)s)")

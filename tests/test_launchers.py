@@ -228,7 +228,8 @@ def test_static_dynamic_finds_the_static_memory_of_its_launcher(launch, monkeypa
     found = find_static(arguments, spc=10)
     assert found.name == "distilled.pt" and found.parent.name.startswith("DC_spc10_")
     shutil.copy(data / "list.csv", tmp_path / "other.csv")
-    for changed in ("--size", "64"), ("--seed", "1"), ("--train_clips", "2"), ("--list_path", "other.csv"):
+    assert find_static(parser().parse_args([*flags("sh/s2d/DM.sh", "custom", "1", "5"), "--list_path", "other.csv"]), spc=10) == found  # the same list
+    for changed in ("--size", "64"), ("--seed", "1"), ("--train_clips", "2"), ("--frame_names", "img_#.jpg"):
         with pytest.raises(ValueError, match="no finished static memory of 10 frames"):
             find_static(parser().parse_args([*flags("sh/s2d/DM.sh", "custom", "1", "5"), *changed]), spc=10)
 
