@@ -166,7 +166,8 @@ class Selection:
         if found := content_digest(folders, self.row.elsewhere, self.row.frame_names):
             return found
         made = (read_json(path) for path in sorted(pack_folder(folder).glob(f"{self.row.name}_{self.split}_*.json")))
-        return next((each["content"] for each in made if (each.get("listed"), each.get("place")) == (self.listed, folders[0])), "absent")
+        same = {"listed": self.listed, "place": folders[0]}
+        return next((each["content"] for each in made if isinstance(each, dict) and each.items() >= same.items()), "absent")
 
 
 def pack_folder(folder):

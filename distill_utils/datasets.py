@@ -3,12 +3,14 @@
 Letters: T frames of a clip. Nothing here opens an image; reading a list touches no frame folder.
 """
 import collections
+import csv
 import dataclasses
 import functools
 import json
 import os
 import pathlib
 import posixpath
+import warnings
 from typing import Callable
 
 import numpy as np
@@ -30,14 +32,25 @@ OUTSIDE = r"^/|^\.?$|(?:^|/)\.\.(?:/|$)|\0"  # absolute, empty, or climbing out 
 
 def read_table(path, columns, optional=()):
     try:
-        rows = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig", index_col=False)
-    except ValueError as error:  # not text, ragged rows, no rows at all
+        with warnings.catch_warnings(record=True) as lost:  # of rows longer than the header, whose ends are left out
+            rows = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig", index_col=False)
+        if lost:
+            refuse_long_rows(path)
+    except (ValueError, csv.Error) as error:  # not text, ragged rows, no rows at all
         raise ValueError(f"{path} cannot be read as a csv list ({error})") from error
     missing = [column for column in columns if column not in rows]
     if missing:
         raise ValueError(f"{path} has no column {', '.join(missing)}: its header must name {','.join(columns)}")
     columns = [*columns, *(column for column in optional if column in rows)]
     return rows[columns].fillna("").astype(object)  # rows that end early; of plain strings, which are read twice as fast as pandas' own
+
+
+def refuse_long_rows(path):
+    with open(path, newline="", encoding="utf-8-sig") as file:
+        header, *rows = csv.reader(file)
+    for number, row in enumerate(rows, start=1):
+        if any(row[len(header):]):
+            raise ValueError(f"row {number} has more fields than the header: a comma within one needs quotes around it")
 
 
 def read_csv(path):

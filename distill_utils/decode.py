@@ -193,7 +193,7 @@ class opened:
         try:
             if not os.path.getsize(self.path):
                 raise Broken("is empty")
-            self.container = av.open(os.fspath(self.path), container_options=CONTAINERS | self.options)
+            self.container = open_container(self.path, **self.options)
         except (av.FFmpegError, OSError) as error:
             raise Broken(reason(error)) from error
         try:
@@ -208,11 +208,16 @@ class opened:
             raise Broken(reason(error)) from error
 
 
+def open_container(path, **options):
+    return av.open(os.fspath(path), container_options=CONTAINERS | options, metadata_errors="replace")  # titles may be in any encoding
+
+
 def video_stream(container, path):
     """The video: not a picture beside it. Of several streams FFmpeg's choice (the default one, the one of more frames), if it holds more than one frame."""
     streams = [stream for stream in container.streams.video if not stream.disposition & PICTURES]
     if not streams:
         raise Broken("has no video stream")
+    streams = [stream for stream in streams if stream.codec_context is not None] or streams
     if len(streams) > 1:
         lengths = packets_of_streams(path)
         streams = [stream for stream in streams if lengths[stream.index] > 1] or streams
@@ -230,7 +235,7 @@ def video_stream(container, path):
 def packets_of_streams(path):
     """{index of a stream: its packets}."""
     try:
-        with av.open(os.fspath(path), container_options=CONTAINERS) as container:
+        with open_container(path) as container:
             return collections.Counter(packet.stream.index for packet in container.demux() if packet.size)
     except av.FFmpegError as error:
         raise Broken(reason(error)) from error

@@ -145,7 +145,7 @@ def find(lists, *names, needed=True):
 
 def official(lists, name):
     """Files of this name at any depth, without those that were written beside prepared frames."""
-    return [path for path in files_below(lists) if fnmatch.fnmatchcase(path.name, name) and not path.with_name(PREPARED).exists()]
+    return [path for path in sorted(files_below(lists)) if fnmatch.fnmatchcase(path.name, name) and not path.with_name(PREPARED).exists()]
 
 
 def read_lines(path):
@@ -237,7 +237,7 @@ def video_files(folder):
 def find_files(videos, source):
     """{video: its files at any depth of `source`}: where several have the name, first one in the listed folder, last those of replacements.
 
-    A file may have the suffixes that downloaders add, a list another case, and time and case may be written otherwise where no other file fits.
+    Files go by their plain_name; one whose name differs in capitals is taken where no other fits and it is no other video's.
     """
     wanted = set(map(plain_name, videos.video))
     exact, near = {}, {}

@@ -382,7 +382,7 @@ def test_rule_all_stretches_and_counts(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("text", ("\ufeff" + HEADER + "a,NA,train\n", (HEADER + "a,NA,train\n").replace("\n", "\r\n"),
-                                  "x,split,label,folder_name\n1,train,NA,a\n", HEADER + "./a/,NA,train\n"))
+                                  "x,split,label,folder_name\n1,train,NA,a\n", HEADER + "a,NA,train,\n", HEADER + "./a/,NA,train\n"))
 def test_csv_variants(tmp_path, text):
     path = tmp_path / "list.csv"
     path.write_bytes(text.encode())
@@ -409,6 +409,7 @@ def test_odd_names_are_seen_among_many(name):
     ("a,b\x00\xff\n", "list.csv has no column"),
     ("folder_name,label\na,Run\n", "list.csv has no column split"),
     (HEADER, "list.csv lists no videos"),
+    ("split,folder_name,label\ntrain,a,clap, loudly\n", r"list.csv cannot be read as a csv list \(row 1 has more fields than the header: a comma"),
     (HEADER + "a,Run,train\nb,Run,dev\n", "list.csv, row 2: the split 'dev' is unknown: choose from train, test, val"),
     (HEADER + "a,Run,train\nb,Run\n", "list.csv, row 2: the split '' is unknown"),
     (HEADER + "../a,Run,train\n", "list.csv, row 1: the folder name '../a' does not stay inside"),

@@ -310,6 +310,15 @@ def test_an_avi_may_leave_out_frames_that_repeat_the_last(tmp_path):
     assert extract(tmp_path / "a.avi", tmp_path / "frames", PLAIN) == (4, 4)
 
 
+@pytest.mark.parametrize("suffix", (".avi", ".mp4", ".mkv"))
+def test_titles_in_other_encodings(tmp_path, suffix):
+    path = write_video(tmp_path / f"a{suffix}", title="a title to change")
+    data = path.read_bytes()
+    assert b"a title to change" in data
+    path.write_bytes(data.replace(b"a title to change", b"\xfcberall \xe4hnlich "))
+    assert extract(path, tmp_path / "frames", PLAIN) == (12, 12)
+
+
 def test_frames_too_large_are_refused_before_decoding(tmp_path, monkeypatch):
     monkeypatch.setattr(decode, "MOST_PIXELS", 48 * 36 - 1)
     with pytest.raises(Broken, match="has frames of 48×36 pixels"):

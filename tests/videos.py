@@ -13,12 +13,13 @@ def grey(number):
     return 40 + 12 * (number % 16)
 
 
-def write_video(path, frames=12, size=(48, 36), rate=25, paint=None, gop=None, **options):
+def write_video(path, frames=12, size=(48, 36), rate=25, paint=None, gop=None, title="", **options):
     """A video file of that many frames of (width, height), in the codec that its suffix usually has. paint(pixels) changes what is shown; gop: frames from
     one key frame to the next, in the order of showing; options: of the container."""
     path.parent.mkdir(parents=True, exist_ok=True)
     width, height = size
     with av.open(str(path), "w", options=options) as container:
+        container.metadata["title"] = title
         stream = container.add_stream(CODECS[path.suffix.lower()], rate=rate)
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
         stream.bit_rate = 2_000_000
