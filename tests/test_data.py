@@ -576,6 +576,16 @@ def test_an_existing_pack_needs_no_frames(tiny, load, tmp_path):
         load(frames_path=tiny / "other")
 
 
+def test_a_damaged_note_beside_a_pack_is_named_or_passed_over(tiny, load, tmp_path):
+    load()
+    note, = packs(tmp_path, "*.json")
+    shutil.rmtree(tiny / "jpegs")
+    for text, message in (("{", "cannot be read as json"), ("[1]", "does not exist"), ('{"listed": [], "place": {}}', "does not exist")):
+        note.write_text(text)
+        with pytest.raises(ValueError, match=message):
+            load(frames_path=tiny / "jpegs")
+
+
 def test_moved_data_have_the_same_pack(tiny, load, tmp_path):
     before, changed = {split: load(split).gather(torch.arange(4)) for split in ("train", "test")}, {path: path.stat().st_mtime_ns for path in packs(tmp_path)}
     tiny.rename(tmp_path / "elsewhere")
