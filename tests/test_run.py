@@ -338,6 +338,7 @@ def test_every_flag_with_an_effect_chooses_another_folder(command, whole, tmp_pa
     from distill_utils.options import WITHOUT_EFFECT, start_run
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("distill_utils.options.list_videos", lambda args: (pd.DataFrame({"folder": ["a"]}), ["a"]))
+    monkeypatch.setattr("distill_utils.options.content_digest", lambda args: "of the same frames")
     common = command.arguments("distill_DM", tmp_path, ["--wandb", "disabled"])
 
     def folder(*flags):
@@ -401,7 +402,7 @@ def test_config(whole):
     from distill_DM import parser
     folder, _ = whole("distill_DM")
     config = json.loads((folder / "config.json").read_text())
-    assert set(config["settings"]) == {action.dest for action in parser()._actions} - {"help"} | {"digest", "list_digest"}
+    assert set(config["settings"]) == {action.dest for action in parser()._actions} - {"help"} | {"digest", "list_digest", "content_digest"}
     assert (config["settings"]["lr_img"], config["settings"]["seed"], config["settings"]["device"]) == (10, 0, "cpu")
     assert "device" not in config["chosen"] and config["chosen"]["lr_img"] == 10
     assert config["versions"]["torch"] == importlib.metadata.version("torch")
