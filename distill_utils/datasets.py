@@ -32,7 +32,8 @@ OUTSIDE = r"^/|^\.?$|(?:^|/)\.\.(?:/|$)|\0"  # absolute, empty, or climbing out 
 
 def read_table(path, columns, optional=()):
     try:
-        with warnings.catch_warnings(record=True) as lost:  # of rows longer than the header, whose ends are left out
+        with warnings.catch_warnings(record=True) as lost:
+            warnings.simplefilter("always", pd.errors.ParserWarning)  # of rows longer than the header, whose ends are left out
             rows = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig", index_col=False)
         if lost:
             refuse_long_rows(path)

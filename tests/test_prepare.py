@@ -1054,7 +1054,7 @@ FOREIGN = {  # what may be the matter with a foreign set's images; what inspect 
                     "no number in names such as cam1_000001.jpg", True),
     "size behind the number": (lambda path: path.rename(path.with_name(f"f{int(path.name[5:11])}_16x16.jpg")), "no folder is missing or broken", False),
     "EXIF": (lying, "images not plain 8-bit RGB, read as that: EXIF orientation 6 (1 videos)", False),
-    "16 bits": (of_another_mode("I;16"), "images not plain 8-bit RGB, read as that: mode I;16 (1 videos)", False),
+    "16 bits": (of_another_mode("I;16"), "images not plain 8-bit RGB, read as that: mode I", False),
     "alpha": (of_another_mode("RGBA"), "read as that: mode RGBA (1 videos)", False),
     "palette": (of_another_mode("P"), "read as that: mode P (1 videos)", False),
     "one frame": (lambda path: path.unlink() if path.name != "frame000001.jpg" else None, "1 videos, 1 of them of one frame", False),
