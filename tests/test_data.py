@@ -437,6 +437,46 @@ def test_list_that_is_not_text(tmp_path):
         read_videos("custom", tmp_path, tmp_path / "list.csv", tmp_path)
 
 
+def damaged(text, generator):
+    """The text with bytes changed, its end cut off, a piece taken out, or another list's end."""
+    data, (first, second) = bytearray(text.encode()), sorted(generator.integers(0, len(text), 2))
+    kind = generator.integers(0, 4)
+    if kind == 0:
+        data[first:first + 3] = generator.bytes(3)
+    elif kind == 1:
+        del data[first:]
+    elif kind == 2:
+        del data[first:second]
+    else:
+        data[first:] = b'[{"id": 7, "class": 0}]\n,x"y",train\n'[second % 20:]
+    return bytes(data)
+
+
+@pytest.mark.parametrize("dataset", ("custom", "Kinetics400", "SSv2"))
+def test_damaged_lists_are_read_or_refused_in_one_sentence(tmp_path, dataset):
+    root, generator = tmp_path, np.random.default_rng(0)
+    header = "label,youtube_id,time_start,time_end,split\n"
+    files = {"custom": {"list.csv": HEADER + "".join(f"v{number},c{number % 3},{('train', 'val', 'test')[number // 4]}\n" for number in range(12))},
+             "Kinetics400": {f"Kinetics/{name}.csv": header + "".join(f'"c{number % 2}, x",{name}{number},{number},11,{name}\n' for number in range(6))
+                             for name in ("train", "validate")},
+             "SSv2": {"SSv2/class_list.json": '["a b", "b", "c"]', **{
+                 f"SSv2/annot_{name}.json": json.dumps([{"id": f"{name}{number}", "class": number % 3} for number in range(6)]) for name in ("train", "val")}}}[dataset]
+    read = refused = 0
+    for turn in range(100):
+        hit = list(files)[turn % len(files)]
+        for name, text in files.items():
+            (root / name).parent.mkdir(exist_ok=True)
+            (root / name).write_bytes(damaged(text, generator) if name == hit else text.encode())
+        try:
+            videos, class_names = read_videos(dataset, root, *((root / "list.csv", root) if dataset == "custom" else ()))
+            assert len(videos) and sorted(set(videos.label)) == class_names
+            read += 1
+        except ValueError as error:
+            assert str(root) in str(error)
+            refused += 1
+    assert refused > 20 and read + refused == 100
+
+
 def test_custom_finds_its_frames_and_list(tiny):
     (tiny / "provenance.csv").write_text("folder_name,source\nx,y\n")  # not a list
     videos, class_names = read_videos("custom", tiny)
