@@ -162,7 +162,8 @@ def prepare(args):
         raise ValueError(f"--lr_teacher {args.lr_teacher:g} must be at least {LEAST_STEP_SIZE}, below which the step size never falls")
     if args.min_start_epoch >= args.max_start_epoch:
         raise ValueError(f"--min_start_epoch {args.min_start_epoch} must be below --max_start_epoch {args.max_start_epoch}")
-    same = "frames", "size", "stride", "train_clips", "data_path", "list_path", "frames_path", "n_real", "segments", "width", "validation"
+    same = ("frames", "size", "stride", "train_clips", "data_path", "list_path", "frames_path", "frame_names", "n_real", "segments", "width",
+            "validation")
     if not args.buffer_path:
         args.buffer_path = options.find_run(args, "buffer", same, "buffer of experts", ["bash", "sh/baseline/buffer.sh", "GPU", args.dataset],
                                             "--buffer_path")

@@ -21,14 +21,14 @@ import torch
 from PIL import Image, ImageOps
 
 from distill_utils.compute import stays_on_device
-from distill_utils.datasets import (DATA_PATH, DataSet, clip_frames, clip_positions, find_dataset, find_folders, frame_names,
-                                    read_videos)
+from distill_utils.datasets import DATA_PATH, LIST, DataSet, clip_frames, clip_positions, find_dataset, read_json, read_videos
+from distill_utils.frames import as_rgb, content_digest, find_folders, frame_names
 from distill_utils.temporal import repeated_frames
 from utils import check_space, cores, has_own_memory, lock, progress, save_json
 
 MEAN = torch.tensor((0.485, 0.456, 0.406)).view(3, 1, 1)
 STD = torch.tensor((0.229, 0.224, 0.225)).view(3, 1, 1)
-PACK_FORMAT = 1  # a new number makes all packs new
+PACK_FORMAT = 2  # a new number makes all packs new
 
 
 def normalize(pixels):
@@ -101,10 +101,11 @@ def load_clips(dataset, *, split, pack=True, pack_path=None, device="cpu", worke
     check_positive(workers=workers)
     selection = select(dataset, split=split, **settings)
     device, row = torch.device(device), selection.row
-    take = resident = None
+    take = resident = path = None
     used = selection.used
     if pack:
-        packed = open_pack(selection.pack(pack_path), selection.shape, lambda: FrameFolders(selection, workers))
+        path = selection.pack(pack_path)
+        packed = open_pack(path, selection.shape, lambda: FrameFolders(selection, workers))
         if stays_on_device(packed.clips[0].numel() * int(used.sum()), device):
             resident = (packed.clips if used.all() else packed.clips[used]).to(device)  # indexing copies into memory first
         else:
@@ -113,7 +114,7 @@ def load_clips(dataset, *, split, pack=True, pack_path=None, device="cpu", worke
         take = FrameFolders(selection, workers).take
     if take and not used.all():
         take = taking(take, used.nonzero().flatten())
-    origin = (selection.pack(pack_path), hashlib.sha256(used.numpy().tobytes()).hexdigest()[:16]) if pack else None
+    origin = (path, hashlib.sha256(used.numpy().tobytes()).hexdigest()[:16]) if path else None
     codes = pd.Categorical(selection.videos.label, categories=selection.class_names).codes
     per_video = selection.positions.shape[1]
     labels = torch.from_numpy(codes.astype(np.int64)).repeat_interleave(per_video)[used]
@@ -130,7 +131,7 @@ def taking(take, numbers):
 class Selection:
     """What the clips of a split are, before any frame is read. positions: (videos, clips), where each starts in its video.
 
-    Of "train" these are all training videos, so that one pack serves whatever is held out for validation.
+    Of "train" these are all training videos, so that one pack serves whatever share is held out for validation.
     """
     row: DataSet
     split: str
@@ -148,30 +149,56 @@ class Selection:
     def shape(self):
         return self.positions.size, self.row.T, 3, self.row.size, self.row.size
 
+    @property
+    def listed(self):
+        """Digest of what the list says of these videos, wherever their folders lie."""
+        return digest(self.class_names, relative(self.videos.folder), self.videos.label.tolist())
+
     def pack(self, folder=None):
-        """Path of the pack, whether it is built or not."""
+        """Path of the pack, whether it is built or not: a function of the list, the clip rule, and what tells these frames from others."""
         row = self.row
         seed = self.seed if self.split == "train" and row.rule == "stride" else None  # no other clips depend on it
-        content = [PACK_FORMAT, row.T, row.size, row.stride, row.rule, self.positions.shape[1], seed, self.class_names,
-                   self.videos.folder.tolist(), self.videos.label.tolist()]
-        key = hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
-        folder = pathlib.Path(folder or DATA_PATH / "packs").absolute()
-        return folder / f"{row.name}_{self.split}_T{row.T}_{row.size}px_{key}.npy"
+        key = digest(PACK_FORMAT, row.T, row.size, row.stride, row.rule, row.frame_names, self.positions.shape[1], seed, self.listed)
+        return pack_folder(folder) / f"{row.name}_{self.split}_T{row.T}_{row.size}px_{key}_{self.content(folder)}.npy"
+
+    def content(self, folder=None):
+        """A digest of the frames. Where they are gone, that of a pack in `folder` which was made of frames in this very place."""
+        folders = self.videos.folder.tolist()
+        if found := content_digest(folders, self.row.elsewhere, self.row.frame_names):
+            return found
+        made = (read_json(path) for path in sorted(pack_folder(folder).glob(f"{self.row.name}_{self.split}_*.json")))
+        same = {"listed": self.listed, "place": folders[0]}
+        return next((each["content"] for each in made if isinstance(each, dict) and each.items() >= same.items()), "absent")
+
+
+def pack_folder(folder):
+    return pathlib.Path(folder or DATA_PATH / "packs").absolute()
+
+
+def relative(folders):
+    """Paths below the last directory that all share."""
+    above = os.path.commonprefix([folders.min(), folders.max()]).rpartition("/")[0]
+    return folders.str.removeprefix(above).tolist()
+
+
+def digest(*values):
+    return hashlib.sha256(json.dumps(values).encode()).hexdigest()[:16]
 
 
 def select(dataset, *, split, data_path=None, list_path=None, frames_path=None, T=None, size=None, stride=None,
-           train_clips=1, test_clips=3, seed=0, validation=0.0):
+           train_clips=1, test_clips=3, seed=0, validation=0.0, names=None):
     """The Selection of a data set by its name; T, size and stride default to the data set's own. validation: share of the training videos that is
-    held out; its clips are chosen as test clips are."""
+    held out, or "list" for the list's own; its clips are chosen as test clips are. names: which images are frames, a glob."""
     check_positive(frames=T, size=size, stride=stride, train_clips=train_clips, test_clips=test_clips)
     if seed < 0:
         raise ValueError(f"--seed {seed} must be at least 0")
     row = find_dataset(dataset)
-    row = dataclasses.replace(row, T=T or row.T, size=size or row.size, stride=stride or row.stride)
+    row = dataclasses.replace(row, T=T or row.T, size=size or row.size, stride=stride or row.stride, frame_names=names)
     if row.T == 1:
         row = dataclasses.replace(row, rule="stride")  # static learning: a random frame, not the first
     videos, class_names = read_videos(dataset, data_path, list_path, frames_path, validation)
-    videos = videos[videos.split.isin(["train", "validation"]) if split == "train" else videos.split == split]
+    held_out = ["validation"] if split == "train" and validation not in (0, LIST) else []
+    videos = videos[videos.split.isin([split, *held_out])]
     if videos.empty:
         raise ValueError(f"the list of {dataset} has no {split} videos: give another one by --list_path")
     clips = 1 if row.rule == "all" else train_clips if split == "train" else test_clips
@@ -195,11 +222,11 @@ class FrameFolders:
     """Decodes the clips of a Selection from their frame folders."""
 
     def __init__(self, selection, workers):
-        self.positions, self.row = selection.positions, selection.row
+        self.selection, self.positions, self.row = selection, selection.positions, selection.row
         self.folders = folders = find_folders(selection.videos.folder.tolist(), self.row.elsewhere)
         self.workers = workers or cores()
         self.pool = concurrent.futures.ThreadPoolExecutor(self.workers)  # PIL decodes without the GIL
-        lengths = mapped(self.pool, lambda folder: len(frame_names(folder)), folders)
+        lengths = mapped(self.pool, lambda folder: len(frame_names(folder, self.row.frame_names)), folders)
         self.stretched = sum(length < self.row.T for length in lengths)
         if self.stretched:
             print(f"{self.stretched} of {len(folders)} videos have fewer than {self.row.T} frames and are stretched")
@@ -207,7 +234,7 @@ class FrameFolders:
     def decode(self, video, clips=slice(None)):
         """All clips of a video, or some of them: uint8 (n, T, 3, H, W). A frame of several clips is decoded once."""
         row, folder = self.row, self.folders[video]
-        names = frame_names(folder)
+        names = frame_names(folder, row.frame_names)
         numbers = clip_frames(len(names), row.T, row.stride, row.rule, self.positions[video, clips])
         needed, where = np.unique(numbers, return_inverse=True)
         frames = np.stack([read_frame(os.path.join(folder, names[number]), row.size) for number in needed])
@@ -231,7 +258,7 @@ def read_frame(path, size):
     """An image file as uint8 RGB (3, size, size): the shorter side resized, the middle of the longer one."""
     try:
         with Image.open(path) as image:
-            image = ImageOps.fit(image.convert("RGB"), (size, size), method=Image.Resampling.BICUBIC)
+            image = ImageOps.fit(as_rgb(image), (size, size), method=Image.Resampling.BICUBIC)
     except Exception as error:  # PIL's decoders raise errors of many kinds
         raise ValueError(f"{path} cannot be read as an image ({error})") from error
     return np.asarray(image).transpose(2, 0, 1)
@@ -297,7 +324,8 @@ def build_pack(path, shape, frames):
             write_clips(file.fileno(), file.tell(), frames, shape[0], path.stem)
             os.fsync(file.fileno())
         save_json({"clips": shape[0], "videos": len(frames.folders), "stretched": frames.stretched, "bytes": size,
-                   "seconds": round(time.monotonic() - start, 2)}, path.with_suffix(".json"))
+                   "seconds": round(time.monotonic() - start, 2), "listed": frames.selection.listed, "content": path.stem.rpartition("_")[2],
+                   "place": frames.selection.videos.folder.iloc[0]}, path.with_suffix(".json"))
         os.replace(temporary, path)
     except OSError as error:
         raise OSError(error.errno, error.strerror or str(error), error.filename or str(path)) from error

@@ -66,8 +66,8 @@ def embed_all(net, clips, precision, width=networks.WIDTH):
 
 def feature_network(run, args, clips):
     """A ConvNet3D trained on all clips, from a file beside the runs where one of the same settings is there."""
-    values = [args.feature_epochs, args.feature_lr, args.feature_batch, args.seed, args.precision, options.list_digest(args), clips.T, clips.size,
-              args.stride, args.train_clips, args.width]
+    values = [args.feature_epochs, args.feature_lr, args.feature_batch, args.seed, args.precision, options.list_digest(args), options.content_digest(args), clips.T,
+              clips.size, args.stride, args.train_clips, args.width]
     path = run.folder.parent / f"feature_network_{stream_seed(*values):015x}.pt"
     if path.exists():
         net = networks.build("ConvNet3D", clips.K, clips.T, clips.size, args.width).to(clips.device)

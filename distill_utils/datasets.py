@@ -1,26 +1,28 @@
-"""Data sets as frame folders and lists: the table, the readers, the order of frames, the choice of a clip's frames.
+"""Data sets as frame folders and lists: the table, the readers, the choice of a clip's frames.
 
 Letters: T frames of a clip. Nothing here opens an image; reading a list touches no frame folder.
 """
 import collections
+import csv
 import dataclasses
 import functools
 import json
-import os
 import pathlib
 import posixpath
-import re
+import warnings
 from typing import Callable
 
 import numpy as np
 import pandas as pd
 
+from distill_utils.frames import is_visible
 from utils import ROOT
 
 DATA_PATH = ROOT / "distill_utils" / "data"
 LIST_COLUMNS = ("folder_name", "label", "split")
 GROUP = "group"  # a further column of a list: videos of one person or source, which a hold-out keeps together
-SPLITS = {"train": "train", "test": "test", "val": "test", "validate": "test", "validation": "test"}
+SPLITS = {"train": "train", "test": "test", "val": "validation", "validate": "validation", "validation": "validation"}
+LIST = "list"  # --validation: the list's own validation videos
 CLASS_LIST = "class_list.json"  # of SSv2
 OUTSIDE = r"^/|^\.?$|(?:^|/)\.\.(?:/|$)|\0"  # absolute, empty, or climbing out of the frames' directory
 
@@ -29,14 +31,26 @@ OUTSIDE = r"^/|^\.?$|(?:^|/)\.\.(?:/|$)|\0"  # absolute, empty, or climbing out 
 
 def read_table(path, columns, optional=()):
     try:
-        rows = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig", index_col=False)
-    except ValueError as error:  # not text, ragged rows, no rows at all
+        with warnings.catch_warnings(record=True) as lost:
+            warnings.simplefilter("always", pd.errors.ParserWarning)  # of rows longer than the header, whose ends are left out
+            rows = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig", index_col=False)
+        if lost:
+            refuse_long_rows(path)
+    except (ValueError, csv.Error) as error:  # not text, ragged rows, no rows at all
         raise ValueError(f"{path} cannot be read as a csv list ({error})") from error
     missing = [column for column in columns if column not in rows]
     if missing:
         raise ValueError(f"{path} has no column {', '.join(missing)}: its header must name {','.join(columns)}")
     columns = [*columns, *(column for column in optional if column in rows)]
     return rows[columns].fillna("").astype(object)  # rows that end early; of plain strings, which are read twice as fast as pandas' own
+
+
+def refuse_long_rows(path):
+    with open(path, newline="", encoding="utf-8-sig") as file:
+        header, *rows = csv.reader(file)
+    for number, row in enumerate(rows, start=1):
+        if any(row[len(header):]):
+            raise ValueError(f"row {number} has more fields than the header: a comma within one needs quotes around it")
 
 
 def read_csv(path):
@@ -52,14 +66,17 @@ def read_kinetics(path):
 
 
 def read_ssv2(path):
-    """annot_<split>.json; class_list.json beside it names the classes."""
+    """annot_<split>.json; class_list.json beside it names the classes, in the order of their numbers where the videos have these (the authors' tree)."""
     videos, classes = read_json(path), read_json(path.with_name(CLASS_LIST))
+    if not isinstance(classes, (list, dict)):
+        raise ValueError(f"{path.with_name(CLASS_LIST)} is not a list of classes")
     try:
+        named = {number: name for name, number in classes.items()} if isinstance(classes, dict) else dict(enumerate(classes))
         rows = pd.DataFrame({"folder": [str(video["id"]) for video in videos],
-                             "label": [video["class"] for video in videos]})
+                             "label": [str(named.get(video["class"], video["class"])) for video in videos]}, dtype=object)
     except (TypeError, KeyError):
         raise ValueError(f"{path} is not a list of videos with an id and a class") from None
-    unknown = rows.label[~rows.label.isin(list(classes))]
+    unknown = rows.label[~rows.label.isin(list(map(str, classes)))]
     if len(unknown):
         raise ValueError(f"{path} has the class {unknown.iloc[0]!r}, which {CLASS_LIST} beside it does not name")
     return rows.assign(split=path.stem.removeprefix("annot_"))
@@ -81,25 +98,26 @@ class DataSet:
     name: str
     root: str  # under the data path
     frames: str  # directory of the frame folders, under root
-    lists: tuple  # files, under root
+    lists: tuple  # files, under root; A|B is A, or else B
     T: int
     size: int  # pixels
     rule: str = "stride"  # or "all": the clip spreads over all stored frames
     stride: int = 4  # frames from one frame of a clip to the next, where the video is long enough
     reader: Callable = read_csv
     elsewhere: str = ""  # a directory to look in for folders that are not where the list puts them
+    frame_names: str | None = None  # which images of a folder are its frames: a glob, where their names do not tell
     headline: str = "top1"  # or "top5": the accuracy to quote
     remedy: str = "put it there, or give --data_path"
 
 
 TABLE = (
     DataSet("UCF101", "UCF101", "jpegs_112", ("ucf101_splits1.csv",), T=16, size=112),
-    DataSet("miniUCF101", "UCF101", "jpegs_112", ("ucf50_splits1.csv",), T=16, size=112),
+    DataSet("miniUCF101", "UCF101", "jpegs_112", ("ucf50_splits1.csv|miniucf_splits1.csv",), T=16, size=112),
     DataSet("HMDB51", "HMDB51", "jpegs_112", ("hmdb51_splits.csv",), T=16, size=112),
     DataSet("Kinetics400", "Kinetics", "", ("train.csv", "validate.csv"), T=8, size=64, rule="all",
             reader=read_kinetics, elsewhere="replacement", headline="top5"),
     DataSet("SSv2", "SSv2", "frame", ("annot_train.json", "annot_val.json"), T=8, size=64, rule="all",
-            reader=read_ssv2, headline="top5"),
+            reader=read_ssv2, elsewhere="jpegs_112", headline="top5"),
     DataSet("toy", "toy", "jpegs_64", ("toy_splits1.csv",), T=8, size=64, stride=1,
             remedy="make it by `python -m distill_utils.toy`"),
     DataSet("custom", "", "", (), T=8, size=64),  # a folder of one's own: frames and list are found in it
@@ -119,8 +137,8 @@ def read_videos(dataset, data_path=None, list_path=None, frames_path=None, valid
     """The videos of a data set by its name, in list order, and the names of its classes, sorted.
 
     Returns a table with the columns folder (path of the video's frames), label (name of its class), split ("train", "test", or "validation" for
-    a share `validation` of each class's training videos) and, where the list has it, group; and the list of names. ValueError for a list
-    that is missing or breaks a rule.
+    those of the list, or for a share `validation` of each class's training videos) and, where the list has it, group; and the list of names.
+    ValueError for a list that is missing or breaks a rule.
     """
     dataset = find_dataset(dataset)
     if dataset.name == "custom" and data_path is None:
@@ -129,7 +147,7 @@ def read_videos(dataset, data_path=None, list_path=None, frames_path=None, valid
     if list_path:
         lists = [pathlib.Path(list_path).absolute()]
     else:
-        lists = [root / name for name in dataset.lists] or [only_list(root)]
+        lists = [find_list(root, names.split("|")) for names in dataset.lists] or [only_list(root)]
     for path in lists:
         if not path.is_file():
             raise ValueError(f"{path}, the list of {dataset.name}, does not exist: {dataset.remedy}")
@@ -148,7 +166,12 @@ def read_lists(dataset, lists, frames, written, validation):
     """As read_videos, of these files; `written` tells what stands in them now from what stood there before."""
     videos = pd.concat([checked(dataset.reader(path), path) for path in lists], ignore_index=True)
     class_names = check_together(videos, " and ".join(str(path) for path in lists))
-    if validation:
+    has_own = (videos.split == "validation").any()
+    if has_own and validation not in (0, LIST):
+        raise ValueError(f"--validation {validation:g}: the list has validation videos of its own: give --validation {LIST}")
+    if validation == LIST and not has_own:
+        raise ValueError(f"--validation {LIST}: the list has no validation videos, besides test videos: give a share of the training videos")
+    if validation and validation != LIST:
         videos = videos.assign(split=hold_out(videos, validation))
     return videos.assign(folder=f"{frames}/" + videos.folder), class_names
 
@@ -197,7 +220,13 @@ def checked(videos, path):
         folders = [posixpath.normpath(name) for name in folders]
     refuse(videos.label == "", "{folder} has no label")
     refuse(~videos.split.isin(list(SPLITS)), "the split {split!r} is unknown: choose from " + ", ".join(SPLITS))
-    return videos.assign(folder=pd.Series(folders, videos.index, object), split=videos.split.map(SPLITS).astype(object))
+    return videos.assign(folder=pd.Series(folders, videos.index, object), split=known_splits(videos.split))
+
+
+def known_splits(splits):
+    """"train", "validation" and "test" for the names that lists use: a list that has no test videos is tested on its validation videos."""
+    splits = splits.map(SPLITS).astype(object)
+    return splits if (splits == "test").any() else splits.replace("validation", "test")
 
 
 def tidy(folders):
@@ -219,15 +248,23 @@ def check_together(videos, where):
     return class_names
 
 
+def find_list(root, names):
+    """The list that goes by one of these names, the first where none is there; ValueError for two that are not the same."""
+    found = [root / name for name in names if (root / name).is_file()]
+    if len(found) > 1 and len({path.read_bytes() for path in found}) > 1:
+        raise ValueError(f"{found[0]} and {found[1].name} beside it are different lists of one data set: choose by --list_path")
+    return found[0] if found else root / names[0]
+
+
 def only_list(root):
     check_directory(root)
-    paths = [path for path in sorted(root.glob("*.csv")) if set(LIST_COLUMNS) <= header(path)]
+    paths = [path for path in sorted(root.glob("*.csv")) if is_visible(path.name) and set(LIST_COLUMNS) <= header(path)]
     return only(paths, f"list (a csv with the columns {','.join(LIST_COLUMNS)})", root, "--list_path")
 
 
 def only_directory(root):
     check_directory(root)
-    paths = [path for path in sorted(root.iterdir()) if path.is_dir() and not path.name.startswith(".")]
+    paths = [path for path in sorted(root.iterdir()) if path.is_dir() and is_visible(path.name)]
     return only(paths, "directory of frame folders", root, "--frames_path")
 
 
@@ -248,40 +285,7 @@ def header(path):
         return {name.strip().strip('"') for name in file.readline().split(",")}
 
 
-# ---------------------------------------------------------------- frames of a video
-
-def find_folders(folders, elsewhere=""):
-    """The folders as on disk, some in the directory `elsewhere` beside their own; ValueError when one is missing."""
-    found = [folder if os.path.isdir(folder) else neighbour(folder, elsewhere) for folder in folders]
-    missing = [folder for folder, there in zip(folders, found) if there is None]
-    if missing:
-        raise ValueError(f"the frame folder {missing[0]} does not exist "
-                         f"({len(missing)} of {len(found)} folders of the list are missing)")
-    return found
-
-
-def neighbour(folder, elsewhere):
-    directory, name = os.path.split(folder)
-    path = os.path.join(os.path.dirname(directory), elsewhere, name)
-    return path if elsewhere and os.path.isdir(path) else None
-
-
-def frame_names(folder):
-    """Names of a folder's images in the order of their numbers (the last number in a name); ValueError without any."""
-    try:
-        names = os.listdir(folder)
-    except (FileNotFoundError, NotADirectoryError):
-        raise ValueError(f"the frame folder {folder} does not exist") from None
-    frames = [name for name in names if name.lower().endswith((".jpg", ".jpeg", ".png")) and not name.startswith(".")]
-    if not frames:
-        raise ValueError(f"the frame folder {folder} holds no .jpg, .jpeg or .png file")
-    return sorted(frames, key=lambda name: (frame_number(name), name))
-
-
-def frame_number(name):
-    numbers = re.findall(r"\d+", os.path.splitext(name)[0])
-    return int(numbers[-1]) if numbers else -1
-
+# ---------------------------------------------------------------- frames of a clip
 
 def clip_positions(split, videos, clips, seed):
     """Where the clips of each video start, between its first (0) and its last (1) valid start: (videos, clips) float64.

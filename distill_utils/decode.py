@@ -1,8 +1,10 @@
 """Videos to frame folders: any file that FFmpeg reads, by way of PyAV.
 
 Files are untrusted: only containers of video files are opened, no playlist or URL that names other files, and a file whose
-end is missing is refused, which FFmpeg by itself passes over in Matroska and AVI.
+end is missing is refused, which FFmpeg by itself passes over in Matroska and AVI. What is stored is what a player shows: the
+container's best video stream, the frames that its edit list leaves, turned and mirrored as its display matrix says.
 """
+import collections
 import dataclasses
 import io
 import logging
@@ -12,6 +14,7 @@ import shutil
 
 import av
 import numpy as np
+from av.sidedata.sidedata import Type as SideData
 from av.video.reformatter import VideoReformatter
 from PIL import Image
 
@@ -20,10 +23,13 @@ from distill_utils.datasets import clip_frames
 CONTAINERS = {"format_whitelist": "avi,mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,mpeg,mpegts,flv,asf,ogg", "protocol_whitelist": "file"}
 MOST_PIXELS = 100_000_000  # of a frame: about 12K; decoders keep sixteen and more of them
 MOST_SIDE = 65_500  # of a JPEG, pixels
+PICTURES = av.stream.Disposition.attached_pic | av.stream.Disposition.timed_thumbnails  # streams that are none of the video
 LEAST = 0.9  # share of the frames that a header promises: encoders' own counts are off by a few
 
 av.logging.set_level(av.logging.ERROR)  # so that errors carry FFmpeg's reason
 logging.getLogger("libav").setLevel(logging.CRITICAL + 1)  # and it is not printed as well
+# A frame's side data cannot be read where it has a kind that FFmpeg knows and PyAV does not, as EXIF: they pass for one that is not looked at.
+SideData._missing_ = classmethod(lambda kinds, number: kinds.SEI_UNREGISTERED)
 
 
 class Broken(ValueError):
@@ -111,20 +117,31 @@ def frames(path, picture, wanted=None):
         if wanted is not None and number not in wanted:
             yield None
             continue
-        quarters = round(frame.rotation / 90) % 4  # counter-clockwise, to bring it upright
+        transposed, mirrored = orientation(frame)
         width, height = frame.width * aspect, frame.height
         if not 1 / MOST_SIDE < width / height < MOST_SIDE:
             raise Broken(f"has frames of {width:g}×{height} square pixels")
-        width, height = picture.scaled(*((height, width) if quarters % 2 else (width, height)))
+        width, height = picture.scaled(*((height, width) if transposed else (width, height)))
         if max(width, height) > MOST_SIDE:
             raise Broken(f"has frames that become {width}×{height} pixels, more than a JPEG can hold")
-        if quarters % 2:
+        if transposed:
             width, height = height, width
         try:
             small = reformatter.reformat(frame, width, height, "rgb24", interpolation="BICUBIC", threads=1)
         except av.FFmpegError as error:
             raise Broken(f"{reason(error)} in resizing") from error
-        yield np.rot90(small.to_ndarray(), quarters)
+        pixels = small.to_ndarray()
+        yield (pixels.swapaxes(0, 1) if transposed else pixels)[::-1 if mirrored[1] else 1, ::-1 if mirrored[0] else 1]
+
+
+def orientation(frame):
+    """What brings a frame upright: whether its rows and columns change places, and then (left and right, top and bottom) whether these do."""
+    data = frame.side_data.get(SideData.DISPLAYMATRIX)
+    if data is None:
+        return False, (False, False)
+    a, b, _, c, d, *_ = np.frombuffer(bytes(data), np.int32).tolist()  # of AVFrame: x' = ax + cy, y' = bx + dy
+    transposed = abs(b) + abs(c) > abs(a) + abs(d)
+    return transposed, ((c < 0, b < 0) if transposed else (a < 0, d < 0))
 
 
 def decoded(path):
@@ -147,7 +164,7 @@ def decoded(path):
             raise Broken("holds no frames")
         seconds, lasted = (container.duration or 0) / av.time_base, end - (container.start_time or 0) / av.time_base
         reached = max(packets, lasted * float(stream.average_rate or 0))  # AVI leaves out frames that repeat the last one
-        if reached < LEAST * stream.frames:
+        if reached < LEAST * stream.frames and (packets := count_all_packets(path)) < LEAST * stream.frames:
             raise Broken(f"ends after {packets} of {stream.frames} frames")
         frame = 1.5 / float(stream.average_rate or 1)  # seconds: some containers do not say how long the last one is shown
         if not stream.frames and lasted + frame < LEAST * seconds:  # Matroska counts seconds only
@@ -160,21 +177,27 @@ def count_packets(path):
         return max(1, sum(packet.size > 0 and not packet.is_discard for packet in container.demux(stream)))
 
 
-class opened:
-    """A video file as (container, video stream); all that FFmpeg refuses within is Broken."""
+def count_all_packets(path):
+    """As count_packets, also those that the edit list of an mp4 or mov file leaves out: what is there of its stream.frames."""
+    with opened(path, ignore_editlist="1") as (container, stream):
+        return sum(packet.size > 0 for packet in container.demux(stream))
 
-    def __init__(self, path):
-        self.path = path
+
+class opened:
+    """A video file as (container, video stream); all that FFmpeg refuses within is Broken. `options` are those of its demuxer."""
+
+    def __init__(self, path, **options):
+        self.path, self.options = path, options
 
     def __enter__(self):
         try:
             if not os.path.getsize(self.path):
                 raise Broken("is empty")
-            self.container = av.open(os.fspath(self.path), container_options=CONTAINERS)
+            self.container = open_container(self.path, **self.options)
         except (av.FFmpegError, OSError) as error:
             raise Broken(reason(error)) from error
         try:
-            return self.container, video_stream(self.container)
+            return self.container, video_stream(self.container, self.path)
         except BaseException:
             self.container.close()
             raise
@@ -185,11 +208,21 @@ class opened:
             raise Broken(reason(error)) from error
 
 
-def video_stream(container):
-    streams = [stream for stream in container.streams.video if not stream.disposition & av.stream.Disposition.attached_pic]
+def open_container(path, **options):
+    return av.open(os.fspath(path), container_options=CONTAINERS | options, metadata_errors="replace")  # titles may be in any encoding
+
+
+def video_stream(container, path):
+    """The video: not a picture beside it. Of several streams FFmpeg's choice (the default one, the one of more frames), if it holds more than one frame."""
+    streams = [stream for stream in container.streams.video if not stream.disposition & PICTURES]
     if not streams:
         raise Broken("has no video stream")
-    stream = streams[0]
+    streams = [stream for stream in streams if stream.codec_context is not None] or streams
+    if len(streams) > 1:
+        lengths = packets_of_streams(path)
+        streams = [stream for stream in streams if lengths[stream.index] > 1] or streams
+    best = container.streams.best("video")
+    stream = best if best in streams else max(streams, key=lambda stream: stream.disposition & av.stream.Disposition.default)
     if stream.codec_context is None:
         raise Broken("has a video stream of an unknown codec")
     if not 0 < stream.width * stream.height <= MOST_PIXELS:
@@ -197,6 +230,15 @@ def video_stream(container):
     stream.codec_context.options = {"max_pixels": str(MOST_PIXELS)}  # of any frame, whatever the header says
     stream.codec_context.thread_count = 1  # the cores take a video each
     return stream
+
+
+def packets_of_streams(path):
+    """{index of a stream: its packets}."""
+    try:
+        with open_container(path) as container:
+            return collections.Counter(packet.stream.index for packet in container.demux() if packet.size)
+    except av.FFmpegError as error:
+        raise Broken(reason(error)) from error
 
 
 def reason(error):

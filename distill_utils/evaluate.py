@@ -17,8 +17,8 @@ import networks
 from distill_utils.clips import coin_flips
 from distill_utils.compute import autocast, clips_at_once
 from distill_utils.datasets import read_json
-from distill_utils.options import (add_evaluation_options, check, digest, evaluation_values, list_digest, load_data, load_splits, positive, script_parser, start_run,
-                                   tail)
+from distill_utils.options import (DATA_PATHS, add_evaluation_options, check, content_digest, digest, evaluation_values, list_digest, load_data, load_splits,
+                                   positive, script_parser, start_run, tail)
 from distill_utils.record import finish, logged
 from distill_utils.synset import load_set
 from distill_utils.temporal import random_segment
@@ -174,7 +174,7 @@ def across_networks(args):
     if content["class_names"] != test.class_names or synset.of_class(0).shape[1:] != (test.T, 3, test.size, test.size):
         raise ValueError(f"{args.run} was distilled from other classes, frames or sizes than these test clips have: give the data flags of its run")
     path, file = (args.run / "networks.json", args.run / "distilled.pt") if args.run.is_dir() else (args.run.with_suffix(".networks.json"), args.run)
-    clips = {"set": digest([tail(file)]), "list": list_digest(args), "test_clips": args.test_clips, "stride": args.stride}
+    clips = {"set": digest([tail(file)]), "list": list_digest(args), "content": content_digest(args), "test_clips": args.test_clips, "stride": args.stride}
     rows = []
     for name in args.networks or [args.network]:
         values = evaluation_values(args, content["lr"]) | {"network": name}
@@ -194,9 +194,8 @@ def across_networks(args):
 class RunSettings(argparse.Action):
     """Takes the run's own settings as defaults of the flags that follow."""
 
-    TAKEN = ("dataset", "data_path", "list_path", "frames_path", "frames", "size", "stride", "train_clips", "test_clips", "seed", "precision", "validation",
+    TAKEN = ("dataset", *DATA_PATHS, "frame_names", "frames", "size", "stride", "train_clips", "test_clips", "seed", "precision", "validation",
              "num_eval", "epoch_eval_train", "lr_net", "batch_train", "width")
-    PATHS = ("data_path", "list_path", "frames_path")
 
     def __call__(self, parser, namespace, run, option=None):
         namespace.run = run
@@ -205,7 +204,7 @@ class RunSettings(argparse.Action):
         settings = read_config(run / "config.json")["settings"]
         for name in self.TAKEN:
             if getattr(namespace, name) == parser.get_default(name) and settings.get(name) is not None:
-                setattr(namespace, name, pathlib.Path(settings[name]) if name in self.PATHS else settings[name])
+                setattr(namespace, name, pathlib.Path(settings[name]) if name in DATA_PATHS else settings[name])
 
 
 def network_names(text):

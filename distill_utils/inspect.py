@@ -3,7 +3,8 @@
     python -m distill_utils.inspect DATASET [--data_path DIR]
 
 Every frame folder is listed and its first and last image are decoded; packing decodes the rest of what the scripts use. Exit code 1 where
-a folder is missing or broken: each is named in the report.
+a folder is missing or broken, each is named in the report, or where the classes look like splits. What is not as plain as it should be is
+counted: images that are no frames, that are not upright or not 8-bit RGB, videos of one frame, and what prepare left out.
 """
 import argparse
 import concurrent.futures
@@ -18,8 +19,10 @@ import pandas as pd
 from PIL import Image, ImageDraw
 
 from distill_utils.clips import FrameFolders, mapped, select
-from distill_utils.datasets import DATASETS, frame_names, frame_number, neighbour
-from distill_utils.options import add_data_options, dataset_label, seed, selection_values
+from distill_utils.datasets import DATASETS, read_json
+from distill_utils.frames import as_rgb, choose_series, find_folder, image_names, numbered_frames, orientation
+from distill_utils.lists import FORMAT, PREPARED, split_of
+from distill_utils.options import add_data_options, dataset_label, list_videos, seed, selection_values
 from distill_utils.pictures import write
 from utils import ROOT, atomic_write, cores, progress, run_script
 
@@ -30,16 +33,19 @@ QUANTILES = (0, 0.05, 0.25, 0.5, 0.75, 0.95, 1)
 class Folder:
     frames: int = 0
     bytes: int = 0
-    size: tuple = ()  # (width, height) of its first image
+    size: tuple = ()  # (width, height) of its first image, upright
+    others: tuple = ()  # what other images than its frames are called
+    kinds: tuple = ()  # in what its first and last image are not upright 8-bit RGB
     wrong: str = ""  # why it cannot be loaded, or what is missing in it
 
 
 def main(args):
-    selections = {split: select(args.dataset, split=split, **selection_values(args)) for split in ("train", "test")}
+    splits = set(list_videos(args)[0].split) | {"train", "test"}
+    selections = {split: select(args.dataset, split=split, **selection_values(args)) for split in ("train", "validation", "test") if split in splits}
     row, class_names = selections["train"].row, selections["train"].class_names
     videos = pd.concat([selection.videos for selection in selections.values()], ignore_index=True)
     with concurrent.futures.ThreadPoolExecutor(args.workers or cores()) as pool:
-        folders = mapped(pool, lambda folder: look_at(folder, row.elsewhere), videos.folder.tolist())
+        folders = mapped(pool, lambda folder: look_at(folder, row), videos.folder.tolist())
         folders = list(progress(folders, total=len(videos), desc="looking", unit="video"))
     found = pd.DataFrame(folders).assign(split=videos.split, label=videos.label, folder=videos.folder)
     good, wrong = found[found.wrong == ""], found[found.wrong != ""]
@@ -57,7 +63,10 @@ def main(args):
     else:
         print("no folder is missing or broken")
     drawn = draw(selections["train"], good, out / "contact_sheet.png")
-    if len(wrong) or not drawn:
+    splits = [name for name in class_names if split_of(name)]
+    if len(splits) > 1:
+        print(f"the classes {', '.join(splits)} are called like splits: were folders of splits taken for classes?")
+    if len(wrong) or not drawn or len(splits) > 1:
         sys.exit(1)
 
 
@@ -72,45 +81,63 @@ def describe(args, selections, class_names, good):
     print("\nframes of a video, quantiles")
     quantiles = good.groupby("split").frames.quantile(QUANTILES, interpolation="nearest").unstack()
     print(quantiles.rename(columns=lambda share: f"{share:.0%}").rename_axis(index=None).to_string())
-    print(f"of fewer than {row.T}, which are stretched: {(good.frames < row.T).sum()} videos")
+    print(f"of fewer than {row.T}, which are stretched: {(good.frames < row.T).sum()} videos, {(good.frames == 1).sum()} of them of one frame")
     print("\nsizes: " + ", ".join(f"{width}×{height} ({count} videos)" for (width, height), count in good["size"].value_counts().items()))
+    for found, what in ((good.others, "beside the frames, not used"), (good.kinds, "not plain 8-bit RGB, read as that")):
+        counts = found.explode().value_counts()
+        if len(counts):
+            print(f"images {what}: " + ", ".join(f"{name} ({count} videos)" for name, count in counts.items()))
+    describe_preparation(pathlib.Path(good.folder.iloc[0]))
     print(f"frames on disk: {good.bytes.sum():,} bytes of {good.frames.sum():,} images")
     for split, selection in selections.items():
         pack = selection.pack(args.pack_path)
         print(f"pack, {split}: {selection.shape[0]} clips, {math.prod(selection.shape):,} bytes, {pack if pack.exists() else 'not built yet'}")
 
 
-def look_at(folder, elsewhere):
+def describe_preparation(folder):
+    """Print what prepare says of the set that this frame folder belongs to, if it made it."""
+    root = next((above for above in folder.parents if (above / PREPARED).is_file()), None)
+    if root is None:
+        return
+    if read_json(root / PREPARED).get("format") != FORMAT:
+        print(f"prepared by an older version: mirrored or trimmed videos and files of several video streams may be stored wrongly: "
+              f"prepare {root} anew, with another --out")
+    path = root / "broken_videos.txt"
+    if path.is_file() and (lines := path.read_text(encoding="utf-8", errors="replace").splitlines()):
+        print(f"left out of the lists as missing or broken: {len(lines)} videos, all in {path}; the first: {' '.join(lines[0].split())}")
+
+
+def look_at(folder, row):
     """A frame folder of the list as a Folder."""
-    there = folder if os.path.isdir(folder) else neighbour(folder, elsewhere) or folder
     try:
-        return inspect(there)
+        return inspect(find_folder(folder, row.elsewhere) or folder, row.frame_names)
     except ValueError as error:
         return Folder(wrong=str(error))
 
 
-def inspect(folder):
+def inspect(folder, pattern):
     """A frame folder as a Folder; ValueError where nothing can be loaded."""
-    names = frame_names(folder)
+    numbers, names = zip(*numbered_frames(folder, pattern))
+    _, others = choose_series(image_names(folder, pattern), folder)
     sizes = [os.path.getsize(os.path.join(folder, name)) for name in names]
-    size, _ = [decoded_size(os.path.join(folder, name)) for name in (names[0], names[-1])]
-    numbers = [frame_number(name) for name in names]
+    (size, first), (_, last) = [decoded(os.path.join(folder, name)) for name in (names[0], names[-1])]
+    gaps = [other - one for one, other in zip(numbers, numbers[1:])]
     wrong = ""
     if 0 in sizes:
         wrong = f"{folder}: {names[sizes.index(0)]} is empty"
-    elif len(set(numbers)) < len(names):
-        wrong = f"{folder}: two images have the same number"
-    elif numbers[-1] - numbers[0] >= len(names):
-        first = next(one + 1 for one, other in zip(numbers, numbers[1:]) if other > one + 1)
-        wrong = f"{folder}: {numbers[-1] - numbers[0] + 1 - len(names)} frames are missing, of number {first} for example"
-    return Folder(len(names), sum(sizes), size, wrong)
+    elif gaps and (step := min(gaps)) * 2 <= max(gaps):  # frames of even distance are a choice
+        number = next(one + step for one, gap in zip(numbers, gaps) if gap >= 2 * step)
+        wrong = f"{folder}: {sum(gap // step - 1 for gap in gaps)} frames are missing, of number {number} for example"
+    return Folder(len(names), sum(sizes), size, tuple(others), tuple(sorted(first | last)), wrong)
 
 
-def decoded_size(path):
+def decoded(path):
+    """(width, height) of an image, upright; and in what it is not upright 8-bit RGB."""
     try:
         with Image.open(path) as picture:
-            picture.load()
-            return picture.size
+            kinds = {f"EXIF orientation {turned}"} if (turned := orientation(picture)) != 1 else set()
+            kinds |= {f"mode {picture.mode}"} if picture.mode not in ("RGB", "L") else set()
+            return as_rgb(picture).size, kinds
     except Exception as error:  # PIL's decoders raise errors of many kinds
         raise ValueError(f"{path} cannot be read as an image ({error})") from error
 

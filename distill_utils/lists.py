@@ -1,21 +1,28 @@
 """Which videos a data set has: the lists that it officially ships, or the folders of one's own; and our lists of what was prepared.
 
 A table of videos has the columns video (its name in the official list), folder (of its frames, below the frames' directory), label and
-split ("train" or "test").
+split ("train", "validation" or "test").
 """
+import fnmatch
 import os
 import pathlib
 import re
+import unicodedata
 
 import numpy as np
 import pandas as pd
 
-from distill_utils.datasets import CLASS_LIST, GROUP, LIST_COLUMNS, check_together, checked, choose_groups, read_json, read_kinetics, read_table
+from distill_utils.datasets import (CLASS_LIST, GROUP, LIST_COLUMNS, SPLITS, check_together, checked, choose_groups, known_splits, read_json, read_kinetics,
+                                    read_table)
+from distill_utils.frames import is_visible
 from utils import atomic_write, save_json
 
+TEST_RATIO = 0.3  # of one's own videos
+SPLIT_FOLDERS = {**SPLITS, "training": "train", "testing": "test", "valid": "validation", "dev": "validation"}
 SUFFIXES = (".avi", ".divx", ".mp4", ".m4v", ".mov", ".qt", ".mkv", ".webm", ".mpg", ".mpeg", ".vob", ".ts", ".mts", ".m2ts", ".wmv", ".asf",
-            ".flv", ".f4v", ".3gp", ".3g2", ".ogv", ".ogg")  # of videos
+            ".flv", ".f4v", ".3gp", ".3g2", ".ogv", ".ogg", ".unknown_video")  # of videos
 PREPARED = "prepared.json"  # stands beside our own lists
+FORMAT = 2  # of prepared frames: counted up when the same videos are stored otherwise
 KINETICS_COLUMNS = ["label", "youtube_id", "time_start", "time_end", "split"]
 MINI_UCF101 = (  # the 50 classes
     "ApplyEyeMakeup", "BalanceBeam", "BandMarching", "BaseballPitch", "Basketball", "BasketballDunk", "Biking", "Billiards",
@@ -138,7 +145,7 @@ def find(lists, *names, needed=True):
 
 def official(lists, name):
     """Files of this name at any depth, without those that were written beside prepared frames."""
-    return [path for path in sorted(pathlib.Path(lists).rglob(name)) if not path.with_name(PREPARED).exists()]
+    return [path for path in sorted(files_below(lists)) if fnmatch.fnmatchcase(path.name, name) and not path.with_name(PREPARED).exists()]
 
 
 def read_lines(path):
@@ -150,21 +157,23 @@ def read_lines(path):
 
 # ---------------------------------------------------------------- a folder of one's own
 
-def custom(folder, name, pattern=None, ratio=0.3, seed=0):
-    """A folder per class, of video files at any depth, split by groups: {name: videos}.
+def custom(folder, name, pattern=None, ratio=TEST_RATIO, seed=0):
+    """A folder per class, of video files at any depth: {name: videos}. Split as folders train, test and val above or below the classes say, or by groups.
 
     pattern: a regular expression whose first group, or else its whole match, in a file's name names the video's group, so that clips of
     one person or source stay on one side; without it each video is a group. ratio: the share of test videos of each class, about.
     """
-    rows = []
-    for path in video_files(folder):
-        relative = path.relative_to(folder)
-        if len(relative.parts) == 1:
-            raise ValueError(f"{path} is in no class: {folder} should hold a folder per class")
-        rows.append((relative.as_posix(), relative.with_suffix("").as_posix(), relative.parts[0], group(relative, pattern)))
-    if not rows:
+    paths = [path.relative_to(folder) for path in video_files(folder)]
+    if not paths:
         raise ValueError(f"{folder} holds no video file ({', '.join(SUFFIXES)}) below a folder per class")
-    videos = pd.DataFrame(rows, columns=["video", "folder", "label", "group"])
+    level = split_level(paths, folder)
+    rows = []
+    for path in paths:
+        if len(path.parts) == 1:
+            raise ValueError(f"{folder / path} is in no class: {folder} should hold a folder per class")
+        split = "train" if level is None else split_of(path.parts[level])
+        rows.append((path.as_posix(), path.with_suffix("").as_posix(), path.parts[int(level == 0)], group(path, pattern), split))
+    videos = pd.DataFrame(rows, columns=["video", "folder", "label", "group", "split"])
     twice = videos[videos.folder.duplicated(keep=False)].video.tolist()
     if twice:
         raise ValueError(f"{twice[0]} and {twice[1]} differ in their suffix only: rename one")
@@ -172,11 +181,38 @@ def custom(folder, name, pattern=None, ratio=0.3, seed=0):
     for inner in videos.folder:
         if above := folders & {parent.as_posix() for parent in pathlib.PurePosixPath(inner).parents}:
             raise ValueError(f"the video {min(above)} and the folder of the video {inner} have the same name: rename one")
-    test = choose_groups(videos.label, videos.group, ratio, seed)
-    if ratio and not test:
-        raise ValueError("no group of videos can be set apart for testing without leaving a class untrained")
-    videos = videos.assign(split=np.where(videos.group.isin(test), "test", "train"))
+    if videos.label.nunique() == 1:
+        raise ValueError(f"{folder} holds one class only, {rows[0][2]!r}: give the folder that holds a folder per class")
+    if (videos.split != "train").any():
+        if (ratio, seed) != (TEST_RATIO, 0):
+            raise ValueError(f"--test_ratio and --seed are for folders that are not split: {folder} is, by folders called {' and '.join(sorted(set(videos.split)))}")
+        videos = videos.assign(split=known_splits(videos.split))
+    else:
+        test = choose_groups(videos.label, videos.group, ratio, seed)
+        if ratio and not test:
+            raise ValueError("no group of videos can be set apart for testing without leaving a class untrained")
+        videos = videos.assign(split=np.where(videos.group.isin(test), "test", "train"))
     return {name: videos if pattern else videos.drop(columns=GROUP)}
+
+
+def split_level(paths, folder):
+    """Whether the folders below `folder` are splits (0), those below them (1), or none (None); ValueError where that is not certain."""
+    for level in (0, 1):
+        names = {path.parts[level] for path in paths if len(path.parts) > level + 1}
+        splits, others = {name for name in names if split_of(name)}, sorted(name for name in names if not split_of(name))
+        odd = [*(path for path in paths if len(path.parts) < 3), *others]
+        if set(map(split_of, splits)) == {"train"} and not odd:
+            return level
+        if len(set(map(split_of, splits))) > 1:
+            if odd or "train" not in map(split_of, splits):
+                raise ValueError(f"{folder} seems to be split by folders called {' and '.join(sorted(splits))}, but "
+                                 + (f"{odd[0]} has no place in that: move it away, or rename" if odd else "none is for training"))
+            return level
+
+
+def split_of(name):
+    """The split that a folder of this name is for, or None."""
+    return SPLIT_FOLDERS.get(name.lower().removesuffix("_set"))
 
 
 def group(path, pattern):
@@ -190,23 +226,56 @@ def group(path, pattern):
 
 
 def video_files(folder):
-    """Paths of the files with a video's suffix below `folder`, sorted; links are followed, hidden folders are not. ValueError for a name that no list
-    can hold, OSError for a folder that cannot be read."""
-    def refuse(error):
-        raise error
-
-    paths, seen = [], set()
-    for directory, folders, names in os.walk(folder, followlinks=True, onerror=refuse):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        if (real := os.path.realpath(directory)) in seen:  # a link to a folder above
-            folders.clear()
-            continue
-        seen.add(real)
-        paths += [pathlib.Path(directory, name) for name in sorted(names) if name.lower().endswith(SUFFIXES) and not name.startswith(".")]
+    """Those of files_below with a video's suffix. ValueError for a name that no list can hold."""
+    paths = [path for path in files_below(folder) if path.name.lower().endswith(SUFFIXES)]
     for path in paths:
         if any("\udc80" <= letter <= "\udcff" for letter in str(path)):  # bytes that are no UTF-8, as Python holds them
             raise ValueError(f"{os.fsencode(path)!r} is no name in UTF-8: rename it")
     return paths
+
+
+def find_files(videos, source):
+    """{video: its files at any depth of `source`}: where several have the name, first one in the listed folder, last those of replacements.
+
+    Files go by their plain_name; one whose name differs in capitals is taken where no other fits and it is no other video's.
+    """
+    wanted = set(map(plain_name, videos.video))
+    exact, near = {}, {}
+    for path in files_below(source):
+        name = plain_name(path.name)
+        if name in wanted:
+            exact.setdefault(name, []).append(path)
+        elif path.name.lower().endswith(SUFFIXES):
+            near.setdefault(name.casefold(), []).append(path)
+
+    def order(video):
+        return lambda path: (not path.as_posix().endswith("/" + video), any("replacement" in part for part in path.parts),
+                             path.stem != os.path.basename(video), path)
+    names = {video: plain_name(video) for video in videos.video}
+    return {video: sorted(exact.get(name) or near.get(name.casefold(), ()), key=order(video)) for video, name in names.items()}
+
+
+def plain_name(path):
+    """A video's name: without suffixes, also those that downloaders add (abc.mp4.mkv, abc.f137.mp4), and with times in six digits as Kinetics' own."""
+    name = unicodedata.normalize("NFC", os.path.basename(path))  # macOS takes letters and their accents apart
+    while (parts := os.path.splitext(name))[1].lower() in SUFFIXES or re.fullmatch(r"\.f\d+(-\w+)?", parts[1]):
+        name = parts[0]
+    return re.sub(r"_(\d{1,6})_(\d{1,6})$", lambda times: f"_{times[1]:0>6}_{times[2]:0>6}", name)
+
+
+def files_below(folder):
+    """Yield the paths of the visible files below `folder`, sorted; links are followed. OSError for a folder that cannot be read."""
+    def refuse(error):
+        raise error
+
+    seen = set()
+    for directory, folders, names in os.walk(folder, followlinks=True, onerror=refuse):
+        folders[:] = sorted(filter(is_visible, folders))
+        if (real := os.path.realpath(directory)) in seen:  # a link to a folder above
+            folders.clear()
+            continue
+        seen.add(real)
+        yield from (pathlib.Path(directory, name) for name in sorted(filter(is_visible, names)))
 
 
 # ---------------------------------------------------------------- our lists

@@ -1,8 +1,10 @@
 """The groups of flags that the scripts share, and what the scripts make of them."""
 import argparse
 import csv
+import glob
 import hashlib
 import io
+import itertools
 import math
 import os
 import pathlib
@@ -10,14 +12,15 @@ import shlex
 import shutil
 
 from distill_utils.compute import PRECISIONS, set_precision
-from distill_utils.datasets import DATASETS, read_videos
-from distill_utils.clips import load_clips
+from distill_utils.clips import load_clips, relative, select
+from distill_utils.datasets import DATASETS, LIST, read_videos
 from networks import INTERPOLATIONS, NETWORKS, WIDTH, build
 from utils import ROOT, Run, broadcast, find_device, first_goes_ahead, read_config
 
 # Flags that change no result, so that they do not choose the run's folder.
+DATA_PATHS = ("data_path", "list_path", "frames_path")
 WITHOUT_EFFECT = ("save_path", "pack_path", "pack", "device", "workers", "wandb", "checkpoint_seconds",
-                  "path_static", "buffer_path")  # the last two by their content, not by where it lies
+                  *DATA_PATHS, "path_static", "buffer_path")  # the paths by their content, not by where it lies
 WANDB_MODES = ("online", "offline", "disabled")
 
 
@@ -48,9 +51,10 @@ def add_run_options(parser):
 
 
 def add_validation(group):
-    group.add_argument("--validation", type=share, default=0.0, metavar="F",
-                       help="share of each class's training videos that is held out, in groups where the list has a column `group`: evaluations along the "
-                       "way are on these, and the result names the test accuracy at the last and at the best of them (%(default)s: test videos instead)")
+    group.add_argument("--validation", type=share_or_list, default=0.0, metavar="F",
+                       help="share of each class's training videos that is held out, in groups where the list has a column `group`, or `list`: the list's "
+                       "own validation videos (else unused). Evaluations along the way are on these, and the result names the test accuracy at the last "
+                       "and at the best of them (%(default)s: test videos instead)")
 
 
 def add_data_options(parser, dataset="required"):
@@ -58,8 +62,11 @@ def add_data_options(parser, dataset="required"):
     if dataset:
         group.add_argument("--dataset", required=dataset == "required", help=f"one of {', '.join(DATASETS)}")
     group.add_argument("--data_path", type=pathlib.Path, help="folder of the data sets (distill_utils/data); for custom the data set's own folder")
-    group.add_argument("--list_path", type=pathlib.Path, help="custom: the folder_name,label,split csv, where the folder has several")
+    group.add_argument("--list_path", type=pathlib.Path, help="custom: the folder_name,label,split csv, where the folder has several; split is train, test, "
+                       "or validation (val), which is the test set where there is no test")
     group.add_argument("--frames_path", type=pathlib.Path, help="custom: the folder of frame folders, where there are several")
+    group.add_argument("--frame_names", metavar="GLOB", help="which images of a frame folder are its frames, as 'img_#.jpg', # for a number (all; of several "
+                       "series the one called img, image, frame, rgb, color or nothing but a number)")
     group.add_argument("--frames", type=positive, metavar="T", help="frames of a clip (the data set's: 16 or 8)")
     group.add_argument("--size", type=positive, help="height and width in pixels (the data set's: 112 or 64)")
     group.add_argument("--stride", type=positive, help="frames from one of a clip's frames to the next (4)")
@@ -144,6 +151,10 @@ def share(text):
     return number(text, float, 0, 0.9, "a share from 0 to 0.9")
 
 
+def share_or_list(text):
+    return LIST if text == LIST else share(text)
+
+
 def even(text):
     if (value := number(text, int, 2, MOST, "an even number of at least 2")) % 2:
         raise argparse.ArgumentTypeError(f"{text!r} is not an even number of at least 2")
@@ -170,9 +181,9 @@ def dataset_label(args):
 
 
 def start_run(args, name, *files):
-    """The run folder <save_path>/<data set>/<name>_<hash of the settings, of the list and of `files`>."""
+    """The run folder <save_path>/<data set>/<name>_<hash of the settings, of the list, of the frames and of `files`>."""
     settings = {key: as_setting(value) for key, value in vars(args).items()}
-    settings |= {"list_digest": list_digest(args), "digest": digest(map(tail, files))}
+    settings |= {"list_digest": list_digest(args), "content_digest": content_digest(args), "digest": digest(map(tail, files))}
     return Run(settings, args.save_path / dataset_label(args), name, WITHOUT_EFFECT, args.wandb, args.checkpoint_seconds)
 
 
@@ -187,11 +198,15 @@ def digest(contents):
 def list_digest(args):
     """Of the labels, splits and folders of the list, wherever the folders lie."""
     videos, _ = list_videos(args)
-    above = os.path.commonprefix([videos.folder.min(), videos.folder.max()]).rpartition("/")[0]
     rows = io.StringIO()
-    csv.writer(rows, lineterminator="\n").writerows(
-        [videos.columns, *zip(videos.folder.str.removeprefix(above), *(videos[name] for name in videos.columns[1:]))])
+    csv.writer(rows, lineterminator="\n").writerows([videos.columns, *zip(relative(videos.folder), *(videos[name] for name in videos.columns[1:]))])
     return digest([rows.getvalue().encode()])
+
+
+def content_digest(args):
+    """Of the frames of the training and test videos: what tells them from others that a list of the same text names."""
+    splits = list_videos(args)[0].split.unique()
+    return "-".join(select(args.dataset, split=split, **selection_values(args)).content(args.pack_path) for split in ("train", "test") if split in splits)
 
 
 def tail(path, size=2 ** 20):
@@ -202,15 +217,18 @@ def tail(path, size=2 ** 20):
 
 
 def find_run(args, name, same, wanted, launcher, flag):
-    """Folder of the finished run `name`_<hash> of the same list and the same settings `same`; ValueError says how to make it.
+    """Folder of the finished run `name`_<hash> of the same list, frames and settings `same`; ValueError says how to make it. Where the data lie
+    is in the command that it says, and makes no other data.
 
     wanted: what it is, in words; launcher: its command's first words; flag: the one that names a folder or file instead.
     """
-    folder, mine, defaults = args.save_path / dataset_label(args), vars(args), script_parser("")
+    folder, mine, content, defaults = args.save_path / dataset_label(args), vars(args), content_digest(args), script_parser("")
     add_temporal_options(defaults)
     add_width(defaults)
-    for place in (folder, ROOT / "results" / dataset_label(args)):  # a study has a folder of its own, and the experts of all
-        found = [path.parent for path in sorted(place.glob(f"{name}_*/result.json")) if not differing(args, path.parent, same)]
+    places = (args.save_path, ROOT / "results")  # a study has a folder of its own, and the experts of all
+    labels = (glob.escape(folder.name), *(["custom-*"] if args.dataset == "custom" else []))  # a custom set's folder may have had another name
+    for place, label in itertools.product(places, labels):
+        found = [path.parent for path in sorted(place.glob(f"{label}/{name}_*/result.json")) if not differing(args, path.parent, same, content)]
         if found:
             break
     if not found:
@@ -221,15 +239,17 @@ def find_run(args, name, same, wanted, launcher, flag):
     return found[0]
 
 
-def differing(args, folder, same):
-    """Which of the settings `same`, or "list", are not those that the run in `folder` was made with; None stands for the data set's own."""
+def differing(args, folder, same, content=None):
+    """Which of the settings `same`, "list", and "content" of the frames where it is given, are not those that the run in `folder` was made with; None
+    stands for the data set's own. Where data lie counts only where a run of an older version did not note what they are."""
     made, row = read_config(folder / "config.json")["settings"], DATASETS[args.dataset]
-    mine, own = vars(args) | {"list_digest": list_digest(args)}, {"frames": row.T, "size": row.size, "stride": row.stride, "segments": 1, "width": WIDTH,
-                                                                     "validation": 0.0}
+    mine = vars(args) | {"list_digest": list_digest(args), "content_digest": content}
+    own = {"frames": row.T, "size": row.size, "stride": row.stride, "segments": 1, "width": WIDTH, "validation": 0.0}
 
     def value(settings, key):
         return own.get(key) if settings.get(key) is None else as_setting(settings[key])
-    return [key.removesuffix("_digest") for key in (*same, "list_digest") if value(mine, key) != value(made, key)]
+    left_out = DATA_PATHS if content and "content_digest" in made else ("content_digest",)
+    return [key.removesuffix("_digest") for key in (*same, "list_digest", "content_digest") if key not in left_out and value(mine, key) != value(made, key)]
 
 
 def list_videos(args):
@@ -285,7 +305,7 @@ def selection_values(args):
     """The named values of `select` that the flags give."""
     return dict(data_path=args.data_path, list_path=args.list_path, frames_path=args.frames_path, T=args.frames, size=args.size,
                 stride=args.stride, train_clips=args.train_clips, test_clips=args.test_clips, seed=args.seed,
-                validation=args.validation)
+                validation=args.validation, names=args.frame_names)
 
 
 def evaluation_values(args, lr=None):

@@ -3,11 +3,12 @@
     python -m distill_utils.prepare DATASET --videos DIR [--lists DIR] [--out DIR]
 
 Video files are found by name at any depth of --videos; names and splits come from the official lists (--lists, by default also looked for
-below --videos), for custom from a folder per class. Goes on where it was stopped. broken_videos.txt and short_videos.txt beside
-the lists give each video that is missing, cannot be decoded, or has fewer frames than a clip, with the reason; broken ones are tried
-again by the same command, and are left out of the lists.
+below --videos), for custom from a folder per class, below or above folders called train, val and test where the set is split. Goes on where
+it was stopped. broken_videos.txt and short_videos.txt beside the lists give each video that is missing, cannot be decoded, or has fewer frames
+than a clip, with the reason; broken ones are tried again by the same command, and are left out of the lists.
 """
 import argparse
+import contextlib
 import dataclasses
 import functools
 import json
@@ -23,12 +24,10 @@ import pandas as pd
 from distill_utils import lists
 from distill_utils.datasets import DATA_PATH, DATASETS, read_json
 from distill_utils.decode import Picture, make_folder
+from distill_utils.frames import is_visible
 from distill_utils.options import count, number, positive, seed
 from distill_utils.workers import in_processes
 from utils import atomic_write, cores, lock_folder, progress, run_script, save_json
-
-
-TEST_RATIO = 0.3  # of one's own videos
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,7 +54,7 @@ def main(args):
     picture = Picture(args.resize or recipe.resize, recipe.crop if args.crop is None else args.crop or None, args.quality)
     T = args.frames or recipe.frames
     for flag, given, only in (("--all_train", args.all_train, "HMDB51"), ("--groups", args.groups, "custom"),
-                              ("--test_ratio", args.test_ratio != TEST_RATIO, "custom"), ("--seed", args.seed, "custom")):
+                              ("--test_ratio", args.test_ratio != lists.TEST_RATIO, "custom"), ("--seed", args.seed, "custom")):
         if given and args.dataset != only:
             raise ValueError(f"{flag} is for {only}")
     if args.lists and args.dataset == "custom":
@@ -65,13 +64,15 @@ def main(args):
     root, frames, ours = read_lists(args, recipe, dataset, picture)
     videos = pd.concat(ours.values()).drop_duplicates("folder")
 
+    check_links(root, frames)
     root.mkdir(parents=True, exist_ok=True)
     lock = lock_folder(root, ".prepare.lock", "prepares videos")
     settings = {"resize": picture.resize, "crop": picture.crop, "quality": picture.quality, "frames": T}
     check_settings(root, frames, ours, settings | ({"videos": str(args.videos.resolve())} if args.dataset == "custom" else {}))
-    files = {name: [args.videos / name] for name in videos.video} if args.dataset == "custom" else find_files(videos, args.videos)
-    broken = prepare(videos, files, args.videos, frames, root / ".preparing", picture, T, args.workers or cores())
-    unlisted = len(set(lists.video_files(args.videos)).difference(*files.values()))
+    files = {name: [args.videos / name] for name in videos.video} if args.dataset == "custom" else lists.find_files(videos, args.videos)
+    everything = set(lists.video_files(args.videos))
+    broken = prepare(videos, files, args.videos, frames, picture, T, args.workers or cores())
+    unlisted = len(everything.difference(*files.values()))
     least = min(T or dataset.T, dataset.T)
     short = find_short(videos, frames, least)
     report(root / "broken_videos.txt", broken, videos.folder)
@@ -82,7 +83,8 @@ def main(args):
           f"{len(broken)} missing or broken: broken_videos.txt" + (f"; {unlisted} more files in {args.videos} are in no list" if unlisted else ""))
     for name, rows in kept.items():
         counts = rows.split.value_counts()
-        print(f"{root / name}: {counts.get('train', 0)} training and {counts.get('test', 0)} test videos of {rows.label.nunique()} classes")
+        validation = f", {counts['validation']} validation" if "validation" in counts else ""
+        print(f"{root / name}: {counts.get('train', 0)} training{validation} and {counts.get('test', 0)} test videos of {rows.label.nunique()} classes")
     if not any((rows.split == "test").any() for rows in kept.values()):
         print("there is no test video: the scripts need some to evaluate on")
     where = ["custom", "--data_path", str(root)] if args.dataset == "custom" else [args.dataset, *(["--data_path", str(args.out)] if args.out else [])]
@@ -108,77 +110,90 @@ def check_settings(root, frames, ours, settings):
     """Frames of other settings, or of another maker, are not mixed with ours, and lists of another maker are not written over."""
     path = root / lists.PREPARED
     if not path.is_file():
-        for theirs in (*visible_folders(frames), *(root / name for name in ours if (root / name).exists())):
+        for theirs in (*filled_folders(frames), *(root / name for name in ours if (root / name).exists())):
             raise ValueError(f"{theirs} was not made here: give another --out")
-    elif visible_folders(frames) and read_json(path) != json.loads(json.dumps(settings)):
+    elif filled_folders(frames) and read_json(path) not in json.loads(json.dumps([settings, settings | {"format": lists.FORMAT}])):
         raise ValueError(f"the frames in {frames} are of other settings, {path.read_text()}: give another --out, or delete them")
     others = [folder for folder in visible_folders(root) if folder != frames]
     if others and "videos" in settings:  # custom, of which the loader takes the only folder
         raise ValueError(f"{root} is to hold frames and lists only, but has the folder {others[0].name}: give another --out")
-    save_json(settings, path)
+    if not filled_folders(frames):  # else some are of the format that stands there
+        save_json(settings | {"format": lists.FORMAT}, path)
+
+
+def filled_folders(path):
+    return [folder for folder in visible_folders(path) if any(folder.iterdir())]
+
+
+def check_links(*places):
+    for place in sorted({above for place in places for above in (place, *place.parents)}):
+        if place.is_symlink() and not place.exists():
+            raise ValueError(f"{place} is a link to {os.readlink(place)}, which does not exist: is a disk missing?")
 
 
 def visible_folders(path):
-    return sorted(entry for entry in path.iterdir() if entry.is_dir() and not entry.name.startswith(".")) if path.is_dir() else []
+    return sorted(entry for entry in path.iterdir() if entry.is_dir() and is_visible(entry.name)) if path.is_dir() else []
 
 
 # ---------------------------------------------------------------- videos -> frame folders
 
-def prepare(videos, files, source, frames, partial, picture, T, workers):
+def prepare(videos, files, source, frames, picture, T, workers):
     """Make the frame folders that are not there yet from {video: its files}. Returns {folder: why there is none}."""
     there = [os.path.isdir(frames / folder) for folder in videos.folder]
     jobs, broken = [], {}
     for video, folder in videos.loc[[not done for done in there], ["video", "folder"]].itertuples(index=False):
         if paths := files[video]:
-            jobs.append((paths, frames / folder, partial / str(len(jobs)), picture, T))
+            path = frames / folder
+            jobs.append((paths, path, path.with_name(f"{PARTIAL}{len(jobs)}"), picture, T))  # beside it: links lead to other disks
         else:
             broken[folder] = f"no file of this name below {source}"
     if not sum(there) and not jobs:
         raise ValueError(f"none of the {len(videos)} videos of the lists is below {source}")
-    shutil.rmtree(partial, ignore_errors=True)  # of a killed process
-    with progress(total=len(videos), initial=sum(there) + len(broken), desc="preparing", unit="video") as bar:
-        for (_, folder, *_), reason in in_processes(make_folder, jobs, workers):
-            if reason is not None:
-                broken[folder.relative_to(frames).as_posix()] = reason
-            bar.update()
-            bar.set_postfix(broken=len(broken), refresh=False)
-    shutil.rmtree(partial, ignore_errors=True)
+    directories = {path.parent for _, path, *_ in jobs}
+    check_links(*directories)
+    remove_partial(directories)  # of a killed process
+    try:
+        with progress(total=len(videos), initial=sum(there) + len(broken), desc="preparing", unit="video") as bar:
+            for (_, folder, *_), reason in in_processes(make_folder, jobs, workers):
+                if reason is not None:
+                    broken[folder.relative_to(frames).as_posix()] = reason
+                bar.update()
+                bar.set_postfix(broken=len(broken), refresh=False)
+    finally:
+        remove_partial(directories)
     lost = [folder for folder in videos.folder if folder not in broken and not os.path.isdir(frames / folder)]
     if lost:
         raise ValueError(f"{lost[0]} and {len(lost) - 1} other folders went away from {frames} meanwhile: run the same command again")
     return broken
 
 
-def find_files(videos, source):
-    """{video: its files at any depth of `source`}: where several have the name, first one in the listed folder, last those of replacements."""
-    named = {}
-    for path in lists.video_files(source):
-        named.setdefault(path.stem, []).append(path)
-
-    def order(video):
-        return lambda path: (not path.as_posix().endswith("/" + video), any("replacement" in part for part in path.parts), path)
-    return {video: sorted(named.get(stem(video), ()), key=order(video)) for video in videos.video}
+PARTIAL = ".preparing-"
 
 
-def stem(video):
-    name = os.path.basename(video)
-    return name[:-len(suffix)] if (suffix := os.path.splitext(name)[1]) and suffix.lower() in lists.SUFFIXES else name
+def remove_partial(directories):
+    """Remove what is half made in these, and those of them that hold nothing else."""
+    for directory in directories:
+        for path in directory.glob(PARTIAL + "*"):
+            shutil.rmtree(path, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            os.removedirs(directory)
 
 
 # ---------------------------------------------------------------- what is left to say
 
 def find_short(videos, frames, least):
     """{folder: its frames} of the videos stored with fewer than `least`, which the loader stretches."""
-    counts = {folder: len(os.listdir(frames / folder)) for folder in videos.folder if os.path.isdir(frames / folder)}
+    counts = {folder: sum(map(is_visible, os.listdir(frames / folder))) for folder in videos.folder if os.path.isdir(frames / folder)}
     return {folder: f"{count} frames, fewer than {least}" for folder, count in counts.items() if count < least}
 
 
 def report(path, reasons, folders):
     """Write the reasons, and keep those of other videos that are there: UCF101 and miniUCF101 share a folder."""
-    kept = [line.split("\t", 1) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
-    others = {folder: reason for folder, reason in kept if folder not in set(folders)}
+    kept, ours = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else [], set(folders)
+    lines = [line for line in kept if line.partition("\t")[0] not in ours]
+    lines += [f"{folder}\t{' '.join(str(reason).split())}" for folder, reason in reasons.items()]
     with atomic_write(path, "w") as file:
-        file.writelines(f"{folder}\t{' '.join(str(reason).split())}\n" for folder, reason in sorted((others | reasons).items()))
+        file.writelines(f"{line}\n" for line in sorted(lines))
 
 
 def write_lists(root, ours, broken, dataset, write):
@@ -215,7 +230,7 @@ def parser():
     group = parser.add_argument_group("splits")
     group.add_argument("--all_train", action="store_true",
                        help="HMDB51: every video that is not for testing trains, as in the paper's released list, not 70 a class")
-    group.add_argument("--test_ratio", type=share, default=TEST_RATIO, help="custom: test videos of each class, about (%(default)s)")
+    group.add_argument("--test_ratio", type=share, default=lists.TEST_RATIO, help="custom: test videos of each class, about, where no folders say (%(default)s)")
     group.add_argument("--groups", type=pattern, metavar="REGEX", help="custom: the part of a file's name, or the pattern's first group in it, "
                        "that names person or source: their videos stay on one side (each video by itself)")
     group.add_argument("--seed", type=seed, default=0, help="custom: of the split (%(default)s)")

@@ -35,7 +35,7 @@ def make_toy(out=DEFAULT_OUT, seed=0, train=24, test=12):
     `train` and `test` are videos of each of the eight classes. The same settings give the same bytes. The folder appears
     only when all is written; a complete set of the same settings is left alone, anything else there is a ValueError.
     """
-    out = Path(out).absolute()
+    out = Path(out).resolve()  # it may be a link to another disk
     settings = {"version": VERSION, "seed": seed, "train": train, "test": test}
     out.parent.mkdir(parents=True, exist_ok=True)
     with open(out.with_name(out.name + ".lock"), "w") as file:  # a second process waits, then finds the set complete

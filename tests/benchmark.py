@@ -30,9 +30,10 @@ from distill_DM import DistributionMatching
 from distill_MTT import TrajectoryMatching
 from distill_utils import measure
 from distill_utils.clips import load_clips
-from distill_utils.datasets import frame_names, read_videos
+from distill_utils.datasets import read_videos
 from distill_utils.decode import Picture, make_folder
 from distill_utils.evaluate import RealSet, predict, train, train_epoch
+from distill_utils.frames import frame_names
 from distill_utils.synset import PixelSet, real_videos
 from distill_utils.workers import in_processes
 from networks import FlatNetwork

@@ -1,6 +1,7 @@
 """Lists, the clip rule, decoding, the pack, and what is drawn from it."""
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -10,11 +11,12 @@ import numpy as np
 import pytest
 import torch
 from conftest import write_frames
-from PIL import Image
+from PIL import Image, ImageOps
 
 from distill_utils import clips as clips_module
-from distill_utils.clips import coin_flips, denormalize, load_clips, normalize
-from distill_utils.datasets import DATASETS, clip_frames, clip_positions, frame_names, read_videos, tidy
+from distill_utils.clips import coin_flips, denormalize, load_clips, normalize, read_frame
+from distill_utils.datasets import DATASETS, clip_frames, clip_positions, read_videos, tidy
+from distill_utils.frames import content_digest, find_folders, frame_names
 from utils import ROOT
 
 HEADER = "folder_name,label,split\n"
@@ -91,6 +93,165 @@ def test_frames_come_in_numeric_order(tmp_path, names):
     for name in [*reversed(names), "notes.txt", "._1.jpg"]:
         (tmp_path / name).touch()
     assert frame_names(tmp_path) == names
+
+
+def numbered(*names, numbers=range(1, 13), size=2):
+    """File names of each pattern, {} for the number."""
+    return [name.format(number) for name in names for number in numbers]
+
+
+SERIES = {  # names of images, and which of them are the frames, in order: a pattern, or the error's words
+    "flow beside img": (numbered("img_{:05}.jpg", "flow_x_{:05}.jpg", "flow_y_{:05}.jpg"), "img_{:05}.jpg"),
+    "flow beside image": (numbered("image_{:05}.jpg", "flow_x_{:05}.jpg"), "image_{:05}.jpg"),
+    "x and y beside img": (numbered("x_{:05}.jpg", "y_{:05}.jpg", "img_{:05}.jpg"), "img_{:05}.jpg"),
+    "flow beside plain numbers": (numbered("{:05}.jpg", "{:05}_flow.jpg", "flow{:05}.png"), "{:05}.jpg"),
+    "depth beside rgb": (numbered("rgb_{}.png", "depth_{}.png", "ir_{}.png"), "rgb_{}.png"),
+    "after the number": (numbered("frame-{:06}.color.jpg", "frame-{:06}.depth.png"), "frame-{:06}.color.jpg"),
+    "flow beside frames of one stem": (numbered("v_Walk_g01_img_{}.jpg", "v_Walk_g01_flow_x_{}.jpg", "v_Walk_g01_flow_y_{}.jpg"), "v_Walk_g01_img_{}.jpg"),
+    "flow of frames": (numbered("frame_{}.jpg", "frame_flow_{}.jpg"), "frame_{}.jpg"),
+    "capitals": (numbered("Frame_{}.JPG", "FLOW_X_{}.JPG"), "Frame_{}.JPG"),
+    "a cover": ([*numbered("frame{:06}.jpg"), "cover.jpg", "poster.png"], "frame{:06}.jpg"),
+    "a thumbnail": ([*numbered("{}.jpg"), "thumb.jpg"], "{}.jpg"),
+    "a copy": ([*numbered("frame{:03}.jpg"), "frame007 - Copy.jpg"], "frame{:03}.jpg"),
+    "size behind": (numbered("frame{}_112x112.jpg", numbers=range(1, 21)), "frame{}_112x112.jpg"),
+    "size before": (numbered("112x112_frame{}.jpg", numbers=range(1, 21)), "112x112_frame{}.jpg"),
+    "rate behind": (numbered("clip7_{}_25fps.png"), "clip7_{}_25fps.png"),
+    "version before and behind": (numbered("v2_f{}_q95.jpg"), "v2_f{}_q95.jpg"),
+    "mp4 in the name": (numbered("video1.mp4_{}.jpg"), "video1.mp4_{}.jpg"),
+    "ten and on": (numbered("{}.jpg", numbers=(8, 9, 10, 11, 99, 100)), "{}.jpg"),
+    "flow alone": (numbered("flow_x_{}.jpg"), "flow_x_{}.jpg"),
+    "one": (["still.jpg"], "still.jpg"),
+    "flow alone, two": (numbered("flow_x_{}.jpg", "flow_y_{}.jpg"), "holds several series of images, flow_x_#.jpg (12), flow_y_#.jpg (12): choose one by --frame_names"),
+    "left and right": (numbered("left{}.jpg", "right{}.jpg"), "several series"),
+    "two kinds of RGB": (numbered("img_{}.jpg", "frame_{}.jpg"), "several series"),
+    "two suffixes": (numbered("{}.jpg", "{}.png"), "holds several series of images, #.jpg (12), #.png (12)"),
+    "a second format of some": ([*numbered("img_{}.jpg"), "img_3.png"], "several series"),
+    "a copy in brackets": ([*numbered("frame{}.jpg"), "frame7 (1).jpg"], "several series"),
+    "no numbers": (["a.jpg", "b.jpg"], "several series"),
+    "two cameras": (numbered("cam1_{}.jpg", "cam2_{}.jpg"), "no number in names such as cam1_1.jpg and cam2_9.jpg tells the order of its 24 images"),
+    "two parts": (numbered("part1_frame{:04}.jpg", "part2_frame{:04}.jpg"), "as 'part1_frame#.jpg'"),
+    "times": (["0.5.jpg", "1.0.jpg", "1.5.jpg"], "no number in names"),
+    "numbers that disagree": (["1_30.jpg", "2_20.jpg", "3_10.jpg"], "no number in names"),
+    "the same number": (["frame1.jpg", "frame01.jpg"], "no number in names"),
+    "many": ([f"{letter}.jpg" for letter in "abcdefgh"], "a.jpg (1), b.jpg (1), c.jpg (1), d.jpg (1), e.jpg (1), …"),
+}
+
+
+@pytest.mark.parametrize("kind", SERIES)
+def test_one_series_of_images_is_the_video(tmp_path, kind):
+    names, expected = SERIES[kind]
+    for name in [*reversed(names), "._" + names[0], ".hidden.jpg", "Thumbs.db", "notes.txt"]:
+        (tmp_path / name).touch()
+    if "." not in expected or " " in expected:
+        with pytest.raises(ValueError, match=re.escape(expected)) as caught:
+            frame_names(tmp_path)
+        assert str(tmp_path) in str(caught.value) and "--frame_names" in str(caught.value)
+    else:
+        numbers = sorted({int(number) for name in names for number in re.findall(r"\d+", name) if expected.format(int(number)) == name})
+        assert frame_names(tmp_path) == [expected.format(number) for number in numbers or [0]]
+
+
+@pytest.mark.parametrize("pattern, expected", (("flow_x_#.jpg", "flow_x_{:05}.jpg"), ("img_*", "img_{:05}.jpg"), ("IMG_#.JPG", "img_{:05}.jpg"),
+                                               ("cam2_#.jpg", "cam2_{:05}.jpg"), ("#.png", "{:05}.png"), ("flow_[y]_*", "flow_y_{:05}.jpg")))
+def test_a_flag_chooses_the_series(tmp_path, pattern, expected):
+    for name in numbered("img_{:05}.jpg", "flow_x_{:05}.jpg", "flow_y_{:05}.jpg", "cam1_{:05}.jpg", "cam2_{:05}.jpg", "{:05}.jpg", "{:05}.png"):
+        (tmp_path / name).touch()
+    assert frame_names(tmp_path, pattern) == numbered(expected)
+    for other, words in (("flow_*", "holds several series"), ("cam*", "no number in names"), ("film_#.jpg", "holds no image that --frame_names film_#.jpg fits")):
+        with pytest.raises(ValueError, match=words):
+            frame_names(tmp_path, other)
+
+
+def test_clips_are_of_the_series_that_is_chosen(tiny, load, tmp_path):
+    """Flow beside RGB, as two-stream networks are fed: the clips are those without flow, or flow where it is asked for, from a pack of its own."""
+    plain = load().gather(torch.arange(7))
+    for folder in (tiny / "jpegs").iterdir():
+        for name in os.listdir(folder):
+            for axis in "xy":
+                Image.new("L", (16, 16), "xy".index(axis)).save(folder / name.replace("frame", f"flow_{axis}_").replace("jpg", "png"))
+    for pack in (True, False):
+        assert torch.equal(load(pack=pack).gather(torch.arange(7)), plain)
+        assert (load(pack=pack, names="flow_y_#.png").gather(torch.arange(7)) == 1).all()
+    assert len(packs(tmp_path)) == 2
+    for folder in (tiny / "jpegs").iterdir():
+        for name in os.listdir(folder):
+            if name.startswith("frame"):
+                (folder / name).unlink()
+    with pytest.raises(ValueError, match="holds several series of images, flow_x_#.png"):
+        load(pack=False)
+
+
+def test_frames_in_the_directory_for_replacements(tmp_path):
+    """Where the listed folder is missing, or empty as after a failed extraction."""
+    for kind in ("train", "replacement"):
+        write_frames(tmp_path / kind / "a", 2)
+    write_frames(tmp_path / "replacement" / "b", 2)
+    write_frames(tmp_path / "replacement" / "c", 2)
+    (tmp_path / "train" / "c").mkdir()
+    (tmp_path / "train" / "d").mkdir()
+    folders = [str(tmp_path / "train" / name) for name in "abcd"]
+    assert find_folders(folders, "replacement") == [folders[0], str(tmp_path / "replacement" / "b"), str(tmp_path / "replacement" / "c"), folders[3]]
+    with pytest.raises(ValueError, match=r"train/b does not exist \(1 of 4"):
+        find_folders(folders)
+
+
+def saved(image, path, **options):
+    image.save(path, **options)
+    return path
+
+
+def picture():
+    """Left red, right blue, with a black top and a white dot: no two of its positions look alike. (24, 16) pixels."""
+    pixels = np.zeros((16, 24, 3), np.uint8)
+    pixels[:, :12, 0] = pixels[:, 12:, 2] = 200
+    pixels[:4], pixels[12:, :4] = 0, 255
+    return Image.fromarray(pixels)
+
+
+@pytest.mark.parametrize("suffix", (".jpg", ".png"))
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_pictures_stand_as_their_exif_says(tmp_path, orientation, suffix):
+    exif, places = Image.Exif(), [None, None, 0, 3, 1, 5, 2, 6, 4]  # of EXIF's numbers: how such a picture lies
+    exif[0x0112] = orientation
+    image = picture() if places[orientation] is None else picture().transpose(Image.Transpose(places[orientation]))
+    lying = saved(image, tmp_path / f"a{suffix}", exif=exif, **({"quality": 100, "subsampling": 0} if suffix == ".jpg" else {}))
+    square = np.asarray(ImageOps.fit(picture(), (16, 16))).transpose(2, 0, 1)
+    found = read_frame(lying, 16)
+    assert np.abs(found.astype(int) - square).max() < 12
+    assert np.abs(read_frame(saved(image, tmp_path / f"b{suffix}"), 16).astype(int) - square).max() > 90 or orientation == 1
+
+
+GREY = np.linspace(0, 1, 256).reshape(16, 16)
+PICTURES = {  # a picture of other pixels than 8-bit RGB, and the grey or colour that it shows
+    "16-bit grey": (Image.fromarray((GREY * 65535).astype(np.uint16)), GREY * 255),
+    "16-bit dark": (Image.fromarray((GREY * 5000).astype(np.uint16)), GREY * 5000 / 257),
+    "8-bit grey": (Image.fromarray((GREY * 255).astype(np.uint8)), GREY * 255),
+    "1-bit": (Image.fromarray(GREY > 0.5), (GREY > 0.5) * 255),
+    "palette": (Image.fromarray((GREY * 255).astype(np.uint8)).convert("P"), GREY * 255),
+    "alpha": (Image.merge("RGBA", [Image.new("L", (16, 16), 255)] * 3 + [Image.fromarray((GREY * 255).astype(np.uint8))]), GREY * 255),
+    "grey and alpha": (Image.merge("LA", [Image.new("L", (16, 16), 255), Image.fromarray((GREY * 255).astype(np.uint8))]), GREY * 255),
+    "opaque": (Image.fromarray((GREY * 255).astype(np.uint8)).convert("RGBA"), GREY * 255),
+}
+
+
+@pytest.mark.parametrize("kind", PICTURES)
+def test_pictures_that_are_not_8_bit_rgb(tmp_path, kind):
+    image, expected = PICTURES[kind]
+    found = read_frame(saved(image, tmp_path / "a.png"), 16)
+    assert found.dtype == np.uint8 and found.shape == (3, 16, 16) and np.abs(found - np.broadcast_to(expected, (3, 16, 16))).max() <= 1.01
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
+def test_transparent_colours_of_a_palette_and_odd_exif(tmp_path):
+    image = Image.fromarray((GREY * 255).astype(np.uint8)).convert("P")
+    found = read_frame(saved(image, tmp_path / "a.png", transparency=image.getpixel((15, 15))), 16)
+    assert found[:, 15, 15].max() == 0 and found[0, 10, 10] == read_frame(saved(image, tmp_path / "b.png"), 16)[0, 10, 10]
+    for number, exif in enumerate((b"Exif\0\0nonsense", b"Exif\0\0II*\0\xff\xff\xff\xff", b"")):
+        path = saved(picture(), tmp_path / f"{number}.jpg", exif=exif)
+        assert read_frame(path, 16).shape == (3, 16, 16)
+    exif = Image.Exif()
+    exif[0x0112] = 9  # no orientation
+    assert (read_frame(saved(picture(), tmp_path / "9.png", exif=exif), 16) == read_frame(saved(picture(), tmp_path / "1.png"), 16)).all()
 
 
 def test_frames_of_other_sizes_and_modes_become_rgb_squares(tiny, load):
@@ -181,6 +342,22 @@ def test_ssv2_lists(tmp_path):
     write_list(root / "class_list.json", json.dumps(["Pushing"]))
     with pytest.raises(ValueError, match="annot_train.json has the class 'Holding'"):
         read_videos("SSv2", tmp_path)
+    write_list(root / "annot_train.json", json.dumps([{"id": 7, "class": 1}, {"id": "8", "class": 0}]))
+    write_list(root / "annot_val.json", json.dumps([{"id": "9", "class": 1}]))
+    for classes in (["Holding", "Pushing"], {"Pushing": 1, "Holding": 0}):  # numbers of classes, as in the authors' files
+        write_list(root / "class_list.json", json.dumps(classes))
+        assert read_videos("SSv2", tmp_path)[0].label.tolist() == ["Pushing", "Holding", "Pushing"]
+    for number in (2, -1, "1", 1.5, None):
+        write_list(root / "annot_val.json", json.dumps([{"id": "9", "class": number}]))
+        with pytest.raises(ValueError, match=f"annot_val.json has the class '{number}', which class_list.json beside it does not name"):
+            read_videos("SSv2", tmp_path)
+    write_list(root / "annot_val.json", json.dumps([{"id": "9", "class": ["Pushing"]}]))
+    with pytest.raises(ValueError, match="annot_val.json is not a list of videos with an id and a class"):
+        read_videos("SSv2", tmp_path)
+    write_list(root / "annot_val.json", json.dumps([{"id": "9", "class": 1}]))
+    write_list(root / "class_list.json", "7")
+    with pytest.raises(ValueError, match="class_list.json is not a list of classes"):
+        read_videos("SSv2", tmp_path)
     write_list(root / "class_list.json", json.dumps({"Pushing": 0, "Holding": 1}))
     write_list(root / "annot_val.json", "[{")
     with pytest.raises(ValueError, match="annot_val.json cannot be read as json"):
@@ -205,7 +382,7 @@ def test_rule_all_stretches_and_counts(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("text", ("\ufeff" + HEADER + "a,NA,train\n", (HEADER + "a,NA,train\n").replace("\n", "\r\n"),
-                                  "x,split,label,folder_name\n1,train,NA,a\n", HEADER + "./a/,NA,train\n"))
+                                  "x,split,label,folder_name\n1,train,NA,a\n", HEADER + "a,NA,train,\n", HEADER + "./a/,NA,train\n"))
 def test_csv_variants(tmp_path, text):
     path = tmp_path / "list.csv"
     path.write_bytes(text.encode())
@@ -232,6 +409,7 @@ def test_odd_names_are_seen_among_many(name):
     ("a,b\x00\xff\n", "list.csv has no column"),
     ("folder_name,label\na,Run\n", "list.csv has no column split"),
     (HEADER, "list.csv lists no videos"),
+    ("split,folder_name,label\ntrain,a,clap, loudly\n", r"list.csv cannot be read as a csv list \(row 1 has more fields than the header: a comma"),
     (HEADER + "a,Run,train\nb,Run,dev\n", "list.csv, row 2: the split 'dev' is unknown: choose from train, test, val"),
     (HEADER + "a,Run,train\nb,Run\n", "list.csv, row 2: the split '' is unknown"),
     (HEADER + "../a,Run,train\n", "list.csv, row 1: the folder name '../a' does not stay inside"),
@@ -257,6 +435,46 @@ def test_list_that_is_not_text(tmp_path):
     (tmp_path / "list.csv").write_bytes(b"\xff\xd8\xff\xe0" * 40)
     with pytest.raises(ValueError, match="list.csv cannot be read as a csv list"):
         read_videos("custom", tmp_path, tmp_path / "list.csv", tmp_path)
+
+
+def damaged(text, generator):
+    """The text with bytes changed, its end cut off, a piece taken out, or another list's end."""
+    data, (first, second) = bytearray(text.encode()), sorted(generator.integers(0, len(text), 2))
+    kind = generator.integers(0, 4)
+    if kind == 0:
+        data[first:first + 3] = generator.bytes(3)
+    elif kind == 1:
+        del data[first:]
+    elif kind == 2:
+        del data[first:second]
+    else:
+        data[first:] = b'[{"id": 7, "class": 0}]\n,x"y",train\n'[second % 20:]
+    return bytes(data)
+
+
+@pytest.mark.parametrize("dataset", ("custom", "Kinetics400", "SSv2"))
+def test_damaged_lists_are_read_or_refused_in_one_sentence(tmp_path, dataset):
+    root, generator = tmp_path, np.random.default_rng(0)
+    header = "label,youtube_id,time_start,time_end,split\n"
+    files = {"custom": {"list.csv": HEADER + "".join(f"v{number},c{number % 3},{('train', 'val', 'test')[number // 4]}\n" for number in range(12))},
+             "Kinetics400": {f"Kinetics/{name}.csv": header + "".join(f'"c{number % 2}, x",{name}{number},{number},11,{name}\n' for number in range(6))
+                             for name in ("train", "validate")},
+             "SSv2": {"SSv2/class_list.json": '["a b", "b", "c"]', **{
+                 f"SSv2/annot_{name}.json": json.dumps([{"id": f"{name}{number}", "class": number % 3} for number in range(6)]) for name in ("train", "val")}}}[dataset]
+    read = refused = 0
+    for turn in range(100):
+        hit = list(files)[turn % len(files)]
+        for name, text in files.items():
+            (root / name).parent.mkdir(exist_ok=True)
+            (root / name).write_bytes(damaged(text, generator) if name == hit else text.encode())
+        try:
+            videos, class_names = read_videos(dataset, root, *((root / "list.csv", root) if dataset == "custom" else ()))
+            assert len(videos) and sorted(set(videos.label)) == class_names
+            read += 1
+        except ValueError as error:
+            assert str(root) in str(error)
+            refused += 1
+    assert refused > 20 and read + refused == 100
 
 
 def test_custom_finds_its_frames_and_list(tiny):
@@ -394,6 +612,90 @@ def test_an_existing_pack_needs_no_frames(tiny, load, tmp_path):
     shutil.rmtree(tiny / "jpegs")
     after = load(frames_path=tiny / "jpegs")
     assert torch.equal(after.gather(torch.arange(7)), before) and packs(tmp_path)[0].stat().st_mtime_ns == changed
+    with pytest.raises(ValueError, match="does not exist"):  # never packed: who knows what stood there
+        load(frames_path=tiny / "other")
+
+
+def test_a_damaged_note_beside_a_pack_is_named_or_passed_over(tiny, load, tmp_path):
+    load()
+    note, = packs(tmp_path, "*.json")
+    shutil.rmtree(tiny / "jpegs")
+    for text, message in (("{", "cannot be read as json"), ("[1]", "does not exist"), ('{"listed": [], "place": {}}', "does not exist")):
+        note.write_text(text)
+        with pytest.raises(ValueError, match=message):
+            load(frames_path=tiny / "jpegs")
+
+
+def test_moved_data_have_the_same_pack(tiny, load, tmp_path):
+    before, changed = {split: load(split).gather(torch.arange(4)) for split in ("train", "test")}, {path: path.stat().st_mtime_ns for path in packs(tmp_path)}
+    tiny.rename(tmp_path / "elsewhere")
+    (tmp_path / "deep" / "er").mkdir(parents=True)
+    shutil.copytree(tmp_path / "elsewhere", tmp_path / "deep" / "er" / "copy")
+    (tmp_path / "link").symlink_to(tmp_path / "elsewhere")
+    for place in ("elsewhere", "deep/er/copy", "link"):
+        for split, clips in before.items():
+            assert torch.equal(load(split, data_path=tmp_path / place).gather(torch.arange(4)), clips)
+    shutil.copy(tmp_path / "elsewhere" / "list.csv", tmp_path / "other.csv")  # the list elsewhere, the frames under another name
+    (tmp_path / "elsewhere" / "jpegs").rename(tmp_path / "pictures")
+    load(data_path=tmp_path, list_path=tmp_path / "other.csv", frames_path=tmp_path / "pictures")
+    assert {path: path.stat().st_mtime_ns for path in packs(tmp_path)} == changed
+
+
+def other_quality(folder):
+    for path in folder.iterdir():
+        Image.open(path).save(path, quality=40)
+
+
+OTHER_DATA = {  # what makes a video's frames others, under the same names in the list
+    "pixels": other_quality,
+    "one frame more": lambda folder: shutil.copy(folder / "frame000001.jpg", folder / "frame000099.jpg"),
+    "one frame less": lambda folder: (folder / "frame000001.jpg").unlink(),
+    "other names": lambda folder: [path.rename(path.with_name(path.name.replace("frame", "img_"))) for path in list(folder.iterdir())],
+    "another video's": lambda folder: (shutil.rmtree(folder), write_frames(folder, 20, seed=77)),
+}
+
+
+@pytest.mark.parametrize("where", ("moved", "in place"))
+@pytest.mark.parametrize("kind", OTHER_DATA)
+def test_other_data_of_the_same_list_have_a_pack_of_their_own(tiny, load, tmp_path, kind, where):
+    mine, before = tiny, load().gather(torch.arange(7))
+    if where == "moved":
+        shutil.copytree(tiny, tmp_path / "other")
+        mine = tmp_path / "other"
+    OTHER_DATA[kind](mine / "jpegs" / "v_rise_train_1")
+    found = load(data_path=mine).gather(torch.arange(7))
+    assert torch.equal(found, load(data_path=mine, pack=False).gather(torch.arange(7))) and len(packs(tmp_path)) == 2
+    if where == "moved":
+        assert torch.equal(load().gather(torch.arange(7)), before)
+        shutil.rmtree(mine / "jpegs")
+        assert torch.equal(load(data_path=mine, frames_path=mine / "jpegs").gather(torch.arange(7)), found)  # each place has its own, also without frames
+        assert torch.equal(load().gather(torch.arange(7)), before)
+
+
+def test_a_sample_tells_large_sets_apart(tmp_path):
+    for number in range(200):
+        write_frames(tmp_path / "a" / str(number), 1, seed=number)
+    shutil.copytree(tmp_path / "a", tmp_path / "b")
+    folders = {place: [str(tmp_path / place / str(number)) for number in range(200)] for place in "ab"}
+    digest = content_digest(folders["a"])
+    assert digest == content_digest(folders["b"]) and digest != content_digest(folders["a"][::-1])
+    for number in range(0, 200, 50):
+        other_quality(tmp_path / "b" / str(number))
+    assert digest != content_digest(folders["b"])
+    assert content_digest([str(tmp_path / "c" / str(number)) for number in range(200)]) is None
+
+
+def test_val_is_the_test_set_only_where_there_is_no_other(tmp_path):
+    rows = [f"{split}{number},c{number},{split}" for split in ("train", "val", "validate", "validation") for number in range(2)]
+    for extra, expected in (([], {"train": 2, "test": 6}), (["x,c0,test"], {"train": 2, "validation": 6, "test": 1})):
+        path = write_list(tmp_path / "list.csv", HEADER + "\n".join([*rows, *extra, ""]))
+        assert read_videos("custom", tmp_path, path, tmp_path)[0].split.value_counts().to_dict() == expected
+    with pytest.raises(ValueError, match="--validation 0.5: the list has validation videos of its own: give --validation list"):
+        read_videos("custom", tmp_path, path, tmp_path, validation=0.5)
+    assert read_videos("custom", tmp_path, path, tmp_path, validation="list")[0].split.value_counts().to_dict() == expected
+    path = write_list(tmp_path / "list.csv", HEADER + "\n".join([*rows, ""]))
+    with pytest.raises(ValueError, match="--validation list: the list has no validation videos, besides test videos: give a share"):
+        read_videos("custom", tmp_path, path, tmp_path, validation="list")
 
 
 def test_damaged_pack_is_named(load, tmp_path):

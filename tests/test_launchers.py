@@ -1,5 +1,6 @@
 """Every launcher, dry: a stub in the place of Python writes down its command line; the script's own parser reads it."""
 import importlib
+import itertools
 import json
 import os
 import pathlib
@@ -9,6 +10,7 @@ import subprocess
 import sys
 
 import pytest
+from conftest import write_frames
 
 from utils import ROOT
 
@@ -355,7 +357,8 @@ def test_static_dynamic_finds_the_static_memory_of_its_launcher(launch, monkeypa
     found = find_static(arguments, spc=10)
     assert found.name == "distilled.pt" and found.parent.name.startswith("DC_spc10_")
     shutil.copy(data / "list.csv", tmp_path / "other.csv")
-    for changed in ("--size", "64"), ("--seed", "1"), ("--train_clips", "2"), ("--list_path", "other.csv"):
+    assert find_static(parser().parse_args([*flags("sh/s2d/DM.sh", "custom", "1", "5"), "--list_path", "other.csv"]), spc=10) == found  # the same list
+    for changed in ("--size", "64"), ("--seed", "1"), ("--train_clips", "2"), ("--frame_names", "img_#.jpg"):
         with pytest.raises(ValueError, match="no finished static memory of 10 frames"):
             find_static(parser().parse_args([*flags("sh/s2d/DM.sh", "custom", "1", "5"), *changed]), spc=10)
 
@@ -416,6 +419,100 @@ def test_trajectory_matching_finds_the_experts_of_its_launcher(launch, monkeypat
     with pytest.raises(ValueError, match="were trained on other data or are other networks: another list$"):
         prepare(arguments)
     assert buffer.parser().get_default("train_epochs") == 10
+
+
+# ---------------------------------------------------------------- the trees of the method's authors, as they are
+
+def ucf101(root, lists):
+    """Their frames and lists; `lists` are the names that the list goes by."""
+    rows = ["folder_name,label,split"]
+    for label, split, number in itertools.product(("Biking", "Walk"), ("train", "test"), (1, 2)):
+        folder = f"v_{label}_g{'08' if split == 'train' else '01'}_c0{number}"
+        write_frames(root / "UCF101" / "jpegs_112" / folder, 15 + 4 * number, size=(112, 112), seed=len(rows))
+        rows.append(f"{folder},{label},{split}")
+    for name in lists:
+        (root / "UCF101" / name).write_text("\n".join(rows) + "\n")
+    (root / "UCF101" / "UCF101actions.pkl").write_bytes(b"\x80\x04nothing that anybody reads")
+
+
+def hmdb51(root, lists):
+    rows = ["folder_name,label,split"]
+    for name, label, split in (("Brushing_Her_Hair__[_NEW_AUDIO_]_UPDATED!!!!_brush_hair_h_cm_np1_fr_goo_0", "brush_hair", "train"),
+                               ("Geena_und_die_Radschl_ge___;-)_cartwheel_f_cm_np1_fr_med_2", "cartwheel", "train"),
+                               ("(Rad)Schlag_die_Bank!_cartwheel_f_cm_np1_le_med_0", "cartwheel", "test"),
+                               ("indianrapunzels_com---silky_long_hair_brushing_brush_hair_u_cm_np2_fr_goo_0", "brush_hair", "test")):
+        write_frames(root / "HMDB51" / "jpegs_112" / name, 20, size=(112, 112), seed=len(rows))
+        rows.append(f"{name},{label},{split}")
+    for name in lists:
+        (root / "HMDB51" / name).write_text("\n".join(rows) + "\n")
+
+
+def kinetics(root, lists):
+    """What could not be extracted has an empty folder, and is among the replacements."""
+    root, header = root / "Kinetics", "label,youtube_id,time_start,time_end,split"
+    for number, folder in enumerate(("train/-abc_000005_000015", "train/x_y_000103_000113", "val/NA_000000_000010", "val/q_000001_000011",
+                                     "replacement/x_y_000103_000113", "replacement/zzz_000001_000011", "test/ttt_000001_000011")):
+        write_frames(root / folder, 5 if folder.startswith("val/q") else 8, size=(64, 64), seed=number, name="{:02d}.jpg")
+    for path in (root / "train" / "x_y_000103_000113").iterdir():
+        path.unlink()
+    (root / "train.csv").write_text("\n".join([header, "abseiling,-abc,5,15,train", "zumba,x_y,103,113,train", "zumba,zzz,1,11,train", ""]))
+    (root / "validate.csv").write_text("\n".join([header, "zumba,NA,0,10,validate", "abseiling,q,1,11,validate", ""]))
+    (root / "test.csv").write_text("\n".join([header, "zumba,ttt,1,11,test", ""]))
+    (root / "broken_videos.txt").write_text("train/x_y_000103_000113.mp4\n")
+    (root / "short_videos.txt").write_text("val/q_000001_000011.mp4,5\n")
+
+
+def ssv2(root, lists):
+    """Numbers of classes, and frames that keep the numbers that they had in the video."""
+    root = root / "SSv2"
+    for number in range(6):
+        folder = root / lists[number % len(lists)] / str(700 + number)
+        write_frames(folder, 8, size=(64, 64), seed=number, name="{:010d}.jpg")
+        for path in sorted(folder.iterdir(), reverse=True):
+            path.rename(path.with_name(f"{5 * int(path.stem) - 3:010d}.jpg"))
+    videos = [{"id": str(700 + number), "class": number % 2 * 2} for number in range(6)]
+    (root / "annot_train.json").write_text(json.dumps(videos[:4]))
+    (root / "annot_val.json").write_text(json.dumps(videos[4:]))
+    (root / "class_list.json").write_text(json.dumps(["approaching something", "unused", "holding something"]))
+    (root / "frame").mkdir(exist_ok=True)
+
+
+@pytest.mark.parametrize("dataset, tree, lists, classes", (
+    ("UCF101", ucf101, ["ucf101_splits1.csv", "ucf50_splits1.csv"], ["Biking", "Walk"]),
+    ("miniUCF101", ucf101, ["ucf50_splits1.csv"], ["Biking", "Walk"]),
+    ("miniUCF101", ucf101, ["miniucf_splits1.csv"], ["Biking", "Walk"]),
+    ("miniUCF101", ucf101, ["ucf50_splits1.csv", "miniucf_splits1.csv"], ["Biking", "Walk"]),
+    ("HMDB51", hmdb51, ["hmdb51_splits.csv"], ["brush_hair", "cartwheel"]),
+    ("Kinetics400", kinetics, [], ["abseiling", "zumba"]),
+    ("SSv2", ssv2, ["frame"], ["approaching something", "holding something"]),
+    ("SSv2", ssv2, ["jpegs_112"], ["approaching something", "holding something"]),
+    ("SSv2", ssv2, ["frame", "jpegs_112"], ["approaching something", "holding something"]),
+))
+def test_the_authors_trees_load_as_they_are(launch, command, tmp_path, dataset, tree, lists, classes):
+    """By the data set's launcher, in its own sizes."""
+    tree(tmp_path / "data", lists)
+    for folder in (tmp_path / "data").iterdir():
+        (folder / "._companion.csv").write_bytes(b"\0\5\26\7")
+    small = ["--data_path", tmp_path / "data", "--pack_path", tmp_path / "packs", "--save_path", tmp_path / "results", "--width", "4", "--Iteration", "1",
+             "--eval_it", "1", "--batch_real", "2", "--num_eval", "1", "--epoch_eval_train", "1", "--wandb", "disabled"]
+    _, call = launch("sh/baseline/DM.sh", "cpu", dataset, "1", "1", *map(str, small))
+    command.submit("distill_DM", call["command"][1:])
+    code, output = command.end()
+    assert code == 0, output
+    result, = (json.loads(path.read_text()) for path in tmp_path.glob(f"results/{dataset}/*/result.json"))
+    assert result["class_names"] == classes
+    assert ("fewer than 8 frames and are stretched" in output) == (dataset == "Kinetics400")
+
+
+def test_two_lists_of_one_data_set_that_are_not_the_same(tmp_path):
+    from distill_utils.datasets import read_videos
+    ucf101(tmp_path, ["ucf50_splits1.csv", "miniucf_splits1.csv"])
+    assert len(read_videos("miniUCF101", tmp_path)[0]) == 8
+    with open(tmp_path / "UCF101" / "miniucf_splits1.csv", "a") as file:
+        file.write("v_more,Walk,train\n")
+    with pytest.raises(ValueError, match="ucf50_splits1.csv and miniucf_splits1.csv beside it are different lists of one data set: choose by --list_path"):
+        read_videos("miniUCF101", tmp_path)
+    assert len(read_videos("miniUCF101", tmp_path, list_path=tmp_path / "UCF101" / "miniucf_splits1.csv")[0]) == 9
 
 
 def test_prepare(launch, tmp_path):

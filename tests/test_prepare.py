@@ -1,22 +1,27 @@
 """From video files to frame folders and lists: decoding, the official lists, resuming, and what bad files and lists give."""
+import errno
 import json
 import os
 import pathlib
 import re
+import shutil
 import subprocess
 import sys
+import tempfile
 import time
 
 import numpy as np
 import pandas as pd
 import pytest
-from PIL import Image
-from videos import CODECS, double, grey, turned, write_video
+import torch
+from PIL import Image, ImageOps
+from videos import CODECS, box, boxes, double, edited, grey, turned, with_matrix, write_streams, write_video
 
 from distill_utils import decode, inspect, lists, prepare, workers
 from distill_utils.clips import load_clips
-from distill_utils.datasets import choose_groups, clip_frames, frame_names, read_videos
+from distill_utils.datasets import choose_groups, clip_frames, read_videos
 from distill_utils.decode import Broken, Picture, extract, frames
+from distill_utils.frames import frame_names
 from utils import ROOT, run_script
 
 PLAIN = Picture((48, 36))
@@ -101,6 +106,130 @@ def test_rotated_videos_stand_upright(tmp_path, quarters):
     assert next(frames(path, Picture((50, 20)))).shape == (20, 50, 3)  # whatever the shape
 
 
+def corners(pixels):
+    """A bright left edge and a dark top: no two of a picture's eight positions look alike."""
+    pixels[:len(pixels) // 3] //= 4
+
+
+def shown(pixels, a, b, c, d):
+    """The pixels (H, W, 3) where the matrix puts them, one by one: x' = ax + cy, y' = bx + dy, moved to where none is negative."""
+    places = {(a * x + c * y, b * x + d * y): pixels[y, x] for y in range(pixels.shape[0]) for x in range(pixels.shape[1])}
+    left, top = min(x for x, _ in places), min(y for _, y in places)
+    result = np.zeros((max(y for _, y in places) - top + 1, max(x for x, _ in places) - left + 1, 3), np.uint8)
+    for (x, y), colour in places.items():
+        result[y - top, x - left] = colour
+    return result
+
+
+MATRICES = [(1, 0, 0, 1), (-1, 0, 0, 1), (1, 0, 0, -1), (-1, 0, 0, -1), (0, 1, -1, 0), (0, -1, 1, 0), (0, 1, 1, 0), (0, -1, -1, 0)]
+
+
+@pytest.mark.parametrize("matrix", MATRICES)
+@pytest.mark.parametrize("suffix, box", ((".mov", b"tkhd"), (".mp4", b"tkhd"), (".mov", b"mvhd")))
+def test_every_display_matrix(tmp_path, suffix, box, matrix):
+    path = write_video(tmp_path / f"a{suffix}", 2, size=(24, 16), paint=corners)
+    plain = next(frames(path, Picture(16)))
+    found = next(frames(with_matrix(path, *matrix, box=box), Picture(16)))
+    assert (found == shown(plain, *matrix)).all()
+    assert (next(frames(with_matrix(path, *(3 * value for value in matrix), box=box), Picture(16))) == found).all()  # matrices may scale, too
+
+
+@pytest.mark.parametrize("matrix", ((0, 0, 0, 0), (1, 1, -1, 1)))
+def test_matrices_of_no_right_angle_and_no_sense_leave_a_frame_whole(tmp_path, matrix):
+    path = with_matrix(write_video(tmp_path / "a.mov", 2), *matrix)
+    assert extract(path, tmp_path / "frames", PLAIN) == (2, 2)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("suffix", (".avi", ".mov", ".mkv"))
+def test_motion_jpeg_of_cameras_stands_as_its_exif_says(tmp_path, suffix, orientation):
+    """Its frames carry what PyAV has no name for."""
+    import av
+    pixels = np.full((16, 24, 3), 128, np.uint8)
+    pixels[:, :6] = 250
+    corners(pixels)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(pixels).save(tmp_path / "a.jpg", exif=exif, quality=95)
+    with av.open(str(tmp_path / f"a{suffix}"), "w") as container:
+        stream = container.add_stream("mjpeg", rate=25)
+        stream.width, stream.height, stream.pix_fmt = 24, 16, "yuvj420p"
+        for number in range(2):
+            packet = av.Packet((tmp_path / "a.jpg").read_bytes())
+            packet.stream, packet.pts, packet.dts, packet.time_base, packet.is_keyframe = stream, number, number, 1 / stream.average_rate, True
+            container.mux(packet)
+    upright = np.asarray(ImageOps.exif_transpose(Image.open(tmp_path / "a.jpg")))
+    found = next(frames(tmp_path / f"a{suffix}", Picture(16)))
+    assert found.shape == upright.shape and np.abs(found.astype(int) - upright).max() < 40
+
+
+NONE, DEFAULT = 0, 1  # dispositions
+THUMBNAIL, VIDEO, SMALL = (32, 24), (48, 36), (24, 18)
+
+
+@pytest.mark.parametrize("suffix, streams, chosen", [
+    *((suffix, [(THUMBNAIL, 1, NONE), (VIDEO, 20, DEFAULT)], 1) for suffix in (".mkv", ".mp4", ".mov", ".webm", ".avi", ".ts", ".wmv")),
+    *((suffix, [(VIDEO, 20, DEFAULT), (THUMBNAIL, 1, NONE)], 0) for suffix in (".mkv", ".mp4", ".mov", ".webm", ".avi", ".ts", ".wmv")),
+    *((suffix, [(THUMBNAIL, 1, NONE), (VIDEO, 20, NONE)], 1) for suffix in (".mkv", ".mp4", ".avi", ".ts")),  # none is the default, or the thumbnail
+    *((suffix, [(THUMBNAIL, 1, DEFAULT), (VIDEO, 20, NONE)], 1) for suffix in (".mkv", ".mp4", ".mov")),  # is: a picture is no video
+    *((suffix, [(THUMBNAIL, 1, NONE), (SMALL, 20, DEFAULT), (VIDEO, 20, NONE)], 1) for suffix in (".mkv", ".mov")),
+    *((suffix, [(VIDEO, 20, NONE), (SMALL, 20, DEFAULT)], 1) for suffix in (".mkv", ".mov", ".webm")),
+    (".mkv", [(VIDEO, 1, NONE), (THUMBNAIL, 1, DEFAULT)], 1),
+])
+def test_the_best_video_stream_is_the_video(tmp_path, suffix, streams, chosen):
+    path = write_streams(tmp_path / f"a{suffix}", *streams)
+    size, count, _ = streams[chosen]
+    assert extract(path, tmp_path / "all", Picture(size[1])) == (count, count)
+    assert Image.open(tmp_path / "all" / "frame000001.jpg").size == size
+    assert extract(path, tmp_path / "some", Picture(size[1]), T=8) == (min(8, count), count)
+
+
+EDITS = {  # an edit list of 50 frames with a key frame every ten, and the frames that a player shows
+    "the middle": ([(11, 20)], range(11, 31)),
+    "from a key frame": ([(10, 20)], range(10, 30)),
+    "to the end": ([(31, 19)], range(31, 50)),
+    "past the end": ([(11, 60)], range(11, 50)),
+    "the first frames": ([(0, 20)], range(20)),
+    "one frame": ([(7, 1)], [7]),
+    "after a pause": ([(-1, 5), (11, 20)], range(11, 31)),
+    "two pieces": ([(5, 10), (30, 10)], [*range(5, 15), *range(30, 40)]),
+    "the same twice": ([(5, 10), (5, 10)], [*range(5, 15), *range(5, 15)]),
+    "pieces in another order": ([(30, 5), (5, 5)], [*range(30, 35), *range(5, 10)]),
+}
+
+
+@pytest.mark.parametrize("kind", EDITS)
+@pytest.mark.parametrize("suffix", (".mov", ".mp4"))
+def test_of_a_trimmed_file_what_a_player_shows(tmp_path, suffix, kind):
+    edits, numbers = EDITS[kind]
+    path = edited(write_video(tmp_path / f"a{suffix}", 50, gop=10), *edits)
+    assert decode.count_packets(path) == len(numbers)
+    assert extract(path, tmp_path / "all", PLAIN) == (len(numbers), len(numbers))
+    assert greys(tmp_path / "all") == [number % 16 for number in numbers]
+    extract(path, tmp_path / "some", PLAIN, T=8)
+    chosen = sorted(set(clip_frames(len(numbers), 8, 1, "all", [0])[0].tolist()))
+    assert greys(tmp_path / "some") == [numbers[number] % 16 for number in chosen]
+
+
+@pytest.mark.parametrize("edits", ([(11, 20)], [(0, 50)], [(11, 39)]))
+def test_a_trimmed_file_without_its_end_is_a_truncated_one(tmp_path, edits):
+    """The index at its front, as in files for the web: what is cut off are frames."""
+    path = edited(write_video(tmp_path / "a.mov", 50, gop=10, size=(480, 360)), *edits)
+    data = path.read_bytes()
+    parts = dict(boxes(data))
+    front, moved = box(b"ftyp", parts[b"ftyp"]), len(parts[b"moov"]) + 8
+    place = parts[b"moov"].index(b"stco") + 12  # of the chunks: behind the index now
+    chunks = np.frombuffer(parts[b"moov"], ">u4", int.from_bytes(parts[b"moov"][place - 4:place], "big"), place)
+    moov = parts[b"moov"][:place] + (chunks + moved).astype(">u4").tobytes() + parts[b"moov"][place + chunks.nbytes:]
+    whole = front + box(b"moov", moov) + data[len(front):data.index(b"moov") - 4]
+    path.write_bytes(whole)
+    expected = sum(count for _, count in edits)
+    assert extract(path, tmp_path / "frames", PLAIN) == (expected, expected)
+    path.write_bytes(whole[:len(whole) // 2])
+    with pytest.raises(Broken, match="ends after|Invalid data"):
+        extract(path, tmp_path / "frames", PLAIN)
+
+
 def test_sizes():
     assert Picture((160, 120), 112).scaled(33, 999) == (160, 120)
     for size, expected in (((320, 240), (160, 120)), ((240, 320), (120, 160)), ((321, 241), (160, 120)), ((100, 100), (120, 120)),
@@ -179,6 +308,15 @@ def test_an_avi_may_leave_out_frames_that_repeat_the_last(tmp_path):
     with av.open(str(tmp_path / "a.avi")) as container:
         assert container.streams.video[0].frames == 9
     assert extract(tmp_path / "a.avi", tmp_path / "frames", PLAIN) == (4, 4)
+
+
+@pytest.mark.parametrize("suffix", (".avi", ".mp4", ".mkv"))
+def test_titles_in_other_encodings(tmp_path, suffix):
+    path = write_video(tmp_path / f"a{suffix}", title="a title to change")
+    data = path.read_bytes()
+    assert b"a title to change" in data
+    path.write_bytes(data.replace(b"a title to change", b"\xfcberall \xe4hnlich "))
+    assert extract(path, tmp_path / "frames", PLAIN) == (12, 12)
 
 
 def test_frames_too_large_are_refused_before_decoding(tmp_path, monkeypatch):
@@ -279,7 +417,7 @@ def test_ucf101(ucf, tmp_path, command):
         "folder_name,label,split,group", *(f"v_{label}_g{group}_c0{clip},{label},{split},v_{label}_g{group}" for split, group in (("train", "01"), ("test", "02"))
                                            for label in ("Biking", "Walk") for clip in (1, 2))]
     assert "v_Walk_g02_c01,Walk,train" in (root / "ucf101_splits2.csv").read_text()
-    assert not (root / "ucf101_splits3.csv").exists() and not (root / ".preparing").exists()
+    assert not (root / "ucf101_splits3.csv").exists() and not list(root.rglob(".preparing*"))
     assert greys(root / "jpegs_112" / "v_Walk_g01_c02") == [*range(16), 0, 1, 2, 3]
     assert Image.open(root / "jpegs_112" / "v_Walk_g01_c02" / "frame000001.jpg").size == (112, 112)
     for split, clips in (("train", 4), ("test", 12)):
@@ -477,6 +615,197 @@ def test_bad_folders_of_ones_own(own, tmp_path, command):
     assert not (tmp_path / "out").exists()
 
 
+SPLIT_TREES = {  # files, and the (class, split) of each; None: an error that says
+    "split above class": (["train/run/a", "train/walk/b", "val/run/c", "val/walk/d", "test/run/e", "test/walk/f"],
+                          [("run", "train"), ("walk", "train"), ("run", "validation"), ("walk", "validation"), ("run", "test"), ("walk", "test")]),
+    "class above split": (["run/train/a", "run/test/b", "run/validation/c", "walk/train/d", "walk/test/e"],
+                          [("run", "train"), ("run", "test"), ("run", "validation"), ("walk", "train"), ("walk", "test")]),
+    "other words": (["Training/run/x/a", "Training/walk/b", "Valid/run/c", "TEST_SET/walk/d"],
+                    [("run", "train"), ("walk", "train"), ("run", "validation"), ("walk", "test")]),
+    "no test: tested on val": (["train/run/a", "train/walk/b", "val/run/c"], [("run", "train"), ("walk", "train"), ("run", "test")]),
+    "no val": (["train/run/a", "train/walk/b", "test/run/c"], [("run", "train"), ("walk", "train"), ("run", "test")]),
+    "train alone: split here": ([f"train/{label}/{number}" for label in ("run", "walk") for number in range(4)], [("run", "train"), ("walk", "train"),
+                                                                                                             ("run", "test"), ("walk", "test")]),
+    "vehicles": (["train/a", "train/b", "bus/c", "bus/d"], [("train", "train"), ("bus", "train"), ("train", "test"), ("bus", "test")]),
+    "a class beside": (["train/run/a", "test/run/b", "walk/c"], "seems to be split by folders called test and train, but walk/c.mp4 has no place in that"),
+    "a folder beside": (["train/run/a", "test/run/b", "old/walk/c"], "split by folders called test and train, but old has no place in that"),
+    "no classes": (["train/a", "train/b", "test/c"], "split by folders called test and train, but test/c.mp4 has no place in that"),
+    "no training": (["val/run/a", "test/run/b"], "split by folders called test and val, but none is for training"),
+    "split in one class": (["run/train/a", "run/test/b", "walk/c"], "split by folders called test and train, but walk/c.mp4 has no place in that"),
+    "a folder too high": (["mine/run/a", "mine/run/b", "mine/walk/c"], "holds one class only, 'mine': give the folder that holds a folder per class"),
+    "splits a folder too high": (["mine/train/run/a", "mine/test/run/b"], "holds one class only, 'mine'"),
+}
+
+
+@pytest.mark.parametrize("kind", SPLIT_TREES)
+def test_folders_that_are_already_split(tmp_path, kind):
+    names, expected = SPLIT_TREES[kind]
+    for name in names:
+        (tmp_path / f"{name}.mp4").parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / f"{name}.mp4").touch()
+    if isinstance(expected, str):
+        with pytest.raises(ValueError, match=re.escape(expected)):
+            lists.custom(tmp_path, "list")
+        return
+    videos = lists.custom(tmp_path, "list")["list"].set_index("folder")
+    assert set(zip(videos.label, videos.split)) == set(expected)
+    if len(names) == len(expected) and kind != "vehicles":
+        assert [tuple(videos.loc[name, ["label", "split"]]) for name in names] == expected
+
+
+def test_a_given_split_is_kept_and_validated_on(tmp_path, command):
+    for split, count in (("train", 4), ("val", 2), ("test", 3)):
+        for label in ("run", "walk"):
+            for number in range(count):
+                write_video(tmp_path / "videos" / split / label / f"{number}.mp4", 9)
+    code, printed = command("custom", "--videos", tmp_path / "videos")
+    assert code == 0 and "8 training, 4 validation and 6 test videos of 2 classes" in printed
+    settings = {"data_path": tmp_path / "out", "size": 16, "pack_path": tmp_path / "packs"}
+    for validation in (0, "list"):
+        for split, clips in (("train", 8), ("validation", 4 * 3), ("test", 6 * 3)):
+            found = load_clips("custom", split=split, validation=validation, **settings)
+            assert found.class_names == ["run", "walk"] and len(found) == clips
+    assert len(list((tmp_path / "packs").glob("*.npy"))) == 3
+    with pytest.raises(ValueError, match="--validation 0.2: the list has validation videos of its own: give --validation list"):
+        load_clips("custom", split="train", validation=0.2, **settings)
+    assert "--test_ratio and --seed are for folders that are not split" in refused(command, "custom", "--videos", tmp_path / "videos", "--seed", 1)
+    code, printed = command("custom", "--data_path", tmp_path / "out", "--out", tmp_path / "look", module=inspect)
+    rows = {line.split()[0]: line.split()[1:] for line in printed.splitlines() if line.split()}
+    assert code == 0 and rows["run"] == ["3", "4", "2", "9"], printed
+
+
+JUNK = ("._clap_test_split1.txt", "._1_run.avi", ".DS_Store", "__MACOSX/clap_test_split1.txt", "__MACOSX/._x/clap_test_split1.txt", "__MACOSX/1_run.avi",
+        "@eaDir/1_run.avi", "@eaDir/clap_test_split1.txt", "$RECYCLE.BIN/1_run.avi", "System Volume Information/1_run.avi", "lost+found/1_run.avi",
+        ".Trash-1000/files/1_run.avi", "#recycle/clap_test_split1.txt", ".snapshot/1_run.avi", "Thumbs.db", "desktop.ini", ".directory")
+
+
+@pytest.mark.parametrize("place", ("", "videos", "videos/run", "lists"))
+def test_other_systems_files_are_not_anybodys_data(tmp_path, command, place):
+    for name, count in (("clap/x_clap.avi", 3), ("clap/y_clap.avi", 3), ("run/1_run.avi", 3)):
+        write_video(tmp_path / "all" / "videos" / name, count)
+    write(tmp_path / "all" / "lists" / "clap_test_split1.txt", "x_clap.avi 1", "y_clap.avi 2")
+    write(tmp_path / "all" / "lists" / "run_test_split1.txt", "1_run.avi 1")
+    for name in JUNK:
+        write(tmp_path / "all" / place / name, "\0\5\26\7\0Mac OS X\xff", encoding="latin-1")
+    code, printed = command("HMDB51", "--videos", tmp_path / "all")
+    assert code == 0 and "3 videos: 3 in " in printed and "0 missing or broken" in printed and "in no list" not in printed, printed
+
+
+def test_other_systems_files_beside_frames_and_lists(tmp_path, command):
+    """A folder of one's own that was copied by a Mac: frames, folder and list have companions."""
+    for label in ("run", "walk"):
+        for number in range(4):
+            write_video(tmp_path / "videos" / label / f"{number}.mp4", 9)
+    out = tmp_path / "out"
+    assert command("custom", "--videos", tmp_path / "videos")[0] == 0
+    folder = out / "jpegs_112" / "run" / "0"
+    before = load_clips("custom", split="train", data_path=out, pack=False).gather(torch.arange(4))
+    for path in (out / "._out_splits1.csv", out / "._jpegs_112", folder / "._frame000001.jpg", folder / ".frame000010.jpg", folder / "Thumbs.db"):
+        path.write_bytes((out / "out_splits1.csv").read_bytes())
+    for name in ("__MACOSX", "@eaDir", "lost+found"):
+        (out / name).mkdir()
+        (folder / name).mkdir()
+    assert torch.equal(load_clips("custom", split="train", data_path=out, pack=False).gather(torch.arange(4)), before)
+    code, printed = command("custom", "--data_path", out, "--out", tmp_path / "look", module=inspect)
+    assert code == 0 and "no folder is missing or broken" in printed
+    assert command("custom", "--videos", tmp_path / "videos")[0] == 0 and not (out / "short_videos.txt").read_text()
+
+
+DOWNLOADED = {  # names that downloaders give the clip abc_000001_000011, and those that are not it
+    True: ("abc_000001_000011.mp4", "abc_000001_000011.mkv", "abc_000001_000011.webm", "abc_000001_000011.MP4", "abc_000001_000011.mp4.mkv",
+           "abc_000001_000011.mp4.webm", "abc_000001_000011.mkv.mp4", "abc_000001_000011.mp4.mp4", "abc_000001_000011.MP4.mkv", "abc_000001_000011.f137.mp4",
+           "abc_000001_000011.f248.webm", "abc_000001_000011.f137-1.mp4", "abc_000001_000011", "abc_000001_000011.unknown_video", "abc_1_11.mp4",
+           "abc_1_11.mp4.mkv", "abc_0001_0011.webm", "ABC_000001_000011.mp4", "sub/folder/abc_000001_000011.flv"),
+    False: ("abc_000001_000012.mp4", "abc_000001_000011.mp4.part", "abc_000001_000011.temp.mp4", "abc_000001_000011.mp4.ytdl", "abc_000001_000011.jpg",
+            "abc.mp4", "xabc_000001_000011.mp4", "abc_000001_000011.mp4.txt", "._abc_000001_000011.mp4", "abc_000001_0000110.mp4"),
+}
+
+
+@pytest.mark.parametrize("fits, name", [(fits, name) for fits, names in DOWNLOADED.items() for name in names])
+def test_downloaders_names(tmp_path, fits, name):
+    path = tmp_path / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.touch()
+    assert lists.find_files(pd.DataFrame({"video": ["abc_000001_000011"]}), tmp_path) == {"abc_000001_000011": [path] if fits else []}
+
+
+def test_a_downloaded_file_is_decoded_by_what_is_in_it(tmp_path, command):
+    for name, other in (("abc_000001_000011", ".mkv"), ("-_x_000004_000014", ".webm")):
+        write_video(tmp_path / f"a{other}", 9).rename(tmp_path / f"{name}.mp4{other}")
+    write(tmp_path / "train.csv", KINETICS, "run,abc,1,11,train")
+    write(tmp_path / "validate.csv", KINETICS, "run,-_x,4,14,validate")
+    code, printed = command("Kinetics400", "--videos", tmp_path)
+    assert code == 0 and "2 videos: 2 in " in printed and "in no list" not in printed
+
+
+@pytest.mark.parametrize("listed, files, found", (
+    (["abc_000001_000011"], ["replacement/abc_000001_000011.mp4", "train/abc_000001_000011.mp4.mkv"], [1, 0]),
+    (["abc_000001_000011"], ["abc_000001_000011.f137.mp4", "abc_000001_000011.mp4", "abc_1_11.mp4"], [1, 0, 2]),
+    (["Walk/v_HandStand_g01_c01.avi"], ["Walk/v_Handstand_g01_c01.avi"], [0]),
+    (["Walk/v_HandStand_g01_c01.avi"], ["v_HandStand_g01_c01.mp4", "v_Handstand_g01_c01.avi"], [0]),
+    (["Walk/v_a_g01_c01.avi"], ["v_a_g01_c01.avi.mp4"], [0]),
+    (["u\u0308n_clap.avi"], ["\u00fcn_clap.avi"], [0]),  # the same letter in one piece and in two
+    (["\u00fcn_clap.avi"], ["u\u0308n_clap.avi"], [0]),
+    (["c.d_clap.avi"], ["c.e_clap.avi"], []),
+    (["7"], ["7.webm", "17.webm", "07.webm"], [0]),
+))
+def test_which_files_are_a_videos(tmp_path, listed, files, found):
+    paths = [tmp_path / name for name in files]
+    for path in paths:
+        path.parent.mkdir(exist_ok=True)
+        path.touch()
+    assert lists.find_files(pd.DataFrame({"video": listed}), tmp_path) == {listed[0]: [paths[number] for number in found]}
+
+
+def test_another_listed_videos_file_is_not_taken(tmp_path):
+    (tmp_path / "aBc_000001_000011.mp4").touch()
+    found = lists.find_files(pd.DataFrame({"video": ["abc_000001_000011", "aBc_000001_000011"]}), tmp_path)
+    assert [len(paths) for paths in found.values()] == [0, 1]
+
+
+@pytest.fixture(params=("another disk", "a renaming that refuses other folders"))
+def disk(request, tmp_path, monkeypatch):
+    """A folder on another file system, or where there is none one that stands for it."""
+    if request.param == "another disk":
+        shared = pathlib.Path("/dev/shm")
+        if not os.access(shared, os.W_OK) or shared.stat().st_dev == tmp_path.stat().st_dev:
+            pytest.skip("no second file system")
+        with tempfile.TemporaryDirectory(dir=shared) as folder:
+            yield pathlib.Path(folder)
+        return
+    rename = os.rename
+
+    def only_beside(source, target):
+        if os.path.realpath(os.path.dirname(source)) != os.path.realpath(os.path.dirname(target)):
+            raise OSError(errno.EXDEV, "Invalid cross-device link", str(source))
+        rename(source, target)
+    monkeypatch.setattr(os, "rename", only_beside)
+    monkeypatch.setattr(os, "replace", only_beside)
+    monkeypatch.setattr(prepare, "in_processes", lambda function, jobs, workers: ((job, function(job)) for job in jobs))
+    yield tmp_path / "disk"
+
+
+@pytest.mark.parametrize("linked", ("out", "out/jpegs_112", "out/jpegs_112/run"))
+def test_links_to_other_disks(own, disk, tmp_path, command, linked):
+    (own / "füll").rename(own / "run")
+    disk.mkdir(exist_ok=True)
+    (tmp_path / linked).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / linked).symlink_to(disk)
+    code, printed = command("custom", "--videos", own)
+    assert code == 0 and "8 videos: 8 in " in printed, printed
+    assert (tmp_path / linked).is_symlink() and any(disk.iterdir()) and not list(disk.rglob(".preparing*"))
+    assert len(load_clips("custom", split="train", data_path=tmp_path / "out", pack=False)) == 6
+
+
+def test_links_to_disks_that_are_not_there(own, tmp_path, command):
+    for linked in ("out", "out/jpegs_112", "out/jpegs_112/füll"):
+        path = tmp_path / linked
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.symlink_to(tmp_path / "gone")
+        assert f"{path} is a link to {tmp_path / 'gone'}, which does not exist" in refused(command, "custom", "--videos", own)
+        path.unlink()
+
+
 def test_a_video_is_made_of_its_own_file_only(tmp_path, command):
     """Others of the same name in other classes are no replacements."""
     for label, frames in (("run", 20), ("walk", 6)):
@@ -594,7 +923,7 @@ STUCK = """
 import pathlib, time
 write = pathlib.Path.write_bytes
 def stuck(path, content):
-    while path.parent.name == "6" and path.name == "frame000020.jpg":
+    while path.parent.name == ".preparing-6" and path.name == "frame000020.jpg":
         time.sleep(0.1)
     return write(path, content)
 pathlib.Path.write_bytes = stuck
@@ -616,13 +945,13 @@ def test_kill_and_go_on(tmp_path, command):
     first = subprocess.Popen(line, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
                              env={**os.environ, "PYTHONPATH": str(site)})
     try:
-        while len(list(out.glob("jpegs_112/*/*"))) < 6 or not (out / ".preparing" / "6" / "frame000019.jpg").exists():
+        while len(list(out.glob("jpegs_112/*/[!.]*"))) < 6 or not (out / "jpegs_112" / "b" / ".preparing-6" / "frame000019.jpg").exists():
             assert first.poll() is None
             time.sleep(0.01)
     finally:
         first.kill()
         first.wait()
-    done = list(out.glob("jpegs_112/*/*"))
+    done = list(out.glob("jpegs_112/*/[!.]*"))
     assert len(done) == 6 and all(len(os.listdir(folder)) == 30 for folder in done)
     assert not list(out.glob("*.csv"))
     while processes_of(first.pid):
@@ -633,7 +962,7 @@ def test_kill_and_go_on(tmp_path, command):
     folders = list(out.glob("jpegs_112/*/*"))
     assert len(folders) == 7 and all(len(os.listdir(folder)) == 30 for folder in folders)
     assert all(folder.stat().st_mtime_ns == changed for folder, changed in before.items())
-    assert not (out / ".preparing").exists() and len(pd.read_csv(out / "out_splits1.csv")) == 7
+    assert not list(out.rglob(".preparing*")) and len(pd.read_csv(out / "out_splits1.csv")) == 7
 
 
 def processes_of(session):
@@ -685,6 +1014,104 @@ def test_inspect_with_damage_that_only_drawing_finds(ucf, tmp_path, command):
     (folder / "frame9999999999999.jpg").unlink()
     code, printed = command(*look, module=inspect)
     assert code == 1 and "cannot be read as an image" in printed and "one clip of each class" in printed
+
+
+@pytest.fixture
+def look(command, tmp_path):
+    """look() is what inspect says of the data in tmp_path/data: (exit code, lines, wrong_folders.txt)."""
+    def look(*flags):
+        code, printed = command("custom", "--data_path", tmp_path / "data", "--out", tmp_path / "look", "--size", "16", *flags, module=inspect)
+        return code, printed, (tmp_path / "look" / "wrong_folders.txt").read_text()
+    return look
+
+
+def change(tiny, name, function):
+    """function(path) for each image of a video of the tiny set."""
+    for path in sorted((tiny / "jpegs" / name).iterdir()):
+        function(path)
+
+
+def lying(path):
+    image, exif = Image.open(path), Image.Exif()
+    exif[0x0112] = 6
+    image.crop((0, 0, 16, 12)).save(path, exif=exif)
+
+
+def of_another_mode(mode):
+    def convert(path):
+        image = Image.open(path).convert("L" if mode == "I;16" else mode)
+        path.unlink()
+        (Image.fromarray(np.asarray(image).astype(np.uint16) * 257) if mode == "I;16" else image).save(path.with_suffix(".png"))
+    return convert
+
+
+FOREIGN = {  # what may be the matter with a foreign set's images; what inspect says, and whether that is an error
+    "flow": (lambda path: shutil.copy(path, path.with_name(path.name.replace("frame", "flow_x_"))),
+             "images beside the frames, not used: flow_x_#.jpg (1 videos)", False),
+    "flow alone": (lambda path: (shutil.copy(path, path.with_name(path.name.replace("frame", "flow_x_"))), path.rename(path.with_name("flow_y_" + path.name[5:]))),
+                   "holds several series of images, flow_x_#.jpg (16), flow_y_#.jpg (16): choose one by --frame_names", True),
+    "two cameras": (lambda path: (shutil.copy(path, path.with_name("cam1_" + path.name[5:])), path.rename(path.with_name("cam2_" + path.name[5:]))),
+                    "no number in names such as cam1_000001.jpg", True),
+    "size behind the number": (lambda path: path.rename(path.with_name(f"f{int(path.name[5:11])}_16x16.jpg")), "no folder is missing or broken", False),
+    "EXIF": (lying, "images not plain 8-bit RGB, read as that: EXIF orientation 6 (1 videos)", False),
+    "16 bits": (of_another_mode("I;16"), "images not plain 8-bit RGB, read as that: mode I", False),
+    "alpha": (of_another_mode("RGBA"), "read as that: mode RGBA (1 videos)", False),
+    "palette": (of_another_mode("P"), "read as that: mode P (1 videos)", False),
+    "one frame": (lambda path: path.unlink() if path.name != "frame000001.jpg" else None, "1 videos, 1 of them of one frame", False),
+    "a gap": (lambda path: path.unlink() if path.name == "frame000004.jpg" else None,
+              "1 frames are missing, of number 4 for example", True),
+    "every third": (lambda path: path.unlink() if int(path.name[5:11]) % 3 else None, "no folder is missing or broken", False),
+    "two of five": (lambda path: path.unlink() if int(path.name[5:11]) % 5 not in (0, 3) else None, "no folder is missing or broken", False),
+}
+
+
+@pytest.mark.parametrize("kind", FOREIGN)
+def test_inspect_finds_what_is_odd_in_a_foreign_set(tiny, look, kind):
+    function, sentence, is_error = FOREIGN[kind]
+    change(tiny, "v_fall_train_0", function)
+    code, printed, wrong = look()
+    assert sentence in (wrong if is_error else printed) and code == is_error, printed
+    assert ("not used" in printed, "not plain" in printed) == (kind == "flow", "read as that" in sentence)
+
+
+def test_inspect_takes_the_flag_that_chooses(tiny, look):
+    change(tiny, "v_fall_train_0", lambda path: shutil.copy(path, path.with_name(path.name.replace("frame", "img_"))))
+    assert look()[0] == 1
+    code, printed, wrong = look("--frame_names", "frame#.jpg")
+    assert code == 0 and not wrong and "not used" not in printed
+
+
+def test_inspect_sees_splits_that_were_taken_for_classes(tiny, look):
+    text = (tiny / "list.csv").read_text()
+    (tiny / "list.csv").write_text(text.replace(",fall,", ",train,").replace(",rise,", ",val,"))
+    code, printed, _ = look()
+    assert code == 1 and "the classes train, val are called like splits: were folders of splits taken for classes?" in printed
+    (tiny / "list.csv").write_text(text.replace(",fall,", ",train,").replace(",rise,", ",bus,"))
+    assert look()[0] == 0
+
+
+def test_inspect_sees_what_prepare_left_out_and_sets_of_older_versions(own, tmp_path, command, look):
+    cut(own / "füll" / "day one" / "a_1.mp4", 0.5)
+    write_video(own / "füll" / "short.mp4", 1)
+    assert command("custom", "--videos", own, "--out", tmp_path / "data")[0] == 0
+    code, printed, _ = look()
+    assert code == 0 and "left out of the lists as missing or broken: 1 videos, all in" in printed and "the first: füll/day one/a_1" in printed
+    assert "1 of them of one frame" in printed and "older version" not in printed
+    path = tmp_path / "data" / "prepared.json"
+    path.write_text(json.dumps({name: value for name, value in json.loads(path.read_text()).items() if name != "format"}))
+    assert "prepared by an older version" in look()[1]
+    assert command("custom", "--videos", own, "--out", tmp_path / "data")[0] == 0  # goes on, and is not called new by that
+    assert "prepared by an older version" in look()[1]
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"format": 99}))
+    assert "are of other settings" in refused(command, "custom", "--videos", own, "--out", tmp_path / "data")
+
+
+def test_foreign_reports_stay(ucf, tmp_path, command):
+    """broken_videos.txt as other makers write it, without reasons."""
+    root = tmp_path / "out" / "UCF101"
+    write(root / "broken_videos.txt", "train/x.mp4", "a,3", "")
+    assert command("UCF101", "--videos", ucf)[0] == 0
+    assert (root / "broken_videos.txt").read_text().split() == ["a,3", "train/x.mp4"]
 
 
 def test_inspect_names_what_is_missing_or_broken(ucf, tmp_path, command):

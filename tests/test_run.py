@@ -122,6 +122,36 @@ def test_killed_at_random_moments(command, whole, script, tmp_path):
     assert_same_outcome(only_folder(tmp_path / "killed"), reference)
 
 
+@pytest.mark.parametrize("place", ("elsewhere/data", "renamed"))
+def test_moved_data(command, tmp_path, place):
+    """A run of the data under another path is the same run, and what it was made from is found; other frames of the same list are another run."""
+    data, flags = tmp_path / "data", ("--pack_path", tmp_path / "packs")
+    shutil.copytree(command.folder / "data", data)
+
+    def run(script, *more):
+        code, output = command(script, tmp_path / "results", "--data_path", data, *flags, *more)
+        return code, output, {path.parent for path in tmp_path.glob(f"results/*/{script.removeprefix('distill_')}_*/result.json")}
+    code, output, made = run("distill_DC")
+    assert code == 0, output
+    packs = {path: path.stat().st_mtime_ns for path in (tmp_path / "packs").glob("*.npy")}
+    (tmp_path / place).parent.mkdir(exist_ok=True)
+    data = data.rename(tmp_path / place)
+
+    code, output, again = run("distill_DC")
+    assert code == 0 and {folder.name for folder in again} == {folder.name for folder in made}
+    assert again == made or place == "renamed"  # a custom set's runs lie in a folder of its name
+    code, output, found = run("distill_s2d")
+    assert code == 0 and len(found) == 1, output
+    assert packs.items() <= {path: path.stat().st_mtime_ns for path in (tmp_path / "packs").glob("*.npy")}.items()
+
+    for path in (data / "jpegs" / "fall_train_0").iterdir():
+        Image.open(path).convert("L").save(path)
+    code, output, _ = run("distill_s2d")
+    assert code == 2 and "no finished static memory" in output
+    code, output, more = run("distill_DC")
+    assert code == 0 and len({folder.name for folder in more}) == 2
+
+
 def experts(folder):
     """What the files of a buffer hold, bitwise, and its metrics."""
     lines = [leaves(json.loads(line)) for line in (folder / "metrics.jsonl").read_text().splitlines()]
@@ -308,6 +338,7 @@ def test_every_flag_with_an_effect_chooses_another_folder(command, whole, tmp_pa
     from distill_utils.options import WITHOUT_EFFECT, start_run
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("distill_utils.options.list_videos", lambda args: (pd.DataFrame({"folder": ["a"]}), ["a"]))
+    monkeypatch.setattr("distill_utils.options.content_digest", lambda args: "of the same frames")
     common = command.arguments("distill_DM", tmp_path, ["--wandb", "disabled"])
 
     def folder(*flags):
@@ -371,7 +402,7 @@ def test_config(whole):
     from distill_DM import parser
     folder, _ = whole("distill_DM")
     config = json.loads((folder / "config.json").read_text())
-    assert set(config["settings"]) == {action.dest for action in parser()._actions} - {"help"} | {"digest", "list_digest"}
+    assert set(config["settings"]) == {action.dest for action in parser()._actions} - {"help"} | {"digest", "list_digest", "content_digest"}
     assert (config["settings"]["lr_img"], config["settings"]["seed"], config["settings"]["device"]) == (10, 0, "cpu")
     assert "device" not in config["chosen"] and config["chosen"]["lr_img"] == 10
     assert config["versions"]["torch"] == importlib.metadata.version("torch")

@@ -77,6 +77,14 @@ def test_a_complete_set_is_left_alone(tmp_path):
     assert {path: path.stat().st_mtime_ns for path in root.rglob("*")} == before
 
 
+def test_a_link_to_another_disk(tmp_path):
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "toy").symlink_to(tmp_path / "disk" / "toy")
+    for _ in range(2):
+        toy.make_toy(tmp_path / "toy", train=1, test=1)
+        assert (tmp_path / "toy").is_symlink() and (tmp_path / "disk" / "toy" / "toy.json").is_file()
+
+
 def test_what_is_not_this_set_is_neither_used_nor_touched(tmp_path):
     root = toy.make_toy(tmp_path / "toy", train=1, test=1)
     before = files(root)

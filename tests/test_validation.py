@@ -132,6 +132,30 @@ def test_a_result_names_the_last_and_the_best_on_validation(command, grouped, tm
     assert code == 0 and "on validation" in output and {path: path.read_bytes() for path in before} == before
 
 
+@pytest.mark.parametrize("script", ("distill_DC", "distill_DM"))
+def test_the_lists_own_validation_videos(command, tmp_path, script):
+    """They are evaluated on where they are asked for, and learned from by nobody."""
+    lines = (command.folder / "data" / "list.csv").read_text().replace("_train_2,fall,train", "_train_2,fall,validation")
+    lines = lines.replace("_train_2,rise,train", "_train_2,rise,val")
+    (tmp_path / "own.csv").write_text(lines)
+    (tmp_path / "without.csv").write_text("".join(line for line in lines.splitlines(True) if "_train_2" not in line))
+    results = {}
+    for name, validation in (("own", "list"), ("own", "0"), ("without", "0")):
+        code, output = command(script, tmp_path / f"{name} {validation}", "--list_path", tmp_path / f"{name}.csv", "--eval_it", 1, "--validation", validation)
+        assert code == 0, output
+        folder, = (tmp_path / f"{name} {validation}").glob("*/*/")
+        results[name, validation] = torch.load(folder / "distilled.pt", weights_only=True), json.loads((folder / "result.json").read_text())
+        lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        assert {line["split"] for line in lines} == {"validation" if validation == "list" else "test"}
+    sets = [content["videos" if script == "distill_DM" else "image"] for content, _ in results.values()]
+    assert torch.equal(sets[0], sets[1]) and torch.equal(sets[0], sets[2])
+    assert results["own", "list"][1]["top1"] == results["own", "0"][1]["top1"]
+    code, output = command(script, tmp_path, "--list_path", tmp_path / "own.csv", "--validation", 0.3)
+    assert code == 2 and "the list has validation videos of its own: give --validation list" in output
+    code, output = command(script, tmp_path, "--validation", "lists")
+    assert code == 2 and "argument --validation: 'lists' is not a share from 0 to 0.9" in output
+
+
 @pytest.mark.parametrize("name", ("coreset", "evaluate"))
 def test_reference_selections_and_the_full_set_are_tested_once(grouped, command, tmp_path, capsys, monkeypatch, name):
     import importlib
