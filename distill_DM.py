@@ -122,7 +122,8 @@ def add_matching_options(parser):
     options.add_batch_real(group, 64)
     group.add_argument("--pool", type=options.count, default=0, metavar="P",
                        help="random networks whose class means over all real clips are computed once and kept beside the packs; each step draws one of them "
-                       "and costs only the synthetic videos; 0: a fresh network and random clips at each step, as in the paper (%(default)s)")
+                       "and costs only the synthetic videos. To explore with: where P is much smaller than --Iteration the videos fit these networks and no others. "
+                       "0: a fresh network and random clips at each step, as in the paper (%(default)s)")
 
 
 def main(args):

@@ -95,7 +95,7 @@ class Clips:
 def load_clips(dataset, *, split, pack=True, pack_path=None, device="cpu", workers=None, **settings):
     """The clips of a split ("train", "validation" or "test") of a data set by its name; `settings` are those of `select`.
 
-    With `pack` the clips are decoded once, into a file under `pack_path`, and later calls read no frame folder.
+    With `pack` the clips are decoded once, into a file under `pack_path`, and later calls read only a sample of the frame folders, to know the pack again.
     ValueError names what is wrong with the list, a folder, a frame or a flag.
     """
     check_positive(workers=workers)
