@@ -52,7 +52,7 @@ class GradientMatching:
         for label in own(synset.K):
             clips = self.clips.draw(index[labels == label], flip=flips[labels == label])
             real = self.gradient(net, clips[:, 0], label)
-            synthetic = self.gradient(net, synset.static[label], label, create_graph=True)
+            synthetic = self.gradient(net, synset.decode(synset.static[label]), label, create_graph=True)
             loss = sum(row_distance(s, r.detach()) for s, r in zip(synthetic, real))
             loss.backward(inputs=[synset.static])
             total += loss.detach()
@@ -68,7 +68,7 @@ class GradientMatching:
 
     def train(self, net, optimizer, synset):
         """`inner_loop` epochs of the network on the frames as they are."""
-        frames = synset.static.detach().flatten(0, 1)
+        frames = synset.decode(synset.static.detach().flatten(0, 1))
         labels = torch.arange(synset.K, device=frames.device).repeat_interleave(len(frames) // synset.K)
         for _ in range(self.inner_loop):
             for part in torch.randperm(len(frames)).split(self.batch_train):
@@ -103,7 +103,8 @@ def main(args):
 
     # One random frame of each training video; the test is of whole clips, for which a frame is repeated.
     train, seen, test = options.load_splits(args, T=1)
-    synset = StillSet(initial_static(train, args.spc, args.init), args.ipc or args.spc, test.T).to(device)
+    static = initial_static(train, args.spc, args.init, args.static_size)
+    synset = StillSet(static, args.ipc or args.spc, test.T, test.size, args.storage).to(device)
     matching = GradientMatching(train, args.batch_real, outer_loop, inner_loop, args.lr_net, args.batch_train, args.precision)
     optimizer = torch.optim.SGD(synset.parameters(), lr=args.lr_img, momentum=0.5)
     run.resume(synset=synset, optimizer=optimizer)
@@ -131,6 +132,8 @@ def parser():
     group.add_argument("--inner_loop", type=options.positive, help="epochs of the network between two steps (the paper's for spc)")
     group.add_argument("--init", default="real", choices=("real", "mean", "noise"),
                        help="start from real frames, means of the class's frames, or noise (%(default)s)")
+    options.add_static_size(group)
+    options.add_storage(group)
     return parser
 
 

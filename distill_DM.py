@@ -10,6 +10,7 @@ from torch import nn
 import networks
 from distill_utils.clips import coin_flips
 from distill_utils.compute import KnownGradient, autocast, clips_at_once
+from distill_utils.coreset import add_start_options, choose
 from distill_utils.evaluate import evaluate
 from distill_utils import options
 from distill_utils.pool import Pool, pool_path
@@ -135,7 +136,8 @@ def main(args):
 
     # Real clips, and the videos that are to stand for them.
     train, seen, test = options.load_splits(args)
-    synset = initial_pixels(train, args.ipc, args.init, args.n_syn, args.interpolation)
+    chosen = choose(run, args, train, args.ipc, args.select)
+    synset = initial_pixels(train, args.ipc, args.init, args.n_syn, args.interpolation, args.storage, chosen)
     matching = make_matching(args, train)
     optimizer = torch.optim.SGD(synset.param_groups(args.lr_img, args.lr_interpolation), momentum=0.5)
     run.resume(synset=synset, optimizer=optimizer)
@@ -154,6 +156,7 @@ def parser():
     options.add_evaluation_options(parser, eval_it=500)
     options.add_distillation_options(parser, 5000)
     options.add_pixel_options(parser, lr_img=30)
+    add_start_options(parser)
     add_matching_options(parser)
     return parser
 

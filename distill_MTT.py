@@ -15,6 +15,7 @@ from torch import nn
 import networks
 from distill_utils import options
 from distill_utils.compute import DiskStack, KnownGradient, autocast, clips_at_once, count_kept_steps
+from distill_utils.coreset import add_start_options, choose
 from distill_utils.evaluate import evaluate
 from distill_utils.last_good import LastGood
 from distill_utils.record import finish, record
@@ -218,7 +219,8 @@ def main(args):
 
     # Real clips, and the videos that are to stand for them.
     train, seen, test = options.load_splits(args)
-    synset = initial_pixels(train, args.ipc, args.init, args.n_syn, args.interpolation)
+    chosen = choose(run, args, train, args.ipc, args.select)
+    synset = initial_pixels(train, args.ipc, args.init, args.n_syn, args.interpolation, args.storage, chosen)
     matching = make_matching(args, train)
     groups = [*synset.param_groups(args.lr_img, args.lr_interpolation), {"params": list(matching.parameters()), "lr": args.lr_lr}]
     optimizer = torch.optim.SGD(groups, momentum=0.5)
@@ -239,6 +241,7 @@ def parser():
     options.add_evaluation_options(parser, eval_it=500, lr_net=None)
     options.add_distillation_options(parser, 8000)
     options.add_pixel_options(parser, lr_img=1e5)
+    add_start_options(parser)
     add_matching_options(parser)
     return parser
 

@@ -10,11 +10,12 @@ import torch
 
 import distill_DM
 import distill_MTT
+from distill_utils.coreset import add_start_options, choose
 from distill_utils.evaluate import evaluate
 from distill_utils import options
 from distill_utils.last_good import LastGood
 from distill_utils.record import finish, record
-from distill_utils.synset import StaticDynamicSet, check_divides, initial_dynamic, load_static
+from distill_utils.synset import StaticDynamicSet, check_divides, initial_dynamic, load_static, real_memories
 from networks import Hallucinator
 from utils import load, run_script, seed_everything
 
@@ -23,27 +24,51 @@ METHODS = {"DM": distill_DM, "MTT": distill_MTT}
 
 def find_static(args, spc):
     """The static memory that distill_DC.py made of the same data with as many frames per class."""
-    same = "data_path", "list_path", "frames_path", "frame_names", "size", "stride", "train_clips", "seed", "validation"
+    same = "data_path", "list_path", "frames_path", "frame_names", "size", "stride", "train_clips", "seed", "validation", "static_size"
     folder = options.find_run(args, f"DC_spc{spc}", same, f"static memory of {spc} frames per class",
                               ["bash", "sh/s2d/DC.sh", "GPU", args.dataset, str(spc)], "--path_static")
     return folder / "distilled.pt"
 
 
+def clips_needed(args, spc, dpc):
+    """Real clips per class that the memories start from."""
+    if args.static == "real":
+        return max(spc, dpc)
+    if args.select != "random" and args.init_dynamic != "motion":
+        raise ValueError(f"--select {args.select} is of no use here: it chooses the clips of --static real or of --init_dynamic motion")
+    return 1 if args.init_dynamic == "noise" else dpc
+
+
+def initial_memories(run, args, clips, spc, dpc):
+    """Static memory (K, spc, 3, h, h), learned by distill_DC.py or of real clips, and the start of the dynamic memory that moves it (K, dpc, n, 1, h', h')."""
+    compact = args.dynamic_frames, args.dynamic_size
+    chosen = None if args.static == "DC" and args.init_dynamic != "motion" else choose(run, args, clips, clips_needed(args, spc, dpc), args.select)
+    if args.static == "DC":
+        static = load_static(args.path_static, clips.K, spc, args.static_size or clips.size)
+    else:
+        static, residual = real_memories(clips, chosen, args.ipc, spc, dpc, args.static_frame, args.static_size, *compact)
+        if args.init_dynamic == "residual":
+            return static, residual
+        chosen = None
+    return static, initial_dynamic(clips, static, args.ipc, dpc, args.init_dynamic, *compact, chosen)
+
+
 def main(args):
     spc, dpc = args.spc or 2 * args.ipc, args.dpc or 2 * args.ipc
     check_divides(args.ipc, spc=spc, dpc=dpc)
-    device = options.check(args, dpc if args.init_dynamic != "noise" else 1)
-    args.path_static = args.path_static or find_static(args, spc)
-    load(args.path_static)  # refuses what is no file of tensors
-    files = [args.path_static, *METHODS[args.method].prepare(args)]
+    device = options.check(args, clips_needed(args, spc, dpc))
+    files = METHODS[args.method].prepare(args)
+    if args.static == "DC":
+        args.path_static = args.path_static or find_static(args, spc)
+        load(args.path_static)  # refuses what is no file of tensors
+        files = [args.path_static, *files]
     run = options.start_run(args, f"s2d_{args.method}_ipc{args.ipc}_lr{args.lr_dynamic:g}", *files)
     seed_everything(args.seed)
 
     # Real clips; the static memory, and the dynamic memory and hallucinator that are to move it.
     train, seen, test = options.load_splits(args)
-    static = load_static(args.path_static, train.K, spc, train.size)
-    dynamic = initial_dynamic(train, static, args.ipc, dpc, args.init_dynamic)
-    synset = StaticDynamicSet(static, dynamic, Hallucinator(args.init_hal), args.ipc).to(device)
+    static, dynamic = initial_memories(run, args, train, spc, dpc)
+    synset = StaticDynamicSet(static, dynamic, Hallucinator(args.init_hal), args.ipc, train.T, train.size, args.storage).to(device)
     matching = METHODS[args.method].make_matching(args, train)
     groups = synset.param_groups(args.lr_dynamic, args.lr_hal, args.lr_static if args.train_static else 0.0)
     groups.append({"params": list(matching.parameters()), "lr": args.lr_lr, "momentum": 0.5})
@@ -68,7 +93,16 @@ def parser():
     group.add_argument("--method", default="DM", choices=METHODS, help="the matching (%(default)s)")
     group.add_argument("--spc", type=options.positive, help="static memories per class (2·ipc)")
     group.add_argument("--dpc", type=options.positive, help="dynamic memories per class (2·ipc)")
+    group.add_argument("--static", default="DC", choices=("DC", "real"),
+                       help="static memory: learned by distill_DC.py, or frames of the real clips that --select chooses, each moved by its own clip's residual "
+                       "where --init_dynamic is residual (%(default)s)")
+    group.add_argument("--static_frame", default="mean", choices=("mean", "middle"), help="which frame of a real clip (%(default)s)")
     group.add_argument("--path_static", type=pathlib.Path, help="static memory file (the one that sh/s2d/DC.sh made for the same data and spc)")
+    options.add_static_size(group)
+    group.add_argument("--dynamic_frames", type=options.positive, metavar="N",
+                       help="frames of a stored dynamic memory, stretched linearly to --frames where it is used (--frames)")
+    group.add_argument("--dynamic_size", type=options.positive, metavar="S", help="its height and width in pixels, enlarged bilinearly to --size (--size)")
+    options.add_storage(group)
     group.add_argument("--lr_dynamic", type=options.rate, default=1e-4, help="learning rate of the dynamic memory (%(default)s)")
     group.add_argument("--lr_hal", type=options.rate, default=1e-5, help="learning rate of the hallucinator (%(default)s)")
     group.add_argument("--train_static", action="store_true", help="learn the static memory too")
@@ -78,6 +112,7 @@ def parser():
                        "clip's frames and their own mean, which leaves out the clip's background (%(default)s)")
     group.add_argument("--init_hal", default="random", choices=("random", "identity"),
                        help="PyTorch's, or static plus dynamic memory on all three channels (%(default)s)")
+    add_start_options(parser)
     for method in METHODS.values():
         method.add_matching_options(parser)
     parser.set_defaults(n_real=None, segments=1)  # temporal compression is studied on the baselines

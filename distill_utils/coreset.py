@@ -13,7 +13,8 @@ from distill_utils.compute import autocast, clips_at_once
 from distill_utils import options
 from distill_utils.evaluate import RealSet, evaluate, train
 from distill_utils.record import finish, record
-from distill_utils.synset import PixelSet, load_set, real_videos
+from distill_utils.storage import PIXELS
+from distill_utils.synset import PixelSet, load_set, random_numbers
 from utils import broadcast, finite, load, progress, random_stream, rank, run_script, save, seed_everything, stream_seed
 
 
@@ -40,6 +41,13 @@ def k_center(features, count):
 
 
 METHODS = {"random": None, "herding": herding, "k-center": k_center}
+
+
+def choose(run, args, clips, per_class, method):
+    """Numbers of `per_class` real clips of each class, in class order, by one of METHODS."""
+    if method == "random":
+        return random_numbers(clips, per_class)
+    return broadcast(select(clips, per_class, method, embed_all(feature_network(run, args, clips), clips, args.precision, args.width)) if rank() == 0 else None)
 
 
 def select(clips, ipc, method, features):
@@ -93,12 +101,8 @@ def main(args):
     if run.result:
         synset, _ = load_set(run.folder / "distilled.pt")
     else:
-        if args.method == "random":
-            synset = PixelSet(real_videos(clips, args.ipc), clips.K)
-        else:
-            chosen = broadcast(select(clips, args.ipc, args.method, embed_all(feature_network(run, args, clips), clips, args.precision, args.width))
-                               if rank() == 0 else None)
-            synset = PixelSet(clips.draw(chosen), clips.K)
+        chosen = choose(run, args, clips, args.ipc, args.method)
+        synset = PixelSet(clips.draw(chosen), clips.K, storage=PIXELS)
         record(run, synset, seen, evaluate(synset, seen, **options.evaluation_values(args)))
     finish(run, synset.to(test.device), seen, test, **options.evaluation_values(args))
 
@@ -109,10 +113,22 @@ def parser():
     group = parser.add_argument_group("selection")
     group.add_argument("--method", default="random", choices=METHODS, help="(%(default)s)")
     group.add_argument("--ipc", type=options.positive, default=1, help="real clips per class (%(default)s)")
-    group.add_argument("--feature_epochs", type=options.positive, default=60, help="of the feature network (%(default)s)")
+    add_feature_options(group)
+    return parser
+
+
+def add_start_options(parser):
+    """Which real clips a set starts from."""
+    group = parser.add_argument_group("start")
+    group.add_argument("--select", default="random", choices=METHODS, help="which real clips the set starts from (%(default)s)")
+    add_feature_options(group)
+
+
+def add_feature_options(group):
+    group.add_argument("--feature_epochs", type=options.positive, default=60,
+                       help="of the network trained on all clips in whose features herding and k-center select (%(default)s)")
     group.add_argument("--feature_lr", type=options.rate, default=0.01, help="its learning rate (%(default)s)")
     group.add_argument("--feature_batch", type=options.positive, default=32, help="its batch size (%(default)s)")
-    return parser
 
 
 if __name__ == "__main__":

@@ -39,7 +39,7 @@ def evaluate(synset, test, *, network="ConvNet3D", num_eval=3, epochs=500, lr=0.
     Several processes share the networks; each has the same result but for the seconds.
 
     Returns a dict of plain values: `top1`, `top5` over clips and `video_top1` (logits averaged over a video's clips), each the mean over
-    networks in percent with its `_std`; `per_class` top-1 in percent; `confusion`, counts of clips of all networks, a row for each true class; `storage` in bytes; `lr`; `width`; `seconds`; `train_top1` on the set itself.
+    networks in percent with its `_std`; `per_class` top-1 in percent; `confusion`, counts of clips of all networks, a row for each true class; `bytes` of the set as it is stored and `bytes_fp32` at 32 bits a value; `lr`; `width`; `seconds`; `train_top1` on the set itself.
     """
     start, at_once = time.perf_counter(), networks.clips_together(network, clips_at_once(test.T, test.size, test.device, width))
     frozen, scores = synset.frozen(), []
@@ -56,7 +56,7 @@ def evaluate(synset, test, *, network="ConvNet3D", num_eval=3, epochs=500, lr=0.
     result["per_class"] = torch.stack([each["per_class"] for each in scores]).mean(0).tolist()
     result["confusion"] = torch.stack([each["confusion"] for each in scores]).sum(0).tolist()
     result["train_top1"] = sum(each["train_top1"] for each in scores) / num_eval
-    return {**result, "networks": [each["top1"] for each in scores], "storage": synset.storage(), "lr": lr, "width": width,
+    return {**result, "networks": [each["top1"] for each in scores], "bytes": synset.bytes(), "bytes_fp32": synset.bytes_fp32(), "lr": lr, "width": width,
             "seconds": time.perf_counter() - start}
 
 
@@ -131,9 +131,12 @@ class RealSet:
     def frozen(self):
         return self
 
-    def storage(self):
-        """Bytes of the uint8 clips."""
+    def bytes(self):
+        """Of the uint8 clips."""
         return len(self) * self.clips.T * 3 * self.clips.size ** 2
+
+    def bytes_fp32(self):
+        return 4 * self.bytes()
 
 
 # ---------------------------------------------------------------- as a program

@@ -14,6 +14,7 @@ import shutil
 from distill_utils.compute import PRECISIONS, set_precision
 from distill_utils.clips import load_clips, relative, select
 from distill_utils.datasets import DATASETS, LIST, read_videos
+from distill_utils.storage import FORMATS
 from networks import INTERPOLATIONS, NETWORKS, WIDTH, build
 from utils import ROOT, Run, broadcast, find_device, first_goes_ahead, read_config
 
@@ -100,12 +101,24 @@ def add_distillation_options(parser, iterations, videos=True):
     group.add_argument("--Iteration", type=count, default=iterations, help="steps; 0 evaluates the start (%(default)s)")
 
 
+def add_storage(group):
+    group.add_argument("--storage", default="fp32", choices=FORMATS,
+                       help="format that the set is stored in, and seen in by matching and evaluation; uint8 and uint4: that many bits a value, with a lowest and "
+                       "a highest value of each frame. It is learned in float32 (%(default)s)")
+
+
+def add_static_size(group):
+    group.add_argument("--static_size", type=positive, metavar="S",
+                       help="height and width of a stored static memory in pixels, enlarged bilinearly to --size where it is used (--size)")
+
+
 def add_pixel_options(parser, lr_img):
     """The flags of a set of pixels, the baselines' kind, and of the study of its temporal compression."""
     group = parser.add_argument_group("pixels")
     group.add_argument("--lr_img", type=rate, default=lr_img, help="learning rate of the pixels (%(default)s)")
     group.add_argument("--init", default="real", choices=("real", "mean", "noise", "still"),
                        help="start from random real clips, means of the class's clips, noise, or one real frame repeated (%(default)s)")
+    add_storage(group)
     add_temporal_options(parser)
 
 
@@ -244,7 +257,7 @@ def differing(args, folder, same, content=None):
     stands for the data set's own. Where data lie counts only where a run of an older version did not note what they are."""
     made, row = read_config(folder / "config.json")["settings"], DATASETS[args.dataset]
     mine = vars(args) | {"list_digest": list_digest(args), "content_digest": content}
-    own = {"frames": row.T, "size": row.size, "stride": row.stride, "segments": 1, "width": WIDTH, "validation": 0.0}
+    own = {"frames": row.T, "size": row.size, "stride": row.stride, "segments": 1, "width": WIDTH, "validation": 0.0, "static_size": args.size or row.size}
 
     def value(settings, key):
         return own.get(key) if settings.get(key) is None else as_setting(settings[key])
@@ -272,6 +285,7 @@ def check(args, per_class=1, networks=()):
     for network in networks or [args.network]:
         build(network, 1, args.frames or dataset.T, args.size or dataset.size, args.width)  # refuses clips that are too small
     check_temporal(args, args.frames or dataset.T)
+    check_compact(args, args.frames or dataset.T, args.size or dataset.size)
     videos, _ = list_videos(args)
     counts = videos.label[videos.split == "train"].value_counts() * (args.train_clips if dataset.rule == "stride" else 1)
     if counts.min() < per_class:
@@ -285,6 +299,12 @@ def check_temporal(args, T):
         value = getattr(args, flag, None) or 1
         if value > T or flag == "segments" and T % value:
             raise ValueError(f"--{flag} {value} does not fit clips of {T} frames")
+
+
+def check_compact(args, T, size):
+    for flag, most, unit in (("dynamic_frames", T, "frames"), ("dynamic_size", size, "pixels"), ("static_size", size, "pixels")):
+        if (getattr(args, flag, None) or 1) > most:
+            raise ValueError(f"--{flag} {getattr(args, flag)} is more than the {most} {unit} of the clips")
 
 
 def load_data(args, split, **other):

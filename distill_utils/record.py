@@ -18,7 +18,7 @@ def record(run, synset, seen, result, matching=None):
     run.say(f"iteration {run.iteration}: {on(seen)}{summary(result, headline)}; best on {seen.split} {best['value']:.1f} at iteration {best['iteration']}")
     if rank() == 0:
         content = {"kind": type(synset).__name__, **synset.content(), "ipc": synset.N, "class_names": seen.class_names, "dataset": seen.dataset,
-                   "frames": seen.T, "iteration": run.iteration, "lr": result["lr"], "width": result["width"], **learned}
+                   "frames": seen.T, "size": seen.size, "storage": synset.storage, "iteration": run.iteration, "lr": result["lr"], "width": result["width"], **learned}
         save(content, run.folder / "distilled.pt")
         if seen.split == "validation" and best["iteration"] == run.iteration:
             save(content, run.folder / BEST)
@@ -43,7 +43,7 @@ def summary(result, headline="top1"):
     other = "top5" if headline == "top1" else "top1"
     return (f"{headline} {result[headline]:.1f} ± {result[f'{headline}_std']:.1f} %, {other} {result[other]:.1f} %, "
             f"videos {result['video_top1']:.1f} ± {result['video_top1_std']:.1f} % ({len(result['networks'])} networks, "
-            f"{result['storage']:,} bytes, {result['seconds']:.0f} s)")
+            f"{result['bytes']:,} bytes, {result['seconds']:.0f} s)")
 
 
 def finish(run, synset, seen, test, **values):

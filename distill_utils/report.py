@@ -99,13 +99,13 @@ def table_of(rows, classes):
     """All runs; the best of each number of videos per class, full data apart, in bold."""
     groups = None if classes is None else {True: sorted(classes.index[classes.dynamic]), False: sorted(classes.index[~classes.dynamic])}
     best = {ipc: group[group.headline.iloc[0]].max() for ipc, group in rows[~rows.method.str.startswith("full")].groupby("ipc", dropna=False)}
-    head = ["method", "IPC", rows.headline.iloc[0], "video top-1", "top-5", "bytes", "steps", "s / step", "distilling, s", "evaluating, s", "GB"]
+    head = ["method", "IPC", rows.headline.iloc[0], "video top-1", "top-5", "bytes", "bytes at fp32", "steps", "s / step", "distilling, s", "evaluating, s", "GB"]
     head += ["dynamic classes", "static classes"] if groups else []
     lines = []
     for row in rows.itertuples():
         seconds = row.seconds_per_iteration or 0
         cells = [row.method, "" if pd.isna(row.ipc) else int(row.ipc), accuracy(row, row.headline), accuracy(row, "video_top1"), accuracy(row, "top5"),
-                 f"{row.storage:,}", row.steps, f"{seconds:.2f}", f"{seconds * row.steps:.0f}", f"{row.seconds:.0f}", f"{row.peak_memory / 2 ** 30:.2f}"]
+                 f"{row.bytes:,}", f"{row.bytes_fp32:,}", row.steps, f"{seconds:.2f}", f"{seconds * row.steps:.0f}", f"{row.seconds:.0f}", f"{row.peak_memory / 2 ** 30:.2f}"]
         if groups:
             per_class = pd.Series(row.per_class, index=row.class_names, dtype=float)
             cells += [f"{per_class[names].mean():.1f}" for names in groups.values()]
@@ -126,10 +126,10 @@ def plot_frontier(rows):
         plt.close(figure)
         return None
     for (method, group), colour in zip(rows.groupby("method", sort=False), np.tile(plt.get_cmap("tab20").colors, (20, 1))):
-        axes.errorbar(group.storage.astype(float), group[headline].astype(float), group[f"{headline}_std"].astype(float), fmt="o", ms=6, capsize=2,
+        axes.errorbar(group.bytes.astype(float), group[headline].astype(float), group[f"{headline}_std"].astype(float), fmt="o", ms=6, capsize=2,
                       color=colour, label=method)
     frontier = frontier_of(rows)
-    axes.step(frontier.storage.astype(float), frontier[headline].astype(float), where="post", color="0.6", lw=1, zorder=0, label="frontier")
+    axes.step(frontier.bytes.astype(float), frontier[headline].astype(float), where="post", color="0.6", lw=1, zorder=0, label="frontier")
     axes.set(xscale="log", xlabel="bytes of the set", ylabel=f"{headline}, %")
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.01, 1))
@@ -139,7 +139,7 @@ def plot_frontier(rows):
 def frontier_of(rows):
     """The runs that are more accurate than every run of as many or fewer bytes, by bytes."""
     headline = rows.headline.iloc[0]
-    rows = rows.sort_values(["storage", headline], ascending=[True, False], kind="stable")
+    rows = rows.sort_values(["bytes", headline], ascending=[True, False], kind="stable")
     before = rows[headline].astype(float).cummax().shift(fill_value=-math.inf)
     return rows[rows[headline].astype(float) > before]
 
@@ -239,7 +239,7 @@ def pictures(title, synset):
     first = torch.arange(synset.K) * synset.N
     if not isinstance(synset, StaticDynamicSet):
         return [(title, denormalize(synset(first)[0]))]
-    static, dynamic = synset.static[:, 0], synset.dynamic[:, 0]            # of the first pair: (K, 3, H, W), (K, T, 1, H, W)
+    static, dynamic = synset.decode_static(synset.static[:, 0]), synset.decode_dynamic(synset.dynamic[:, 0])   # (K, 3, H, W), (K, T, 1, H, W)
     spread = dynamic.abs().amax((1, 2, 3, 4), keepdim=True).clamp_min(1e-6)
     grey = (127.5 + 127.5 * dynamic / spread).round().to(torch.uint8).expand(-1, -1, 3, -1, -1)
     return [(f"{title}: static memory", denormalize(static)[:, None]), ("dynamic memory", grey),

@@ -8,20 +8,27 @@ import copy
 import pathlib
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
+from distill_utils.storage import FORMATS, PIXELS, as_stored, decode, encode, stored_bytes
 from distill_utils.temporal import kept_frames
-from networks import Hallucinator, Interpolation
+from networks import Enlargement, Hallucinator, Interpolation
 from utils import load as load_file
 from utils import random_stream
 
 
 class SyntheticSet(nn.Module):
-    """What all sets share: K classes of N = `ipc` videos."""
+    """What all sets share: K classes of N = `ipc` videos; frames that are stored as `storage` says, and a decoder that makes videos of them.
 
-    def __init__(self, num_classes, ipc):
+    The parameters that MEMORIES names are learned as float32 and shown as they are stored (distill_utils/storage.py).
+    """
+
+    MEMORIES = ()
+
+    def __init__(self, num_classes, ipc, storage="fp32"):
         super().__init__()
-        self.K, self.N = num_classes, ipc
+        self.K, self.N, self.storage = num_classes, ipc, storage
 
     def __len__(self):
         return self.K * self.N
@@ -42,21 +49,32 @@ class SyntheticSet(nn.Module):
         """All videos that the set can show, each pair of memories once, and their labels."""
         return self(torch.arange(len(self)))
 
-    def storage(self):
-        """Bytes that must be kept to use the set."""
-        return sum(tensor.numel() * tensor.element_size() for tensor in self.state_dict().values())
+    def bytes(self):
+        """Bytes that must be kept to use the set, in the format that it is stored in."""
+        return sum(stored_bytes(tensor.shape, self.storage if name in self.MEMORIES else "fp32") for name, tensor in self.state_dict().items())
+
+    def bytes_fp32(self):
+        """Bytes of the stored values at 32 bits each, as the papers' tables count."""
+        return sum(4 * tensor.numel() for tensor in self.state_dict().values())
+
+    def encoded(self, name):
+        """A memory as a file holds it."""
+        return encode(getattr(self, name).detach().cpu(), self.storage)
 
 
 class PixelSet(SyntheticSet):
     """The baselines' set: videos (K·N, n, 3, H, W), learned directly; an Interpolation stretches n frames to T (none where n = T)."""
 
-    def __init__(self, videos, num_classes, interpolation=None):
-        super().__init__(num_classes, len(videos) // num_classes)
+    MEMORIES = ("videos",)
+
+    def __init__(self, videos, num_classes, interpolation=None, storage="fp32"):
+        super().__init__(num_classes, len(videos) // num_classes, storage)
         self.videos, self.interpolation = nn.Parameter(videos), interpolation
 
     def forward(self, index, part=slice(None)):
         index = index[part]
         videos = self.videos.index_select(0, index.to(self.videos.device))  # its way back is eight times as fast as indexing's
+        videos = as_stored(videos, self.storage)
         if self.interpolation:
             videos = self.interpolation(videos)                            # (B, T, 3, H, W)
         return videos, (index // self.N).to(videos.device)
@@ -67,54 +85,79 @@ class PixelSet(SyntheticSet):
 
     def content(self):
         """What a file of the set holds."""
-        content = {"videos": self.videos.detach().cpu(), "labels": self.labels}
+        content = {"videos": self.encoded("videos"), "labels": self.labels}
         if self.interpolation:
             content |= {"interpolation": self.interpolation.kind, "matrix": self.interpolation.matrix.detach().cpu()}
         return content
 
 
 class StillSet(SyntheticSet):
-    """Static memory alone: a slot owns spc/N frames; each draw repeats one of them T times."""
+    """Static memory alone (K, spc, 3, h, h), shown enlarged to `size` pixels: a slot owns spc/N frames; each draw repeats one of them T times."""
 
-    def __init__(self, static, ipc, frames):
-        super().__init__(len(static), ipc)
+    MEMORIES = ("static",)
+
+    def __init__(self, static, ipc, frames, size=None, storage="fp32"):
+        super().__init__(len(static), ipc, storage)
         check_divides(ipc, spc=static.shape[1])
-        self.static, self.T = nn.Parameter(static), frames                 # (K, spc, 3, H, W)
+        self.static, self.T = nn.Parameter(static), frames
+        self.enlarge = enlargement(static, size)
 
     def forward(self, index, part=slice(None)):
-        still = draw_memory(self.static, index, self.N, part)
+        still = self.decode(draw_memory(self.static, index, self.N, part))
         return still.unsqueeze(1).expand(-1, self.T, -1, -1, -1), (index[part] // self.N).to(still.device)
+
+    def decode(self, static):
+        """Frames (B, 3, H, W) of static memories (B, 3, h, h)."""
+        return self.enlarge(as_stored(static, self.storage))
 
     def every(self):
         K, spc = self.static.shape[:2]
-        return self.static.flatten(0, 1).unsqueeze(1).expand(-1, self.T, -1, -1, -1), torch.arange(K).repeat_interleave(spc)
+        return self.decode(self.static.flatten(0, 1)).unsqueeze(1).expand(-1, self.T, -1, -1, -1), torch.arange(K).repeat_interleave(spc)
 
     def content(self):
-        """A static memory file: "image" (K·spc, 3, H, W) and "label" (K·spc,)."""
-        return {"image": self.static.detach().flatten(0, 1).cpu(), "label": torch.arange(self.K).repeat_interleave(self.static.shape[1])}
+        """A static memory file: "image" (K·spc, 3, h, h) and "label" (K·spc,)."""
+        return {"image": encode(self.static.detach().flatten(0, 1).cpu(), self.storage),
+                "label": torch.arange(self.K).repeat_interleave(self.static.shape[1])}
 
 
 class StaticDynamicSet(SyntheticSet):
-    """Static memory S (K, spc, 3, H, W), dynamic memory D (K, dpc, T, 1, H, W) and the hallucinator H.
+    """Static memory S (K, spc, 3, h, h), dynamic memory D (K, dpc, n, 1, h', h') and the hallucinator H.
 
-    Slot (c, i) owns spc/N static and dpc/N dynamic memories; each draw pairs one of each at random: x = H(S[c, s], D[c, d]).
+    Slot (c, i) owns spc/N static and dpc/N dynamic memories; each draw pairs one of each at random: x = H(S[c, s], D[c, d]). Before H both are
+    enlarged bilinearly to `size` pixels, and D is stretched linearly to T = `frames` (METHOD 10); by default they have that size and length.
     """
 
-    def __init__(self, static, dynamic, hallucinator, ipc):
-        super().__init__(len(static), ipc)
+    MEMORIES = ("static", "dynamic")
+
+    def __init__(self, static, dynamic, hallucinator, ipc, frames=None, size=None, storage="fp32"):
+        super().__init__(len(static), ipc, storage)
         check_divides(ipc, spc=static.shape[1], dpc=dynamic.shape[1])
         self.static, self.dynamic, self.hallucinator = nn.Parameter(static), nn.Parameter(dynamic), hallucinator
+        n, size = dynamic.shape[2], size or max(static.shape[-1], dynamic.shape[-1])
+        self.enlarge_static, self.enlarge_dynamic = enlargement(static, size), enlargement(dynamic, size)
+        self.stretch = Interpolation("linear", n, frames) if frames not in (None, n) else nn.Identity()
 
     def forward(self, index, part=slice(None)):
-        static, dynamic = (draw_memory(memory, index, self.N, part) for memory in (self.static, self.dynamic))
-        return self.hallucinator(static, dynamic), (index[part] // self.N).to(static.device)
+        pairs = (draw_memory(memory, index, self.N, part) for memory in (self.static, self.dynamic))
+        videos = self.decode(*pairs)
+        return videos, (index[part] // self.N).to(videos.device)
+
+    def decode(self, static, dynamic):
+        """Videos (B, T, 3, H, W) of static memories (B, 3, h, h) and dynamic ones (B, n, 1, h', h')."""
+        return self.hallucinator(self.decode_static(static), self.decode_dynamic(dynamic))
+
+    def decode_static(self, static):
+        return self.enlarge_static(as_stored(static, self.storage))
+
+    def decode_dynamic(self, dynamic):
+        return self.stretch(self.enlarge_dynamic(as_stored(dynamic, self.storage)))
 
     def every(self):
         """Videos (K·N·spc/N·dpc/N, T, 3, H, W), the static memories of a slot outside, its dynamic ones inside."""
         static, dynamic = (memory.unflatten(1, (self.N, -1)) for memory in (self.static, self.dynamic))   # (K, N, group, …)
         s, d = static.shape[2], dynamic.shape[2]
         pairs = static.repeat_interleave(d, 2).flatten(0, 2), dynamic.repeat(1, 1, s, 1, 1, 1, 1).flatten(0, 2)
-        return self.hallucinator(*pairs), torch.arange(self.K).repeat_interleave(self.N * s * d)
+        return self.decode(*pairs), torch.arange(self.K).repeat_interleave(self.N * s * d)
 
     def param_groups(self, lr_dynamic, lr_hal, lr_static=0.0):
         """S is frozen unless `lr_static` is positive."""
@@ -123,8 +166,13 @@ class StaticDynamicSet(SyntheticSet):
         return groups + ([{"params": [self.static], "lr": lr_static}] if lr_static > 0 else [])
 
     def content(self):
-        return {"static": self.static.detach().cpu(), "dynamic": self.dynamic.detach().cpu(),
+        return {"static": self.encoded("static"), "dynamic": self.encoded("dynamic"),
                 "hallucinator": {name: tensor.cpu() for name, tensor in self.hallucinator.state_dict().items()}}
+
+
+def enlargement(memory, size):
+    """What shows the frames of a memory (..., h, h) at `size` pixels."""
+    return Enlargement(memory.shape[-1], size) if size not in (None, memory.shape[-1]) else nn.Identity()
 
 
 def draw_memory(memory, index, ipc, part=slice(None)):
@@ -142,14 +190,14 @@ def check_divides(ipc, **counts):
 
 # ---------------------------------------------------------------- initialisation
 
-def real_videos(clips, ipc):
-    """`ipc` random training clips of each class, (K·ipc, T, 3, H, W), in class order."""
+def random_numbers(clips, ipc):
+    """Numbers of `ipc` random training clips of each class, (K·ipc,), in class order."""
     index = clips.class_batch(ipc)
     scarce = (torch.bincount(clips.labels[index], minlength=clips.K) < ipc).nonzero().flatten().tolist()
     if scarce:
         raise ValueError(f"class {clips.class_names[scarce[0]]} has fewer training clips than the {ipc} asked for: "
                          "lower --ipc, --spc or --dpc, or give more --train_clips")
-    return clips.draw(index)
+    return index
 
 
 def mean_videos(clips, ipc):
@@ -161,57 +209,88 @@ def mean_videos(clips, ipc):
     return torch.stack(means)
 
 
-def initial_videos(clips, ipc, init):
-    """Start of a PixelSet: `real` clips, `mean`s of real clips, `noise` from N(0, 1), or one real frame `still`, repeated."""
-    videos = real_videos(clips, ipc)
+def initial_videos(clips, ipc, init, chosen=None):
+    """Start of a PixelSet, (K·ipc, T, 3, H, W): `real` clips, `mean`s of real clips, `noise` from N(0, 1), or one real frame `still`, repeated.
+
+    chosen: numbers of the real clips, (K·ipc,) in class order; None: random ones.
+    """
+    videos = clips.draw(random_numbers(clips, ipc) if chosen is None else chosen)
     return {"real": lambda: videos, "mean": lambda: mean_videos(clips, ipc), "noise": lambda: torch.randn(videos.shape).to(videos.device),
             "still": lambda: videos[:, :1].expand_as(videos).clone()}[init]()
 
 
-def initial_pixels(clips, ipc, init, n_syn=None, interpolation="duplicate"):
+def initial_pixels(clips, ipc, init, n_syn=None, interpolation="duplicate", storage="fp32", chosen=None):
     """Start of a PixelSet: `n_syn` evenly spaced frames (None: all T) of the initial videos, stretched by `interpolation`."""
-    videos = initial_videos(clips, ipc, init)
+    videos = initial_videos(clips, ipc, init, chosen)
     if n_syn in (None, clips.T) and interpolation != "parametric":
-        return PixelSet(videos, clips.K).to(clips.device)
+        return PixelSet(videos, clips.K, storage=storage).to(clips.device)
     kept = videos[:, kept_frames(clips.T, n_syn or clips.T)]
-    return PixelSet(kept, clips.K, Interpolation(interpolation, kept.shape[1], clips.T)).to(clips.device)
+    return PixelSet(kept, clips.K, Interpolation(interpolation, kept.shape[1], clips.T), storage).to(clips.device)
 
 
-def initial_static(clips, spc, init):
-    """Start of the static memory (K, spc, 3, H, W) from clips of one frame: `real` frames, `mean`s of them or `noise`."""
-    return initial_videos(clips, spc, init).reshape(clips.K, spc, 3, clips.size, clips.size)
+def initial_static(clips, spc, init, size=None):
+    """Start of the static memory (K, spc, 3, size, size) from clips of one frame: `real` frames, `mean`s of them or `noise`."""
+    if init == "noise":
+        side = size or clips.size
+        return torch.randn(clips.K, spc, 3, side, side).to(clips.device)
+    return shrink(initial_videos(clips, spc, init), size=size).squeeze(1).unflatten(0, (clips.K, spc))
 
 
-def initial_dynamic(clips, static, ipc, dpc, init):
-    """Start of the dynamic memory (K, dpc, T, 1, H, W): `noise` from N(0, 1), the `residual` or the `motion` of real clips.
+def real_memories(clips, chosen, ipc, spc, dpc, frame="mean", static_size=None, frames=None, size=None):
+    """Static and dynamic memory of the clips `chosen`, (K·max(spc, dpc),) in class order: the mean frame of a clip, or its middle one, and the grey
+    residual that moves it. Each slot owns as many clips as it has memories of the kind that it has more of."""
+    videos = clips.draw(chosen).unflatten(0, (clips.K, ipc, -1))                    # (K, N, group, T, 3, H, W)
+    still = videos.mean(3) if frame == "mean" else videos[:, :, :, clips.T // 2]
+    still = shrink(still[:, :, :spc // ipc], size=static_size)                      # (K, N, spc/N, 3, h, h)
+    members = torch.arange(dpc // ipc)
+    shown = enlargement(still, clips.size).to(still.device)(still)[:, :, members % (spc // ipc)]
+    residual = (videos[:, :, members] - shown.unsqueeze(3)).mean(4, keepdim=True)   # (K, N, dpc/N, T, 1, H, W)
+    return still.flatten(1, 2), shrink(residual.flatten(1, 2), frames, size)
 
-    The residual is the grey difference between a real clip's frames and the static memory (K, spc, 3, H, W) that it is to move, so that
+
+def initial_dynamic(clips, static, ipc, dpc, init, frames=None, size=None, chosen=None):
+    """Start of the dynamic memory (K, dpc, n, 1, h, h), n = `frames` and h = `size` (None: T and the clips'): `noise` from N(0, 1), the `residual` or the
+    `motion` of real clips, averaged over the frames and pixels that a stored value stands for.
+
+    The residual is the grey difference between a real clip's frames and the static memory (K, spc, 3, h', h') that it is to move, so that
     static plus dynamic memory is the clip but for the motion of its colours. Each static memory gets the clips of its class that have
     the frame nearest to it: of any other clip the residual would show the still picture's negative.
 
-    The motion is the grey difference between the frames of a random real clip and their own mean: what moves, without the clip's background.
+    The motion is the grey difference between the frames of a real clip, one of `chosen` or a random one, and their own mean: what moves, without the
+    clip's background.
     """
     K, spc = static.shape[:2]
     if init == "noise":
-        return torch.randn(K, dpc, clips.T, 1, clips.size, clips.size).to(clips.device)
+        side = size or clips.size
+        return torch.randn(K, dpc, frames or clips.T, 1, side, side).to(clips.device)
     if init == "motion":
-        videos = real_videos(clips, dpc)
-        return (videos - videos.mean(1, keepdim=True)).mean(2, keepdim=True).unflatten(0, (K, dpc))
+        videos = clips.draw(random_numbers(clips, dpc) if chosen is None else chosen)
+        return shrink((videos - videos.mean(1, keepdim=True)).mean(2, keepdim=True).unflatten(0, (K, dpc)), frames, size)
     if clips.counts().min() < dpc:
         raise ValueError(f"class {clips.class_names[clips.counts().argmin()]} has fewer training clips than --dpc {dpc}: "
                          "lower it, or give more --train_clips")
-    dynamic = []
+    static, dynamic = enlargement(static, clips.size)(static).to(clips.device), []
     for label in range(K):
         index, taken = (clips.labels == label).nonzero().flatten(), []
-        distance = frame_distance(clips, index, static[label].to(clips.device))     # (spc, clips of the class)
+        distance = frame_distance(clips, index, static[label])                      # (spc, clips of the class)
         for number in range(dpc):
             slot, member = divmod(number, dpc // ipc)
             partner = slot * (spc // ipc) + member % (spc // ipc)
             nearest = next(i for i in distance[partner].argsort().tolist() if i not in taken)
             taken.append(nearest)
-            residual = clips.draw(index[[nearest]])[0] - static[label, partner].to(clips.device)
+            residual = clips.draw(index[[nearest]])[0] - static[label, partner]
             dynamic.append(residual.mean(1, keepdim=True))                          # (T, 1, H, W)
-    return torch.stack(dynamic).unflatten(0, (K, dpc))
+    return shrink(torch.stack(dynamic).unflatten(0, (K, dpc)), frames, size)
+
+
+def shrink(videos, frames=None, size=None):
+    """Videos (..., T, C, H, W) averaged to `frames` frames of `size` pixels (None: as they are)."""
+    *_, T, C, H, W = videos.shape
+    frames, size = frames or T, size or H
+    if (frames, size) == (T, H):
+        return videos
+    channels_first = videos.flatten(0, -5).transpose(1, 2)                          # (B, C, T, H, W)
+    return F.adaptive_avg_pool3d(channels_first, (frames, size, size)).transpose(1, 2).reshape(*videos.shape[:-4], frames, C, size, size)
 
 
 def frame_distance(clips, index, frames):
@@ -248,14 +327,19 @@ def load(path):
     return Distilled(synset, content["class_names"])
 
 
+OLDER = {"lr": 0.01, "size": None, "storage": "fp32"}  # what files of older versions leave out
+
+
 def load_set(path):
     """A synthetic set as it was written, and all that its file holds; ValueError where the file is not whole."""
     path = pathlib.Path(path)
     path = path / "distilled.pt" if path.is_dir() else path
     content = load_file(path)
     try:
+        content = {**OLDER, **content}
+        if content["storage"] not in (*FORMATS, PIXELS):
+            raise ValueError(f"unknown storage {content['storage']!r}")
         synset, names = KINDS[content["kind"]](content), content["class_names"]
-        content.setdefault("lr", 0.01)  # the protocol's; files of the first versions have none
         if len(names) != synset.K or not all(isinstance(name, str) for name in names):
             raise ValueError(f"{synset.K} classes want as many names")
         with torch.no_grad(), random_stream(0):
@@ -273,32 +357,38 @@ def pixel_set(content):
         matrix = content["matrix"]
         interpolation = Interpolation(content["interpolation"], matrix.shape[1], matrix.shape[0])
         interpolation.matrix.data.copy_(matrix)
-    videos, ipc = content["videos"], content["ipc"]
+    videos, ipc = decode(content["videos"]), content["ipc"]
     if len(videos) % ipc:
         raise ValueError(f"{len(videos)} videos are no multiple of {ipc}")
-    return PixelSet(videos, len(videos) // ipc, interpolation)
+    return PixelSet(videos, len(videos) // ipc, interpolation, content["storage"])
 
 
 def still_set(content):
     spc = torch.bincount(content["label"]).unique().item()
-    return StillSet(content["image"].unflatten(0, (-1, spc)), content["ipc"], content["frames"])
+    static = decode(content["image"]).unflatten(0, (-1, spc))
+    return StillSet(static, content["ipc"], content["frames"], content["size"], content["storage"])
 
 
 def static_dynamic_set(content):
     hallucinator = Hallucinator()
     hallucinator.load_state_dict(content["hallucinator"])
-    return StaticDynamicSet(content["static"], content["dynamic"], hallucinator, content["ipc"])
+    return StaticDynamicSet(decode(content["static"]), decode(content["dynamic"]), hallucinator, content["ipc"], content["frames"], content["size"],
+                            content["storage"])
 
 
 KINDS = {"PixelSet": pixel_set, "StillSet": still_set, "StaticDynamicSet": static_dynamic_set}
 
 
 def load_static(path, num_classes, spc, size):
-    """Static memory (K, spc, 3, H, W) from a file with "image" (K·spc, 3, H, W), of distill_DC.py or the paper's authors."""
+    """Static memory (K, spc, 3, size, size) from a file with "image" (K·spc, 3, size, size), of distill_DC.py or the paper's authors."""
     content = load_file(path)
     image = content.get("image") if isinstance(content, dict) else None
-    if not isinstance(image, torch.Tensor):
+    if not isinstance(image, (torch.Tensor, dict)):
         raise ValueError(f'{path} is no static memory: it has no tensor "image"')
+    try:
+        image = decode(image)
+    except (LookupError, TypeError, AttributeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"{path} is no static memory ({type(error).__name__}: {error})") from error
     if image.shape != (num_classes * spc, 3, size, size):
         raise ValueError(f"{path} has frames of shape {tuple(image.shape)}, but {num_classes} classes with --spc {spc} at {size} pixels "
                          f"need {(num_classes * spc, 3, size, size)}")
@@ -308,4 +398,4 @@ def load_static(path, num_classes, spc, size):
         raise ValueError(f"{path} does not hold {spc} frames of each class in class order")
     if not image.isfinite().all():
         raise ValueError(f"{path} holds frames that are not finite: make it anew with a lower learning rate")
-    return image.detach().float().reshape(num_classes, spc, 3, size, size)
+    return image.detach().reshape(num_classes, spc, 3, size, size)

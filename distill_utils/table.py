@@ -11,8 +11,8 @@ import pandas as pd
 from distill_utils.datasets import DATASETS, read_json
 from utils import atomic_write, read_config, run_script
 
-SETTINGS = ("ipc", "spc", "dpc", "n_syn", "interpolation", "n_real", "segments", "init", "lr_img", "lr_dynamic", "method", "network", "width", "pool", "validation", "seed", "Iteration")
-FIGURES = ("top1", "top1_std", "top5", "top5_std", "video_top1", "video_top1_std", "storage", "seconds_per_iteration", "steps", "peak_memory", "seconds")
+SETTINGS = ("ipc", "spc", "dpc", "n_syn", "interpolation", "n_real", "segments", "init", "lr_img", "lr_dynamic", "method", "network", "width", "pool", "storage", "dynamic_frames", "dynamic_size", "static_size", "static", "select", "validation", "seed", "Iteration")
+FIGURES = ("top1", "top1_std", "top5", "top5_std", "video_top1", "video_top1_std", "bytes", "bytes_fp32", "seconds_per_iteration", "steps", "peak_memory", "seconds")
 
 
 def read_results(folders):
@@ -22,8 +22,9 @@ def read_results(folders):
     paths = sorted({path for folder in folders for path in folder.rglob("result.json")}, key=lambda path: path.stat().st_mtime)
     for path in paths:
         config, result = read_config(path.parent / "config.json"), read_json(path)
-        if "storage" not in result:  # a buffer of experts
+        if "bytes" not in result and "storage" not in result:  # a buffer of experts
             continue
+        result = {"bytes": result.get("storage"), "bytes_fp32": result.get("storage"), **result}  # older versions knew fp32 only
         settings, folder = config["settings"], path.parent.resolve()
         try:
             names = result.get("class_names") or [f"class {number}" for number in range(len(result["per_class"]))]
@@ -53,7 +54,7 @@ def shown(rows):
     for row in rows.itertuples():
         seconds, headline = row.seconds_per_iteration or 0, row.headline
         table.append({"data": row.data, "run": row.run, "steps": row.steps, "ipc": row.ipc,
-                      headline: accuracy(row, headline), **at_best(row, headline), "video top1": accuracy(row, "video_top1"), "bytes": f"{row.storage:,}",
+                      headline: accuracy(row, headline), **at_best(row, headline), "video top1": accuracy(row, "video_top1"), "bytes": f"{row.bytes:,}", "bytes at fp32": f"{row.bytes_fp32:,}",
                       "s/step": f"{seconds:.2f}", "distilled in s": f"{seconds * row.steps:.0f}", "evaluated in s": f"{row.seconds:.0f}",
                       "GB": f"{row.peak_memory / 2 ** 30:.2f}"})
     return pd.DataFrame(table, dtype=object).fillna("")
@@ -71,7 +72,7 @@ def over_seeds(rows):
         headline, group = group[0].headline, list({row.seed: row for row in group}.values())
         top1 = pd.Series([getattr(row, headline) for row in group], dtype=float)
         table.append({"data": data, "run": run, "steps": group[0].steps, "seeds": ", ".join(str(row.seed) for row in group),
-                      headline: f"{top1.mean():.1f} ± {top1.std(ddof=0):.1f}", "bytes": f"{group[0].storage:,}",
+                      headline: f"{top1.mean():.1f} ± {top1.std(ddof=0):.1f}", "bytes": f"{group[0].bytes:,}", "bytes at fp32": f"{group[0].bytes_fp32:,}",
                       "distilled in s": f"{sum((row.seconds_per_iteration or 0) * row.steps for row in group):.0f}",
                       "evaluated in s": f"{sum(row.seconds for row in group):.0f}"})
     return pd.DataFrame(table, dtype=object).fillna("")

@@ -7,7 +7,7 @@ from .convnet import ConvNet
 from .convnet3d import WIDTH, ConvNet3D
 from .flat import FlatNetwork
 from .hallucinator import Hallucinator
-from .interpolation import INTERPOLATIONS, Interpolation
+from .interpolation import INTERPOLATIONS, Enlargement, Interpolation
 from .recurrent import FrameNetwork
 from .standardize import standardize
 from .video_classifier import VideoClassifier

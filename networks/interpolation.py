@@ -1,4 +1,4 @@
-"""From few frames to as many as a network sees (METHOD 7)."""
+"""From few frames to as many as a network sees, and from small frames to large ones (METHOD 7 and 10)."""
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -20,8 +20,7 @@ class Interpolation(nn.Module):
         if not 1 <= n <= T:
             raise ValueError(f"{n} frames cannot be stretched to {T}")
         self.kind = kind
-        modes = {"mode": "nearest"} if kind == "duplicate" else {"mode": "linear", "align_corners": False}
-        matrix = F.interpolate(torch.eye(n)[None], T, **modes)[0].T.contiguous()   # (T, n): row t holds the shares of frame t
+        matrix = weights(n, T, "nearest" if kind == "duplicate" else "linear")
         if kind == "parametric":
             self.matrix = nn.Parameter(matrix)
         else:
@@ -29,3 +28,23 @@ class Interpolation(nn.Module):
 
     def forward(self, videos):
         return torch.einsum("tn,bnchw->btchw", self.matrix, videos)
+
+
+class Enlargement(nn.Module):
+    """Frames (..., h, h) enlarged bilinearly to (..., H, H), by one matrix (H, h) for rows and columns: unlike F.interpolate's, its gradient is
+    deterministic on every device. It costs no storage."""
+
+    def __init__(self, h, H):
+        super().__init__()
+        if not 1 <= h <= H:
+            raise ValueError(f"frames of {h} pixels cannot be enlarged to {H}")
+        self.register_buffer("matrix", weights(h, H, "linear"), persistent=False)
+
+    def forward(self, frames):
+        return self.matrix @ frames @ self.matrix.T
+
+
+def weights(n, T, mode):
+    """Matrix (T, n): row t holds the shares that n values have in value t of T."""
+    options = {} if mode == "nearest" else {"align_corners": False}
+    return F.interpolate(torch.eye(n)[None], T, mode=mode, **options)[0].T.contiguous()

@@ -34,7 +34,7 @@ from distill_utils.datasets import read_videos
 from distill_utils.decode import Picture, make_folder
 from distill_utils.evaluate import RealSet, predict, train, train_epoch
 from distill_utils.frames import frame_names
-from distill_utils.synset import PixelSet, real_videos
+from distill_utils.synset import PixelSet, random_numbers
 from distill_utils.workers import in_processes
 from networks import FlatNetwork
 from utils import random_stream
@@ -158,7 +158,7 @@ def benchmark_loading(clips, test, folders):
 
 
 def benchmark_dm(clips, test, folders):
-    synset = PixelSet(real_videos(clips, 1), 8)
+    synset = PixelSet(clips.draw(random_numbers(clips, 1)), 8)
     preloaded = clips.draw(torch.arange(len(clips)))
     fp32, bf16 = (DistributionMatching(clips, 24, precision) for precision in ("fp32", "bf16"))
     functions = {"plain": lambda: plain_dm(preloaded, clips.labels, synset.videos, 24), "fp32": lambda: fp32(synset).backward(),
@@ -178,7 +178,7 @@ def share(functions, seconds):
 
 
 def benchmark_evaluation(clips, test, folders):
-    synset, epochs = PixelSet(real_videos(clips, 1), 8).frozen(), 20
+    synset, epochs = PixelSet(clips.draw(random_numbers(clips, 1)), 8).frozen(), 20
     seconds = alternate({"plain": lambda: plain_evaluation(synset.videos, synset.labels, folders["test"], epochs),
                          "fp32": lambda: fast_evaluation(synset, test, epochs, "fp32"),
                          "bf16": lambda: fast_evaluation(synset, test, epochs, "bf16")})
@@ -186,7 +186,7 @@ def benchmark_evaluation(clips, test, folders):
 
 
 def benchmark_mtt(clips, test, folders):
-    synset = PixelSet(real_videos(clips, 1), 8)
+    synset = PixelSet(clips.draw(random_numbers(clips, 1)), 8)
     for syn_steps in (5, 10, 20):
         unrolled = trajectory_matching(clips, syn_steps, build=lambda: contiguous(networks.ConvNet3D(8, 8, 64)))
         ours = trajectory_matching(clips, syn_steps)
@@ -210,7 +210,7 @@ def benchmark_memory(clips, test, folders):
 
 def memory(form, syn_steps):
     clips = load_clips("toy", split="train")
-    synset, matching = PixelSet(real_videos(clips, 1), 8), trajectory_matching(clips, syn_steps, replay="auto" if form == "unrolled" else form)
+    synset, matching = PixelSet(clips.draw(random_numbers(clips, 1)), 8), trajectory_matching(clips, syn_steps, replay="auto" if form == "unrolled" else form)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     if form == "unrolled":
         unrolled_mtt(matching, synset)

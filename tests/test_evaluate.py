@@ -194,7 +194,7 @@ def test_an_evaluation_is_the_mean_and_deviation_over_fresh_networks(monkeypatch
     for label in range(7):
         mean = statistics.fmean(each["per_class"][label].item() for each in scores)
         assert result["per_class"][label] == pytest.approx(mean)
-    assert result["storage"] == synset.storage() and result["seconds"] > 0
+    assert result["bytes"] == synset.bytes() and result["seconds"] > 0
 
 
 def test_each_network_of_an_evaluation_is_trained_by_the_protocol(monkeypatch):
@@ -285,7 +285,7 @@ def test_an_evaluation_with_the_papers_network_and_in_bfloat16(precision):
 def test_real_clips_are_mirrored_at_random_and_labelled():
     clips = random_clips([2, 0, 1, 1], K, T=T, size=SIZE)
     real, index = RealSet(clips), torch.tensor([3, 0, 1])
-    assert len(real) == 4 and real.storage() == clips.resident.numel()
+    assert len(real) == 4 and real.bytes() == clips.resident.numel()
     seen = set()
     for _ in range(30):
         videos, labels = real(index)
@@ -302,4 +302,4 @@ def test_real_clips_are_evaluated_like_a_set():
     test = some_test_clips()
     state = torch.get_rng_state()
     result = evaluate(RealSet(random_clips([0, 1, 2] * 4, K, T=T, size=SIZE)), test, **settings(num_eval=1))
-    assert torch.equal(torch.get_rng_state(), state) and result["storage"] == 12 * T * 3 * SIZE * SIZE
+    assert torch.equal(torch.get_rng_state(), state) and result["bytes"] == 12 * T * 3 * SIZE * SIZE

@@ -99,7 +99,7 @@ def test_sets_of_few_frames(kind):
     videos, labels = synset(torch.arange(6))
     assert videos.shape == whole.videos.shape and labels.tolist() == [0, 0, 1, 1, 2, 2]
     learned = 8 * 2 if kind == "parametric" else 0
-    assert synset.storage() == 4 * (synset.videos.numel() + learned)
+    assert synset.bytes() == 4 * (synset.videos.numel() + learned)
     assert len(synset.param_groups(1.0, 0.1)) == (2 if learned else 1)
     videos.sum().backward()
     assert torch.allclose(synset.videos.grad.sum(1), torch.full((6, 3, 8, 8), 8.0))  # the shares of each moment add up to one
@@ -244,7 +244,7 @@ def test_a_set_comes_back_from_its_file(tmp_path, kind):
         videos, labels = synset(index)
         torch.manual_seed(5)
         assert torch.equal(again(index)[0], videos) and torch.equal(again(index)[1], labels)
-    assert again.storage() == synset.storage()
+    assert again.bytes() == synset.bytes()
     data = load(tmp_path)  # of the run's folder
     torch.manual_seed(5)
     video, label = data[3]
@@ -363,7 +363,7 @@ def test_coreset_and_other_networks_end_to_end(command, tmp_path):
         assert ("the feature network has" in printed) == (method == "herding")  # k-center finds herding's
     folder = run_folder(tmp_path, "coreset_herding*")
     result = json.loads((folder / "result.json").read_text())
-    assert result["storage"] == 4 * 4 * 8 * 3 * 43 * 43 and result["class_names"] == ["fall", "rise"]
+    assert 4 * result["bytes"] == result["bytes_fp32"] == 4 * 4 * 8 * 3 * 43 * 43 and result["class_names"] == ["fall", "rise"]
     assert np.sum(result["confusion"]) == 2 * 4 and np.trace(result["confusion"]) == round(sum(result["networks"]) / 100 * 4)
     assert "confusion" not in (folder / "metrics.jsonl").read_text()
 
@@ -383,7 +383,8 @@ def test_coreset_and_other_networks_end_to_end(command, tmp_path):
     code, printed = command(evaluate, folder, "--networks", "VGG", data=False)
     assert code == 2 and "unknown network 'VGG': choose among ConvNet3D, " in printed
     content = torch.load(folder / "distilled.pt")
-    save(content | {"videos": content["videos"] + 1}, folder / "distilled.pt")  # the run went on: computed again
+    content["videos"]["pixels"] ^= 1
+    save(content, folder / "distilled.pt")  # the run went on: computed again
     code, printed = command(evaluate, folder, "--networks", "CNN+GRU", "--pack_path", tmp_path / "packs", "--device", "cpu", data=False)
     assert code == 0 and "12.3 ±" not in printed
     for flags, sentence in (((), "give a RUN, or --dataset"), ((tmp_path / "nowhere",), "nowhere does not exist"),
@@ -499,8 +500,8 @@ def test_dynamic_classes_are_the_upper_half():
 
 
 def test_frontier_is_what_nothing_smaller_exceeds():
-    rows = pd.DataFrame({"headline": "top1", "storage": [5, 1, 3, 3, 9, 4], "top1": [50., 10, 30, 40, 45, 40]})
-    assert report.frontier_of(rows).storage.tolist() == [1, 3, 5] and report.frontier_of(rows).top1.tolist() == [10, 40, 50]
+    rows = pd.DataFrame({"headline": "top1", "bytes": [5, 1, 3, 3, 9, 4], "top1": [50., 10, 30, 40, 45, 40]})
+    assert report.frontier_of(rows)["bytes"].tolist() == [1, 3, 5] and report.frontier_of(rows).top1.tolist() == [10, 40, 50]
 
 
 # ---------------------------------------------------------------- flags
@@ -517,7 +518,7 @@ def test_impossible_settings_are_refused(command, tmp_path, flags, sentence):
 def test_the_table_over_seeds():
     """Runs that differ in the seed, and in the digest of the files they read, are one row, whose std is that over seeds; of one seed the latest counts."""
     def row(run, seed, top1, **chosen):
-        return {"data": "toy", "run": f"{run}_{seed:08x}", "steps": 10, "seed": seed, "headline": "top1", "top1": top1, "storage": 1000,
+        return {"data": "toy", "run": f"{run}_{seed:08x}", "steps": 10, "seed": seed, "headline": "top1", "top1": top1, "bytes": 1000, "bytes_fp32": 1000,
                 "seconds_per_iteration": 2.0, "seconds": 3.0, "chosen": {"seed": seed, "digest": f"{seed}", "lr_img": 1.0} | chosen}
     rows = pd.DataFrame([row("DM_ipc1", 0, 50.0), row("DM_ipc1", 1, 60.0), row("DM_ipc1", 0, 40.0, lr_img=2.0), row("MTT_ipc1", 0, 30.0),
                          row("DM_ipc1", 0, 70.0, digest="made later")], dtype=object)

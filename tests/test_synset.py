@@ -7,7 +7,7 @@ from fakes import random_clips
 
 from distill_utils.clips import normalize
 from distill_utils.synset import (PixelSet, StaticDynamicSet, StillSet, check_divides, initial_dynamic, initial_static,
-                                  initial_videos, load_static, real_videos)
+                                  initial_videos, load_static, random_numbers)
 from networks import Hallucinator
 
 K, T, SIZE = 3, 4, 6
@@ -144,12 +144,12 @@ def test_a_frozen_set_draws_the_same_has_no_gradients_and_is_a_copy(make):
 def test_storage_is_the_methods_example():
     videos = torch.empty(50, 16, 3, 112, 112, device="meta")
     static, dynamic = torch.empty(50, 2, 3, 112, 112, device="meta"), torch.empty(50, 2, 16, 1, 112, 112, device="meta")
-    assert PixelSet(videos, 50).storage() == 120_422_400
-    assert StillSet(static, 1, 16).storage() == 15_052_800
+    assert PixelSet(videos, 50).bytes() == 120_422_400
+    assert StillSet(static, 1, 16).bytes() == 15_052_800
     synset = StaticDynamicSet(static, dynamic, Hallucinator(), 1)
-    assert synset.storage() == 15_052_800 + 80_281_600 + 1_308 == 95_335_708
+    assert synset.bytes() == 15_052_800 + 80_281_600 + 1_308 == 95_335_708
     synset.param_groups(1, 1)  # a frozen memory is kept all the same
-    assert synset.storage() == synset.frozen().storage() == 95_335_708
+    assert synset.bytes() == synset.frozen().bytes() == 95_335_708
 
 
 @pytest.mark.parametrize("ipc, spc, dpc, flag", [
@@ -174,7 +174,7 @@ def test_the_content_of_a_file_is_the_whole_set(make):
         flat |= {f"{name}.{key}": tensor for key, tensor in value.items()} if isinstance(value, dict) else {name: value}
     assert not any(tensor.requires_grad for tensor in flat.values())
     kept = sum(tensor.numel() * 4 for name, tensor in flat.items() if name not in ("label", "labels"))
-    assert kept == synset.storage()
+    assert kept == synset.bytes()
 
 
 # ---------------------------------------------------------------- initialisation
@@ -191,7 +191,7 @@ def sources(videos, clips):
 
 def test_real_videos_are_different_clips_in_class_order():
     clips = training_clips()
-    drawn = [sources(real_videos(clips, 2), clips) for _ in range(20)]
+    drawn = [sources(clips.draw(random_numbers(clips, 2)), clips) for _ in range(20)]
     for numbers in drawn:
         assert clips.labels[numbers].tolist() == [0, 0, 1, 1, 2, 2] and len(set(numbers)) == 6
     assert {number for numbers in drawn for number in numbers} == set(range(10))
@@ -199,8 +199,8 @@ def test_real_videos_are_different_clips_in_class_order():
 
 def test_a_class_with_too_few_clips_is_refused_by_name():
     clips = random_clips([0, 0, 0, 1, 2, 2, 2], K, T=T, size=SIZE)
-    assert len(real_videos(clips, 1)) == 3
-    for start in (lambda: real_videos(clips, 2), lambda: initial_static(clips, 3, "real"),
+    assert len(clips.draw(random_numbers(clips, 1))) == 3
+    for start in (lambda: clips.draw(random_numbers(clips, 2)), lambda: initial_static(clips, 3, "real"),
                   lambda: initial_dynamic(clips, torch.zeros(K, 2, 3, SIZE, SIZE), 2, 2, "residual")):
         with pytest.raises(ValueError, match="class class1 has fewer training clips"):
             start()
