@@ -4,6 +4,7 @@ Trajectory matching (MTT, Cazenavette et al. 2022, arXiv 2203.11932) reads them.
 
     bash sh/baseline/buffer.sh GPU DATASET
 """
+import argparse
 import math
 
 import pandas as pd
@@ -35,7 +36,7 @@ def train_expert(net, clips, epochs, lr, batch_size, precision, seeds, segments=
 
 def make_expert(folder, number, train, seen, dtype, args):
     """Trains an expert and writes its file; returns a line of metrics, of the Clips `seen`, for each epoch."""
-    seeds, lines = ("expert", args.seed, number), []
+    seeds, lines, kept = ("expert", args.seed, number), [], kept_epochs(args)
     with random_stream(stream_seed(*seeds)):
         net = networks.build(args.network, train.K, train.T, train.size, args.width, args.compile).to(train.device)
     trajectory = [snapshot(net, dtype)]
@@ -44,21 +45,41 @@ def make_expert(folder, number, train, seen, dtype, args):
                                               args.precision, seeds, args.segments, args.width):
             trajectory.append(snapshot(net, dtype))
             check_epoch(*trajectory[-2:])
+            if epoch - 1 not in kept:
+                trajectory[-2] = None
             figures = score(predict(net, seen, args.precision), seen)
             lines.append({"iteration": number, "epoch": epoch, "split": seen.split, "loss": loss, "train_top1": top1,
                           **{name: figures[name] for name in ("top1", "top5", "video_top1")}})
             bar.set_postfix(loss=f"{loss:.3f}", train=f"{top1:.1f}", **{seen.split: f"{figures['top1']:.1f}"}, refresh=False)
             bar.update()
+    if args.train_epochs not in kept:
+        trajectory[-1] = None
     save([trajectory], folder / f"replay_buffer_{number}.pt")
     return lines
 
 
+def kept_epochs(args):
+    """The epochs whose snapshots are kept, from 0, the start."""
+    first, last = args.keep or (0, args.train_epochs)
+    if last > args.train_epochs:
+        raise ValueError(f"--keep {first}:{last} ends after --train_epochs {args.train_epochs}")
+    return range(first, last + 1)
+
+
+def epoch_range(text):
+    first, colon, last = text.partition(":")
+    if not (colon and first.isdecimal() and last.isdecimal() and int(first) < int(last)):
+        raise argparse.ArgumentTypeError(f"{text!r} is no range of epochs as 5:20")
+    return int(first), int(last)
+
+
 def main(args):
     device = options.check(args)
+    kept = kept_epochs(args)
     run = options.start_run(args, "buffer")
     train, seen, _ = options.load_splits(args)
     dtype = DTYPES[args.buffer_dtype]
-    size = expert_bytes(networks.build(args.network, train.K, train.T, train.size, args.width), args.train_epochs, dtype)
+    size = expert_bytes(networks.build(args.network, train.K, train.T, train.size, args.width), len(kept), dtype)
     run.resume()
     run.say(f"{args.num_experts} experts of {args.train_epochs} epochs take {args.num_experts * size / 1e9:.2f} GB in {run.folder}")
     check_space(run.folder, (args.num_experts - run.iteration) * size, "a buffer",
@@ -91,6 +112,8 @@ def parser():
     group.add_argument("--num_experts", type=options.positive, default=30, help="experts, a file each (%(default)s)")
     group.add_argument("--train_epochs", type=options.positive, default=10,
                        help="of each; matching reads max_start_epoch + expert_epochs - 1 and no more (%(default)s)")
+    group.add_argument("--keep", type=epoch_range, metavar="FIRST:LAST",
+                       help="epochs whose snapshots are kept, both included; matching reads from min_start_epoch to max_start_epoch + expert_epochs - 1 (all)")
     group.add_argument("--lr_teacher", type=options.rate, default=0.01, help="learning rate (%(default)s)")
     group.add_argument("--batch_train", type=options.positive, default=256, help="batch size (%(default)s)")
     group.add_argument("--buffer_dtype", default="float32", choices=DTYPES,

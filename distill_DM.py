@@ -105,6 +105,9 @@ class DistributionMatching(nn.Module):
         """The learning rate that networks are trained with on the set, where no flag gives one."""
         return 0.01
 
+    def warning(self, result):
+        """Nothing to say of an evaluation."""
+
 
 def prepare(args):
     """Files besides the clips that the matching reads; none."""

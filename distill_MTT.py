@@ -8,6 +8,7 @@ MTT (Cazenavette et al. 2022, arXiv 2203.11932) on pixels, METHOD 5. A student s
 import argparse
 import pathlib
 
+import pandas as pd
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -41,11 +42,13 @@ class TrajectoryMatching(nn.Module):
     """
 
     def __init__(self, experts, student, clips, *, syn_steps, expert_epochs, max_start_epoch, step_size, learn_step_size, batch_syn=None,
-                 precision="fp32", segments=1, trajectories=1, width=networks.WIDTH, replay="auto", min_start_epoch=0):
+                 precision="fp32", segments=1, trajectories=1, width=networks.WIDTH, replay="auto", min_start_epoch=0, expand=0,
+                 current_max_start_epoch=None, experts_top1=None):
         super().__init__()
         self.experts, self.student, self.device, self.precision = experts, student, clips.device, precision
         self.syn_steps, self.expert_epochs, self.batch_syn = syn_steps, expert_epochs, batch_syn
         self.start_epochs = min_start_epoch, max_start_epoch               # of the starts: the first, and the first that is none
+        self.expand, self.current_max_start_epoch, self.experts_top1 = expand, current_max_start_epoch or min_start_epoch + 1, experts_top1
         self.segments, self.trajectories, self.replay, self.clip = segments, trajectories, replay, (clips.T, clips.size, width)
         self.at_once = max(1, clips_at_once(clips.T, clips.size, clips.device, width) // 2)  # a graph of gradients takes twice the memory
         self.students = DiskStack() if self.device.type == "cpu" else []
@@ -56,10 +59,23 @@ class TrajectoryMatching(nn.Module):
         """The learning rate that networks are trained with on the set, where no flag gives one: α."""
         return max(self.step_size.item(), LEAST_STEP_SIZE)
 
+    def warning(self, result):
+        """A sentence where networks trained on the set, whose evaluation is `result`, know as much as the experts that are to teach it; else None."""
+        if self.experts_top1 is None or result["top1"] < self.experts_top1:
+            return None
+        return (f"warning: networks trained on the set reach {result['top1']:.1f} % top1, the experts {self.experts_top1:.1f} % at the last epoch that is matched: "
+                "they have nothing to teach; train them longer and raise --max_start_epoch and --min_start_epoch")
+
+    def start_range(self):
+        """The first epoch that a student may start at, and the first that is none: with `expand` it moves on by one every so many steps (DATM, METHOD 16)."""
+        first, end = self.start_epochs
+        steps = int(self.visits) // self.trajectories
+        return first, min(end, self.current_max_start_epoch + steps // self.expand) if self.expand else end
+
     def forward(self, synset):
         with torch.no_grad():
             self.step_size.clamp_(min=LEAST_STEP_SIZE)
-        plans = [(int(torch.randint(*self.start_epochs, ())), self.plan(len(synset))) for _ in range(self.trajectories)]
+        plans = [(int(torch.randint(*self.start_range(), ())), self.plan(len(synset))) for _ in range(self.trajectories)]
         learned = [parameter for parameter in synset.parameters() if parameter.requires_grad]
         gradients = [torch.zeros_like(parameter) for parameter in (*learned, self.step_size)]
         loss = torch.zeros_like(self.step_size)
@@ -163,6 +179,11 @@ def prepare(args):
         raise ValueError(f"--lr_teacher {args.lr_teacher:g} must be at least {LEAST_STEP_SIZE}, below which the step size never falls")
     if args.min_start_epoch >= args.max_start_epoch:
         raise ValueError(f"--min_start_epoch {args.min_start_epoch} must be below --max_start_epoch {args.max_start_epoch}")
+    if args.current_max_start_epoch and not args.min_start_epoch < args.current_max_start_epoch <= args.max_start_epoch:
+        raise ValueError(f"--current_max_start_epoch {args.current_max_start_epoch} must be above --min_start_epoch {args.min_start_epoch} "
+                         f"and at most --max_start_epoch {args.max_start_epoch}")
+    if args.current_max_start_epoch and not args.expand:
+        raise ValueError("--current_max_start_epoch is where --expand starts: give --expand too")
     same = ("frames", "size", "stride", "train_clips", "data_path", "list_path", "frames_path", "frame_names", "n_real", "segments", "width",
             "validation")
     if not args.buffer_path:
@@ -182,12 +203,24 @@ def make_matching(args, clips):
         print(f"{args.trajectories_per_step} of {world_size()} processes match, as a step has no more trajectories; all evaluate "
               f"(--trajectories_per_step {world_size()} employs all, and is another algorithm)")
     experts = Experts(buffer_files(args.buffer_path), [parameter.shape for parameter in net.parameters()],
-                      args.max_start_epoch + args.expert_epochs, args.seed)
+                      args.max_start_epoch + args.expert_epochs, args.seed, args.min_start_epoch)
     return TrajectoryMatching(experts, FlatNetwork(net), clips, syn_steps=args.syn_steps, expert_epochs=args.expert_epochs,
                               max_start_epoch=args.max_start_epoch, step_size=args.lr_teacher, learn_step_size=args.train_lr,
                               batch_syn=args.batch_syn, precision=args.precision, segments=args.segments,
                               trajectories=args.trajectories_per_step, width=args.width, replay=args.replay,
-                              min_start_epoch=args.min_start_epoch).to(clips.device)
+                              min_start_epoch=args.min_start_epoch, expand=args.expand, current_max_start_epoch=args.current_max_start_epoch,
+                              experts_top1=experts_top1(args, args.max_start_epoch + args.expert_epochs - 1)).to(clips.device)
+
+
+def experts_top1(args, epoch):
+    """Mean top-1 of the experts after `epoch`, in percent, on the clips that evaluations along the way are on; None where their folder does not tell."""
+    path, split = args.buffer_path / "metrics.jsonl", "validation" if args.validation else "test"
+    try:
+        metrics = pd.read_json(path, lines=True)
+        top1 = metrics.top1[(metrics.epoch == epoch) & (metrics.split == split)].mean()
+    except (OSError, ValueError, AttributeError, TypeError):
+        return None
+    return None if pd.isna(top1) else float(top1)
 
 
 def add_matching_options(parser):
@@ -199,6 +232,10 @@ def add_matching_options(parser):
     group.add_argument("--min_start_epoch", type=options.count, default=0,
                        help="the student starts at this epoch of the expert or a later one; later epochs teach what is harder (%(default)s)")
     group.add_argument("--max_start_epoch", type=options.positive, default=10, help="the student starts at an epoch below this (%(default)s)")
+    group.add_argument("--expand", type=options.count, default=0, metavar="E",
+                       help="every E steps the students may start one epoch later, from --current_max_start_epoch up to --max_start_epoch: easy epochs first "
+                       "(%(default)s: all from the first step on)")
+    group.add_argument("--current_max_start_epoch", type=options.positive, help="with --expand, the bound at the first step (min_start_epoch + 1)")
     group.add_argument("--trajectories_per_step", type=options.positive, default=1,
                        help="of which loss and gradient are the mean; several GPUs share them (%(default)s, the paper's)")
     group.add_argument("--replay", default="auto", choices=REPLAYS,

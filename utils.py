@@ -485,7 +485,7 @@ class Run:
     those named in `without_effect` (paths, device, logging) do not choose the folder. Of several processes the first one reads and writes.
     """
 
-    COUNTERS = ("iteration", "seconds", "steps", "refused", "logged", "loss", "evaluated", "best", "result")
+    COUNTERS = ("iteration", "seconds", "steps", "refused", "logged", "loss", "evaluated", "start", "best", "result")
 
     def __init__(self, settings, save_path, name, without_effect=(), wandb_mode="disabled", checkpoint_seconds=60):
         chosen = {key: value for key, value in sorted(settings.items()) if key not in without_effect}
@@ -493,7 +493,8 @@ class Run:
         self.folder = pathlib.Path(save_path).absolute() / f"{name}_{self.id}"
         self.metrics, self.wandb = self.folder / "metrics.jsonl", None
         self.iteration, self.seconds, self.steps, self.refused, self.logged, self.loss = 0, 0.0, 0, 0, 0, None
-        self.evaluated, self.best, self.result = None, None, None  # iteration of the last evaluation, the best one, the last one
+        self.evaluated = None                                    # iteration of the last evaluation
+        self.start, self.best, self.result = None, None, None    # value of the evaluation at iteration 0, the best one, the last one
         self.checkpoint_seconds, self.saved_at = checkpoint_seconds, time.monotonic()
         self.stateful = {}
         if rank() == 0:
@@ -671,7 +672,9 @@ class Run:
         self.bar.set_postfix(loss=f"{self.loss:.4g}", refresh=False)
 
     def keep_best(self, value, **result):
-        """Remember the best evaluation along the way; returns it."""
+        """Remember the best evaluation along the way, and the first; returns the best."""
+        if self.iteration == 0:
+            self.start = value
         if self.best is None or value > self.best["value"]:
             self.best = {"value": value, "iteration": self.iteration, **result}
         return self.best

@@ -16,6 +16,8 @@ def record(run, synset, seen, result, matching=None):
     run.evaluated = run.iteration
     run.log(split=seen.split, loss=run.loss, **learned, refused=run.refused, **logged(result))
     run.say(f"iteration {run.iteration}: {on(seen)}{summary(result, headline)}; best on {seen.split} {best['value']:.1f} at iteration {best['iteration']}")
+    if matching and (warning := matching.warning(result)):
+        run.say(warning)
     if rank() == 0:
         content = {"kind": type(synset).__name__, **synset.content(), "ipc": synset.N, "class_names": seen.class_names, "dataset": seen.dataset,
                    "frames": seen.T, "size": seen.size, "storage": synset.storage, "iteration": run.iteration, "lr": result["lr"], "width": result["width"], **learned}
@@ -56,13 +58,16 @@ def finish(run, synset, seen, test, **values):
     result = broadcast(read_json(path) if rank() == 0 and path.exists() else None)
     if result is None:
         result = {**run.result, "best_on_test": run.best} if seen.split != "validation" else tested(run, synset, test, **values)
-        result |= {"class_names": test.class_names, "peak_memory": max(gather([peak_memory(test.device)]))}  # of one process
+        result |= {"start": run.start, "class_names": test.class_names, "peak_memory": max(gather([peak_memory(test.device)]))}  # of one process
         run.finish(**result)
     run.say(f"result: {summary(result, headline)}; {run.seconds / max(run.steps, 1):.3f} s per iteration, "
             f"peak memory {result['peak_memory'] / 2 ** 30:.2f} GB; {run.folder}")
     if "best_on_validation" in result:
         best = result["best_on_validation"]
         run.say(f"at iteration {best['iteration']}, the best on validation ({best['value']:.1f} ± {best['std']:.1f} %): {summary(best['test'], headline)}")
+    last = run.result[headline] if run.result else None
+    if run.start is not None and last is not None and last < run.start:
+        run.say(f"learning lost accuracy on {seen.split}: {run.start:.1f} % at the start, {last:.1f} % at the end; lower the learning rates, or use fewer steps")
     if run.refused:
         run.say(f"{run.refused} of {run.steps} steps were taken back because the loss after them was not finite: lower the learning rates")
 

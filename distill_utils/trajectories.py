@@ -1,5 +1,6 @@
 """Expert trajectories on disk: `replay_buffer_<n>.pt` holds a list of experts, each a list of epochs, each a list of parameter tensors in
-the order of `net.parameters()`, as mtt-distillation writes them (METHOD 5).
+the order of `net.parameters()`, as mtt-distillation writes them (METHOD 5). Where buffer.py was told to `--keep` some epochs only, None stands for
+each of the others.
 """
 import re
 
@@ -13,9 +14,9 @@ def snapshot(net, dtype):
     return [parameter.detach().to("cpu", dtype, copy=True) for parameter in net.parameters()]
 
 
-def expert_bytes(net, epochs, dtype):
-    """Bytes of one expert on disk: its start and a snapshot after each epoch."""
-    return (epochs + 1) * sum(parameter.numel() for parameter in net.parameters()) * dtype.itemsize
+def expert_bytes(net, snapshots, dtype):
+    """Bytes of one expert of so many snapshots on disk."""
+    return snapshots * sum(parameter.numel() for parameter in net.parameters()) * dtype.itemsize
 
 
 def check_epoch(before, after):
@@ -35,16 +36,16 @@ def buffer_files(folder):
 
 
 class Experts:
-    """The experts of all `files`: networks with parameters of `shapes`, at least `epochs` snapshots each.
+    """The experts of all `files`: networks with parameters of `shapes`, at least `epochs` snapshots each, of which those before `first` are not drawn.
 
     Of a file only the snapshots that are drawn are read, and none stays in memory. ValueError for files that hold anything else.
     """
 
-    def __init__(self, files, shapes, epochs, seed=0):
+    def __init__(self, files, shapes, epochs, seed=0, first=0):
         self.experts, self.seed = [], seed
         for path in files:
             experts = load(path, on_disk=True)
-            check_experts(path, experts, [tuple(shape) for shape in shapes], epochs)
+            check_experts(path, experts, [tuple(shape) for shape in shapes], epochs, first)
             self.experts += [(path, number) for number in range(len(experts))]
 
     def __len__(self):
@@ -67,14 +68,19 @@ class Experts:
         return vectors
 
 
-def check_experts(path, experts, shapes, epochs):
+def check_experts(path, experts, shapes, epochs, first=0):
     if not (isinstance(experts, list) and experts and all(isinstance(expert, list) for expert in experts)):
         raise ValueError(f"{path} is no list of experts")
     for number, expert in enumerate(experts):
         if len(expert) < epochs:
             raise ValueError(f"{path}: expert {number} has {len(expert)} snapshots, but --max_start_epoch and --expert_epochs need {epochs}: "
                              "lower them, or train the experts longer")
-        for snapshot in expert:
+        for epoch, snapshot in enumerate(expert):
+            if snapshot is None:
+                if first <= epoch < epochs:
+                    raise ValueError(f"{path} does not keep epoch {epoch}, which --min_start_epoch, --max_start_epoch and --expert_epochs need: "
+                                     "make the experts with another --keep")
+                continue
             found = [tuple(tensor.shape) if isinstance(tensor, torch.Tensor) else type(tensor).__name__ for tensor in snapshot] \
                 if isinstance(snapshot, list) else type(snapshot).__name__
             if found == shapes:

@@ -92,6 +92,28 @@ def test_starts_lie_between_the_first_and_the_last_epoch(first, last):
     assert set(drawn) == {(start, start + 2) for start in range(first, last)}
 
 
+def test_the_range_of_starts_moves_on():
+    """With expand = 2 the students of steps 0 and 1 start at epoch 1, of 2 and 3 at 1 or 2, and so on up to max_start_epoch."""
+    net, synset = TinyNet(2, 4, 8), PixelSet(torch.randn(2, 4, 3, 8, 8), 2)
+    for first, ranges in ((None, [(1, 2), (1, 2), (1, 3), (1, 3), (1, 4), (1, 4), (1, 4)]), (3, [(1, 3), (1, 3), (1, 4), (1, 4)])):
+        matching = TrajectoryMatching(OneExpert(net), FlatNetwork(net), random_clips([0, 1], 2), syn_steps=1, expert_epochs=1, min_start_epoch=1,
+                                      max_start_epoch=4, expand=2, current_max_start_epoch=first, trajectories=3, step_size=0.01, learn_step_size=False)
+        for expected in ranges:
+            assert matching.start_range() == expected
+            matching(synset)
+    resumed = copy.deepcopy(matching)
+    resumed.load_state_dict(matching.state_dict())
+    assert resumed.start_range() == matching.start_range()
+
+
+def test_experts_that_know_no_more_than_the_set_are_named():
+    net = TinyNet(2, 4, 8)
+    matching = matching_of(net, random_clips([0, 1], 2), experts_top1=50.0)
+    assert matching.warning({"top1": 49.9}) is None
+    assert "reach 50.0 % top1, the experts 50.0 %" in matching.warning({"top1": 50.0})
+    assert matching_of(net, random_clips([0, 1], 2)).warning({"top1": 99.0}) is None  # a buffer that does not tell
+
+
 def gradients(module):
     return {name: parameter.grad for name, parameter in module.named_parameters() if parameter.grad is not None}
 
@@ -148,6 +170,16 @@ def test_gradients_of_static_and_dynamic_memory_are_the_unrolled_graphs(lr_stati
     matching.at_once = at_once
     of_set, _ = assert_same_gradients(matching, synset)
     assert set(of_set) == {"dynamic", "hallucinator.convolution.weight", "hallucinator.convolution.bias"} | ({"static"} if lr_static else set())
+
+
+@pytest.mark.parametrize("storage", ["fp16", "uint8", "uint4"])
+def test_gradients_of_compact_quantised_memories_are_the_unrolled_graphs(storage):
+    net, clips = TinyNet(K, 4, 8).double(), random_clips([0, 1, 2], K)
+    static, dynamic = torch.randn(K, 2, 3, 4, 4), torch.randn(K, 2, 2, 1, 3, 3)
+    synset = StaticDynamicSet(static, dynamic, Hallucinator(), 1, 4, 8, storage).double()
+    synset.param_groups(1, 1, 1)
+    of_set, _ = assert_same_gradients(matching_of(net, clips, batch_syn=2), synset)
+    assert {"static", "dynamic"} < set(of_set)
 
 
 @pytest.mark.parametrize("at_once", [2, 6])
@@ -512,6 +544,16 @@ def test_buffers_of_the_original_code_load_unchanged(tmp_path):
             assert before.unique().tolist() == [0] and after.unique().tolist() == [3]
 
 
+def test_epochs_that_were_not_kept_are_not_needed(tmp_path):
+    path, expert = tmp_path / "replay_buffer_0.pt", make_expert(0, epochs=6)
+    torch.save([[None, None, *expert[2:5], None]], path)
+    experts = Experts([path], SHAPES, 5, first=2)
+    assert [int(vector[0]) for vector in experts.draw(0, (2, 4))] == [2, 4]
+    for first, epochs, missing in ((1, 5, 1), (2, 6, 5)):
+        with pytest.raises(ValueError, match=f"does not keep epoch {missing}, which .*another --keep"):
+            Experts([path], SHAPES, epochs, first=first)
+
+
 @pytest.mark.parametrize("content, sentence", (
     ([make_expert(0, classes=5)], "was trained on 5 classes, the data have 3"),
     ([make_expert(0, shapes=[(4, 3), *SHAPES[1:]])], "is not of ConvNet3D: its parameters are of shapes"),
@@ -640,6 +682,19 @@ def test_bfloat16_halves_the_disk_and_rounds(train_experts):
     assert sizes[1] / sizes[0] == pytest.approx(0.5, rel=0.01)
     for one, other in zip(load(buffer_files(full)[1])[0], load(buffer_files(half)[1])[0]):
         assert all(torch.equal(tensor.bfloat16(), rounded) for tensor, rounded in zip(one, other))
+
+
+def test_only_the_epochs_that_are_asked_for_are_kept(train_experts, capfd):
+    whole, some = train_experts()[0], train_experts("--keep", "1:2")[0]
+    for one, other in zip(map(load, buffer_files(whole)), map(load, buffer_files(some))):
+        assert other[0][0] is other[0][3] is None
+        assert all(torch.equal(*pair) for epoch in (1, 2) for pair in zip(one[0][epoch], other[0][epoch]))
+    sizes = [sum(path.stat().st_size for path in buffer_files(folder)) for folder in (whole, some)]
+    assert sizes[1] / sizes[0] == pytest.approx(0.5, rel=0.01)
+    for wrong, sentence in (("1:4", "--keep 1:4 ends after --train_epochs 3"), ("2:2", "is no range"), ("2", "is no range"), ("a:b", "is no range")):
+        with pytest.raises(SystemExit) as stop:
+            train_experts("--keep", wrong)
+        assert stop.value.code == 2 and sentence in capfd.readouterr().err
 
 
 def test_a_disk_that_is_too_small_is_refused_before_training(train_experts, monkeypatch, capfd, tmp_path):
