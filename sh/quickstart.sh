@@ -20,35 +20,39 @@ evaluation=(
   --epoch_eval_train 100
 )
 last=(--eval_it 100000)     # evaluate at the end only
-mtt=(--syn_steps 5 --no-train_lr --Iteration 30 "${last[@]}")
 
 chapter() {
-  printf '\n[%s/6] %s (about %s on two cores)\n' "$@"
+  printf '\n[%s/5] %s (about %s on two cores)\n' "$@"
 }
 
-# each LAUNCHER ARGUMENT …: run it once for each seed.
+# each LAUNCHER ARGUMENT …: run it for all seeds side by side, each on its share of the cores; only the first one's progress is shown.
+cores=$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2)
+threads=$((cores > ${#seeds[@]} ? cores / ${#seeds[@]} : 1))
 each() {
-  local seed launcher=$1; shift
+  local seed job jobs=() launcher=$1; shift
   for seed in "${seeds[@]}"; do
-    bash "$root/sh/$launcher" "$gpu" toy "$@" "${all[@]}" "${evaluation[@]}" --seed "$seed" "${extra[@]}"
+    OMP_NUM_THREADS=${OMP_NUM_THREADS:-$threads} TQDM_DISABLE=${jobs:+1}${TQDM_DISABLE:-} \
+      bash "$root/sh/$launcher" "$gpu" toy "$@" "${all[@]}" "${evaluation[@]}" --seed "$seed" "${extra[@]}" &
+    jobs+=($!)
   done
+  for job in "${jobs[@]}"; do wait "$job"; done
 }
+set -m                      # a process group for each, so that all end when this script does
+trap 'for job in $(jobs -p); do kill -- "-$job"; done 2>/dev/null' EXIT
 extra=("$@")
 module distill_utils.toy
 
-chapter 1 'random selection: one real video per class' '30 s'
+chapter 1 'random selection: one real video per class' '45 s'
 each baseline/coreset.sh random 1
-chapter 2 'DM: pixels learned by distribution matching' '55 s'
-each baseline/DM.sh 1000 1 --init mean --batch_real 24 --Iteration 60 "${last[@]}"
-chapter 3 'static memory: still frames learned by gradient matching' '55 s'
-each s2d/DC.sh 1 --init mean --lr_img 0.02 --batch_real 24 --Iteration 10 "${last[@]}"
-chapter 4 'experts: networks trained on the real clips, a snapshot per epoch' '25 s'
-bash "$root/sh/baseline/buffer.sh" "$gpu" toy "${all[@]}" --num_experts 3 --train_epochs 20 --batch_train 16 "${extra[@]}"
-chapter 5 'MTT: pixels learned by trajectory matching' '60 s'
-each baseline/MTT.sh 1e5 1 "${mtt[@]}" --expert_epochs 3 --min_start_epoch 4 --max_start_epoch 16
-chapter 6 'static-dynamic MTT: the still frames, moved by a dynamic memory' '75 s'
-each s2d/MTT.sh 150 1 "${mtt[@]}" --expert_epochs 5 --min_start_epoch 6 --max_start_epoch 16 \
-  --spc 1 --dpc 2 --init_dynamic motion --init_hal identity --lr_hal 0
+chapter 2 'DM: pixels learned by distribution matching' '80 s'
+each baseline/DM.sh 1000 1 --init mean --batch_real 24 --Iteration 40 "${last[@]}"
+chapter 3 'static memory: still frames learned by gradient matching' '80 s'
+each s2d/DC.sh 1 --init mean --lr_img 0.02 --batch_real 24 --Iteration 5 "${last[@]}"
+chapter 4 'experts: networks trained on the real clips, a snapshot per epoch' '60 s'
+bash "$root/sh/baseline/buffer.sh" "$gpu" toy "${all[@]}" --num_experts 2 --train_epochs 18 --batch_train 16 "${extra[@]}"
+chapter 5 'static-dynamic MTT: the still frames, moved by a dynamic memory that trajectory matching learns' '90 s'
+each s2d/MTT.sh 150 1 --spc 1 --dpc 2 --init_dynamic motion --init_hal identity --lr_hal 0 --syn_steps 5 --no-train_lr --Iteration 20 "${last[@]}" \
+  --expert_epochs 5 --min_start_epoch 6 --max_start_epoch 13
 
 printf '\nTop-1 accuracy on the test videos, mean and standard deviation over %s selections:\n' ${#seeds[@]}
 module distill_utils.table --over_seeds "$results"
