@@ -22,7 +22,7 @@ def read_results(folders):
     paths = sorted({path for folder in folders for path in folder.rglob("result.json")}, key=lambda path: path.stat().st_mtime)
     for path in paths:
         config, result = read_config(path.parent / "config.json"), read_json(path)
-        if "bytes" not in result and "storage" not in result:  # a buffer of experts
+        if "experts_top1" in result:  # a buffer
             continue
         result = {"bytes": result.get("storage"), "bytes_fp32": result.get("storage"), **result}  # older versions knew fp32 only
         settings, folder = config["settings"], path.parent.resolve()

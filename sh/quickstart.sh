@@ -17,7 +17,7 @@ seeds=(0 1 2)               # of the selection and of all else that is random
 all=(--save_path "$results" --size 48 --width 32)
 evaluation=(
   --num_eval 3              # networks of an evaluation
-  --epoch_eval_train 100
+  --epoch_eval_train 90
 )
 last=(--eval_it 100000)     # evaluate at the end only
 
@@ -45,13 +45,13 @@ module distill_utils.toy
 chapter 1 'random selection: one real video per class' '45 s'
 each baseline/coreset.sh random 1
 chapter 2 'DM: pixels learned by distribution matching' '80 s'
-each baseline/DM.sh 1000 1 --init mean --batch_real 24 --Iteration 40 "${last[@]}"
+each baseline/DM.sh 1000 1 --init mean --batch_real 24 --Iteration 30 "${last[@]}"
 chapter 3 'static memory: still frames learned by gradient matching' '80 s'
 each s2d/DC.sh 1 --init mean --lr_img 0.02 --batch_real 24 --Iteration 5 "${last[@]}"
 chapter 4 'experts: networks trained on the real clips, a snapshot per epoch' '60 s'
 bash "$root/sh/baseline/buffer.sh" "$gpu" toy "${all[@]}" --num_experts 2 --train_epochs 18 --batch_train 16 "${extra[@]}"
 chapter 5 'static-dynamic MTT: the still frames, moved by a dynamic memory that trajectory matching learns' '90 s'
-each s2d/MTT.sh 150 1 --spc 1 --dpc 2 --init_dynamic motion --init_hal identity --lr_hal 0 --syn_steps 5 --no-train_lr --Iteration 20 "${last[@]}" \
+each s2d/MTT.sh 150 1 --spc 1 --dpc 2 --init_dynamic motion --init_hal identity --lr_hal 0 --syn_steps 5 --no-train_lr --Iteration 15 "${last[@]}" \
   --expert_epochs 5 --min_start_epoch 6 --max_start_epoch 13
 
 printf '\nTop-1 accuracy on the test videos, mean and standard deviation over %s selections:\n' ${#seeds[@]}
