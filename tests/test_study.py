@@ -440,6 +440,8 @@ def test_dynamics_and_report(command, tmp_path):
     save_json(result | {"class_names": ["a", "b", "c"], "per_class": [1.0, 2.0, 3.0], "confusion": None}, third / "result.json")
     code, printed = command(report, results, "--out", tmp_path / "report", data=False)
     assert code == 0 and re.search("[23] classes, 2</h2>", (tmp_path / "report" / "index.html").read_text()), printed
+    save_json({"experts_top1": 50.0, "bytes": 9}, third / "result.json")  # a buffer is no row
+    assert command(report, results, "--out", tmp_path / "report", data=False)[0] == 0
     save_json({"storage": 1}, third / "result.json")
     code, printed = command(report, results, "--out", tmp_path / "report", data=False)
     assert code == 2 and "result.json is no result of these scripts" in printed
