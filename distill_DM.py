@@ -121,6 +121,10 @@ def make_matching(args, clips):
                                 args.pool)
 
 
+def make_optimizer(args, synset, groups, momentum):
+    return torch.optim.SGD(groups, momentum=momentum)
+
+
 def add_matching_options(parser):
     group = parser.add_argument_group("distribution matching")
     options.add_batch_real(group, 64)
@@ -142,7 +146,7 @@ def main(args):
     chosen = choose(run, args, train, args.ipc, args.select)
     synset = initial_pixels(train, args.ipc, args.init, args.n_syn, args.interpolation, args.storage, chosen)
     matching = make_matching(args, train)
-    optimizer = torch.optim.SGD(synset.param_groups(args.lr_img, args.lr_interpolation), momentum=0.5)
+    optimizer = make_optimizer(args, synset, synset.param_groups(args.lr_img, args.lr_interpolation), momentum=0.5)
     run.resume(synset=synset, optimizer=optimizer)
 
     for _ in run.iterations(args.Iteration):

@@ -223,6 +223,10 @@ def experts_top1(args, epoch):
     return None if pd.isna(top1) else float(top1)
 
 
+def make_optimizer(args, synset, groups, momentum):
+    return torch.optim.SGD(groups, momentum=momentum)
+
+
 def add_matching_options(parser):
     group = parser.add_argument_group("trajectory matching")
     group.add_argument("--buffer_path", type=pathlib.Path,
@@ -260,7 +264,7 @@ def main(args):
     synset = initial_pixels(train, args.ipc, args.init, args.n_syn, args.interpolation, args.storage, chosen)
     matching = make_matching(args, train)
     groups = [*synset.param_groups(args.lr_img, args.lr_interpolation), {"params": list(matching.parameters()), "lr": args.lr_lr}]
-    optimizer = torch.optim.SGD(groups, momentum=0.5)
+    optimizer = make_optimizer(args, synset, groups, momentum=0.5)
     last_good = LastGood(optimizer)
     run.resume(synset=synset, matching=matching, optimizer=optimizer, last_good=last_good)
 

@@ -2,13 +2,14 @@
 
 The static memory S of distill_DC.py stays frozen; the dynamic memory D and the hallucinator H are learned by a matching: x = H(S, D).
 
-    bash sh/s2d/DM.sh GPU DATASET LR IPC; bash sh/s2d/MTT.sh GPU DATASET LR IPC
+    bash sh/s2d/DM.sh GPU DATASET LR IPC; bash sh/s2d/MTT.sh GPU DATASET LR IPC; bash sh/s2d/FRePo.sh GPU DATASET LR IPC
 """
 import pathlib
 
 import torch
 
 import distill_DM
+import distill_FRePo
 import distill_MTT
 from distill_utils.coreset import add_start_options, choose
 from distill_utils.evaluate import evaluate
@@ -19,7 +20,7 @@ from distill_utils.synset import StaticDynamicSet, check_divides, initial_dynami
 from networks import Hallucinator
 from utils import load, run_script, seed_everything
 
-METHODS = {"DM": distill_DM, "MTT": distill_MTT}
+METHODS = {"DM": distill_DM, "MTT": distill_MTT, "FRePo": distill_FRePo}
 
 
 def find_static(args, spc):
@@ -72,7 +73,7 @@ def main(args):
     matching = METHODS[args.method].make_matching(args, train)
     groups = synset.param_groups(args.lr_dynamic, args.lr_hal, args.lr_static if args.train_static else 0.0)
     groups.append({"params": list(matching.parameters()), "lr": args.lr_lr, "momentum": 0.5})
-    optimizer = torch.optim.SGD(groups, momentum=0.95)
+    optimizer = METHODS[args.method].make_optimizer(args, synset, groups, momentum=0.95)
     last_good = LastGood(optimizer)
     run.resume(synset=synset, matching=matching, optimizer=optimizer, last_good=last_good)
 

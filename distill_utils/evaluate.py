@@ -84,9 +84,14 @@ def train_epoch(net, synset, optimizer, batch_size, at_once, precision):
             loss = F.cross_entropy(logits, labels, reduction="sum")
             # A part's share of the batch's mean: the parts' gradients add up to the batch's (but for batch normalisation, which sees parts).
             (loss / len(index)).backward()
-            total, correct = total + loss.detach(), correct + (logits.argmax(1) == labels).sum()
+            total, correct = total + loss.detach(), correct + (logits.argmax(1) == classes(labels)).sum()
         optimizer.step()
     return float(total) / len(synset), 100 * float(correct) / len(synset)
+
+
+def classes(labels):
+    """The classes (B,) of labels (B,), or of soft ones (B, K)."""
+    return labels if labels.dim() == 1 else labels.argmax(1)
 
 
 @torch.inference_mode()

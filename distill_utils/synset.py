@@ -5,6 +5,7 @@ differentiable with respect to what the set learns. Video n is the (n % N)-th of
 them, with the random numbers of all: so several processes share the videos that one would draw.
 """
 import copy
+import math
 import pathlib
 
 import torch
@@ -21,7 +22,8 @@ from utils import random_stream
 class SyntheticSet(nn.Module):
     """What all sets share: K classes of N = `ipc` videos; frames that are stored as `storage` says, and a decoder that makes videos of them.
 
-    The parameters that MEMORIES names are learned as float32 and shown as they are stored (distill_utils/storage.py).
+    The parameters that MEMORIES names are learned as float32 and shown as they are stored (distill_utils/storage.py). Where a matching gave the set
+    `soft_labels` (K·N, K) to learn (METHOD 14), these are stored in fp16, and the labels that the set gives are their softmax, (B, K).
     """
 
     MEMORIES = ()
@@ -29,6 +31,7 @@ class SyntheticSet(nn.Module):
     def __init__(self, num_classes, ipc, storage="fp32"):
         super().__init__()
         self.K, self.N, self.storage = num_classes, ipc, storage
+        self.soft_labels = None
 
     def __len__(self):
         return self.K * self.N
@@ -36,6 +39,18 @@ class SyntheticSet(nn.Module):
     @property
     def labels(self):
         return torch.arange(self.K).repeat_interleave(self.N)
+
+    def targets(self, index, device):
+        """Labels of videos by their numbers: of their classes (B,), or the softmax of learned ones (B, K)."""
+        if self.soft_labels is None:
+            return (index // self.N).to(device)
+        return self.scores()[index].softmax(1).to(device)
+
+    def scores(self):
+        """Labels to regress on, (K·N, K): the learned ones, or where they start, one-hot minus 1/K, divided by √(K/10) (METHOD 14)."""
+        if self.soft_labels is None:
+            return (F.one_hot(self.labels, self.K) - 1 / self.K) / math.sqrt(self.K / 10)
+        return as_stored(self.soft_labels, "fp16")
 
     def of_class(self, label):
         """The videos of one class, (N, T, 3, H, W)."""
@@ -51,7 +66,8 @@ class SyntheticSet(nn.Module):
 
     def bytes(self):
         """Bytes that must be kept to use the set, in the format that it is stored in."""
-        return sum(stored_bytes(tensor.shape, self.storage if name in self.MEMORIES else "fp32") for name, tensor in self.state_dict().items())
+        formats = dict.fromkeys(self.MEMORIES, self.storage) | {"soft_labels": "fp16"}
+        return sum(stored_bytes(tensor.shape, formats.get(name, "fp32")) for name, tensor in self.state_dict().items())
 
     def bytes_fp32(self):
         """Bytes of the stored values at 32 bits each, as the papers' tables count."""
@@ -60,6 +76,10 @@ class SyntheticSet(nn.Module):
     def encoded(self, name):
         """A memory as a file holds it."""
         return encode(getattr(self, name).detach().cpu(), self.storage)
+
+    def learned_labels(self):
+        """What a file holds of them."""
+        return {} if self.soft_labels is None else {"soft_labels": encode(self.soft_labels.cpu(), "fp16")}
 
 
 class PixelSet(SyntheticSet):
@@ -77,7 +97,7 @@ class PixelSet(SyntheticSet):
         videos = as_stored(videos, self.storage)
         if self.interpolation:
             videos = self.interpolation(videos)                            # (B, T, 3, H, W)
-        return videos, (index // self.N).to(videos.device)
+        return videos, self.targets(index, videos.device)
 
     def param_groups(self, lr_img, lr_interpolation=0.0):
         learned = list(self.interpolation.parameters()) if self.interpolation else []
@@ -85,7 +105,7 @@ class PixelSet(SyntheticSet):
 
     def content(self):
         """What a file of the set holds."""
-        content = {"videos": self.encoded("videos"), "labels": self.labels}
+        content = {"videos": self.encoded("videos"), "labels": self.labels, **self.learned_labels()}
         if self.interpolation:
             content |= {"interpolation": self.interpolation.kind, "matrix": self.interpolation.matrix.detach().cpu()}
         return content
@@ -140,7 +160,7 @@ class StaticDynamicSet(SyntheticSet):
     def forward(self, index, part=slice(None)):
         pairs = (draw_memory(memory, index, self.N, part) for memory in (self.static, self.dynamic))
         videos = self.decode(*pairs)
-        return videos, (index[part] // self.N).to(videos.device)
+        return videos, self.targets(index[part], videos.device)
 
     def decode(self, static, dynamic):
         """Videos (B, T, 3, H, W) of static memories (B, 3, h, h) and dynamic ones (B, n, 1, h', h')."""
@@ -166,7 +186,7 @@ class StaticDynamicSet(SyntheticSet):
         return groups + ([{"params": [self.static], "lr": lr_static}] if lr_static > 0 else [])
 
     def content(self):
-        return {"static": self.encoded("static"), "dynamic": self.encoded("dynamic"),
+        return {"static": self.encoded("static"), "dynamic": self.encoded("dynamic"), **self.learned_labels(),
                 "hallucinator": {name: tensor.cpu() for name, tensor in self.hallucinator.state_dict().items()}}
 
 
@@ -340,6 +360,8 @@ def load_set(path):
         if content["storage"] not in (*FORMATS, PIXELS):
             raise ValueError(f"unknown storage {content['storage']!r}")
         synset, names = KINDS[content["kind"]](content), content["class_names"]
+        if "soft_labels" in content:
+            synset.soft_labels = nn.Parameter(decode(content["soft_labels"]).view(len(synset), synset.K))
         if len(names) != synset.K or not all(isinstance(name, str) for name in names):
             raise ValueError(f"{synset.K} classes want as many names")
         with torch.no_grad(), random_stream(0):

@@ -15,6 +15,9 @@ FLAGS = {
     "buffer": "--num_experts 2 --train_epochs 2 --batch_train 3 --lr_teacher 0.1".split(),
     "distill_s2d": "--ipc 1 --lr_dynamic 10 --lr_hal 1e-3 --Iteration 3 --eval_it 2 --batch_real 2".split(),
     "distill_s2d MTT": "--method MTT --ipc 1 --lr_dynamic 100 --lr_hal 1e-3 --Iteration 3 --eval_it 2 --syn_steps 2 --max_start_epoch 2".split(),
+    "distill_FRePo": "--ipc 1 --lr_img 0.01 --Iteration 3 --eval_it 2 --batch_target 3 --num_pool 2 --pool_steps 3 --storage uint8".split(),
+    "distill_s2d FRePo": ("--method FRePo --ipc 1 --spc 1 --dpc 1 --static real --lr_dynamic 0.01 --lr_hal 1e-3 --Iteration 3 --eval_it 2 --batch_target 3 "
+                          "--num_pool 2 --pool_steps 3").split(),
     "distill_s2d compact": ("--ipc 1 --spc 1 --dpc 2 --static real --select k-center --feature_epochs 1 --init_dynamic residual --init_hal identity --train_static "
                             "--storage uint4 --static_size 20 --dynamic_frames 3 --dynamic_size 11 --Iteration 3 --eval_it 2 --batch_real 2").split(),
     "distill_utils.coreset": [],

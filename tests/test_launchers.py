@@ -25,12 +25,14 @@ with open(os.environ["CALL"], "w") as file:
 # How a positional of a usage line reaches the script: value to try, and the flag that takes it.
 POSITIONALS = {
     "sh/baseline/DM.sh": {"DATASET": ("toy", "dataset"), "LR": ("2.5", "lr_img"), "IPC": ("3", "ipc")},
+    "sh/baseline/FRePo.sh": {"DATASET": ("toy", "dataset"), "LR": ("2.5", "lr_img"), "IPC": ("3", "ipc")},
     "sh/baseline/MTT.sh": {"DATASET": ("toy", "dataset"), "LR": ("2.5", "lr_img"), "IPC": ("3", "ipc")},
     "sh/baseline/buffer.sh": {"DATASET": ("toy", "dataset")},
     "sh/baseline/coreset.sh": {"DATASET": ("toy", "dataset"), "METHOD": ("herding", "method"), "IPC": ("3", "ipc")},
     "sh/baseline/full.sh": {"DATASET": ("toy", "dataset")},
     "sh/s2d/DC.sh": {"DATASET": ("toy", "dataset"), "SPC": ("10", "spc")},
     "sh/s2d/DM.sh": {"DATASET": ("toy", "dataset"), "LR": ("2.5", "lr_dynamic"), "IPC": ("3", "ipc")},
+    "sh/s2d/FRePo.sh": {"DATASET": ("toy", "dataset"), "LR": ("2.5", "lr_dynamic"), "IPC": ("3", "ipc")},
     "sh/s2d/MTT.sh": {"DATASET": ("toy", "dataset"), "LR": ("2.5", "lr_dynamic"), "IPC": ("3", "ipc")},
 }
 OURS = {name: value for name, value in os.environ.items() if name != "CUDA_VISIBLE_DEVICES"}  # a scheduler's is given where a test says so

@@ -83,7 +83,7 @@ def test_atomic_write_that_fails_leaves_the_old_file_and_no_other(tmp_path, erro
 # ---------------------------------------------------------------- resuming
 
 ENDLESS = 10 ** 9  # iterations: for what is ended from outside
-SCRIPTS = ("distill_DM", "distill_DC", "distill_MTT", "distill_s2d", "distill_s2d MTT", "distill_s2d compact")
+SCRIPTS = ("distill_DM", "distill_DC", "distill_MTT", "distill_s2d", "distill_s2d MTT", "distill_s2d compact", "distill_FRePo", "distill_s2d FRePo")
 
 
 def test_killed_at_each_kind_of_write(command, whole, tmp_path):

@@ -1,0 +1,239 @@
+"""Neural feature regression: videos from whose features, in a pool of networks of different ages, kernel ridge regression predicts the real labels.
+
+FRePo (Zhou et al. 2022, arXiv 2206.00719) on pixels, METHOD 14. φ = embed, s the set and t a batch of real clips:
+p = K_ts (K_ss + λI)⁻¹ y_s, K_ss = φ(s)φ(s)ᵀ, K_ts = φ(t)φ(s)ᵀ, λ = 1e-6 · tr(K_ss) / |s|; loss = mean over t of ‖p − y_t‖² − mean over s of min(y₍₁₎ − y₍₂₎, 1/K).
+
+    bash sh/baseline/FRePo.sh GPU DATASET LR IPC
+"""
+import argparse
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import networks
+from distill_utils.clips import coin_flips
+from distill_utils.compute import KnownGradient, autocast, clips_at_once
+from distill_utils.coreset import add_start_options, choose
+from distill_utils.evaluate import evaluate
+from distill_utils import options
+from distill_utils.record import finish, record
+from distill_utils.synset import initial_pixels
+from utils import own, progress, run_script, seed_everything, sum_gradients, sum_over_ranks
+
+RIDGE = 1e-6  # λ in shares of the mean diagonal of K_ss
+
+
+def predict(of_set, of_real, labels):
+    """Kernel ridge regression: predictions (B, K) for features of_real (B, F) from features of_set (n, F) and labels (n, K)."""
+    K_ss, K_ts = of_set @ of_set.T, of_real @ of_set.T
+    ridge = RIDGE * K_ss.diagonal().mean() * torch.eye(len(K_ss), dtype=K_ss.dtype, device=K_ss.device)
+    return K_ts @ torch.linalg.solve(K_ss + ridge, labels)
+
+
+def margin(labels):
+    """Mean over the labels (n, K) of min(largest − second largest entry, 1/K): rewarded, it keeps learned labels apart."""
+    first, second = labels.topk(2, 1).values.unbind(1)
+    return (first - second).clamp(max=1 / labels.shape[1]).mean()
+
+
+class Learner:
+    """A network of the pool, its optimizer, and how many steps it has taken; `missing` are those that it is to take before it is first used."""
+
+    def __init__(self, net, lr, missing=0):
+        self.net, self.optimizer, self.age, self.missing = net, torch.optim.Adam(net.parameters(), lr=lr), 0, missing
+
+    def state(self):
+        return {"net": self.net.state_dict(), "optimizer": self.optimizer.state_dict(), "age": self.age, "missing": self.missing}
+
+    def set_state(self, state):
+        self.net.load_state_dict(state["net"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.age, self.missing = state["age"], state["missing"]
+
+
+class FeatureRegression(nn.Module):
+    """`matching(synset)` is the loss in the features of one network of the pool, drawn at random; once the set has moved, that network takes a step on it.
+
+    A network takes `steps` Adam steps on the set and is made anew. Those of the first pool are of ages spread over these steps: each catches up when it
+    is first drawn. The features of real clips and of the set are computed in pieces without a graph, the regression in float64 on the CPU, and then
+    the way back piece by piece, so that memory does not grow with the batch. Of several processes each takes some of the real clips, and some of the
+    videos on the way back.
+    """
+
+    def __init__(self, clips, batch_target, precision="fp32", width=networks.WIDTH, pool=10, steps=100, lr_pool=1e-4):
+        super().__init__()
+        self.clips, self.batch_target, self.precision, self.width = clips, batch_target, precision, width
+        self.steps, self.lr_pool, self.at_once = steps, lr_pool, clips_at_once(clips.T, clips.size, clips.device, width)
+        self.pool = [self.new_learner(missing=number * steps // pool) for number in range(pool)]
+        self.behind = None                                                 # number of the network that has not followed the set's last step
+
+    def forward(self, synset):
+        if self.behind is not None:
+            self.follow(self.behind, synset)
+        number = int(torch.randint(len(self.pool), ()))
+        self.catch_up(number, synset)
+        net, n = self.pool[number].net, len(synset)
+
+        # Features without a graph, and the regression's gradient by those of the set.
+        videos, _ = synset(torch.arange(n))
+        labels = synset.scores()                                           # (n, K)
+        of_set = wide(self.features(net, videos.detach().split(self.at_once))).requires_grad_()
+        index = torch.randperm(len(self.clips))[:self.batch_target]
+        flips, ours = coin_flips(len(index)), own(len(index))
+        ours = slice(ours.start, ours.stop)
+        of_real = wide(self.features(net, self.draw(index[ours], flips[ours])))
+        known = wide(labels).detach().requires_grad_()
+        errors = predict(of_set, of_real, known) - (F.one_hot(self.clips.labels[index[ours]], self.clips.K) - 1 / self.clips.K)
+        loss = errors.square().sum() / len(index) - margin(known) * len(errors) / len(index)   # this process's share
+        by_features, by_labels = torch.autograd.grad(loss, (of_set, known))
+        by_features = sum_over_ranks(by_features.to(videos))
+
+        # The way back to the videos, some of them in each process.
+        gradient, rows = torch.zeros_like(videos), own(n)
+        for part in torch.arange(rows.start, rows.stop).split(max(1, self.at_once // 2)):
+            piece = videos[part].detach().requires_grad_()
+            gradient[part], = torch.autograd.grad(self.embed(net, piece), piece, by_features[part])
+        self.behind = number
+        total = sum_over_ranks(loss.detach().to(videos))
+        return KnownGradient.apply(total, [gradient, by_labels.to(labels)], videos, labels)
+
+    def catch_up(self, number, synset):
+        learner = self.pool[number]
+        for _ in progress(range(learner.missing), desc="a network catches up", unit="step", leave=False):
+            self.follow(number, synset)
+        learner.missing = 0
+
+    def follow(self, number, synset):
+        """One step of a network of the pool down the mean squared error on the set as it is, without dropout; of the last step a new network comes."""
+        learner, self.behind = self.pool[number], None
+        videos, labels = synset(torch.arange(len(synset)))[0].detach(), synset.scores().detach().to(self.clips.device)
+        learner.optimizer.zero_grad()
+        rows = own(len(synset))
+        for part in torch.arange(rows.start, rows.stop).split(max(1, self.at_once // 2)):
+            with autocast(videos.device, self.precision):
+                logits = learner.net(videos[part]).to(videos.dtype)
+            (F.mse_loss(logits, labels[part], reduction="sum") / labels.numel()).backward()
+        sum_gradients(learner.optimizer)
+        learner.optimizer.step()
+        learner.age += 1
+        if learner.age >= self.steps:
+            self.pool[number] = self.new_learner()
+
+    def new_learner(self, missing=0):
+        net = networks.build("ConvNet3D", self.clips.K, self.clips.T, self.clips.size, self.width)
+        return Learner(net.to(self.clips.device).eval(), self.lr_pool, missing)
+
+    def draw(self, index, flips):
+        """The real clips, in pieces."""
+        for part, flip in zip(index.split(self.at_once), flips.split(self.at_once)):
+            yield self.clips.draw(part, flip=flip)
+
+    @torch.no_grad()
+    def features(self, net, pieces):
+        """Embeddings of all clips of the pieces, (B, F)."""
+        return torch.cat([self.embed(net, piece) for piece in pieces])
+
+    def embed(self, net, clips):
+        with autocast(clips.device, self.precision):
+            return net.embed(clips).to(clips.dtype)
+
+    def eval_lr(self):
+        """The learning rate that networks are trained with on the set, where no flag gives one."""
+        return 0.01
+
+    def warning(self, result):
+        """Nothing to say of an evaluation."""
+
+    def get_extra_state(self):
+        return {"pool": [learner.state() for learner in self.pool], "behind": self.behind}
+
+    def set_extra_state(self, state):
+        for learner, each in zip(self.pool, state["pool"]):
+            learner.set_state(each)
+        self.behind = state["behind"]
+
+
+def wide(tensor):
+    """In float64 on the CPU: the regression is small, ill-conditioned, and the same everywhere there."""
+    return tensor.to("cpu", torch.float64)
+
+
+class CosineAdam(torch.optim.Adam):
+    """Adam whose learning rates fall to a tenth along half a cosine over so many steps."""
+
+    def __init__(self, groups, iterations):
+        super().__init__(groups)
+        self.iterations = max(1, iterations)
+        for group in self.param_groups:
+            group |= {"full_lr": group["lr"], "taken": 0}
+
+    def step(self, closure=None):
+        for group in self.param_groups:
+            share = min(1.0, group["taken"] / self.iterations)
+            group |= {"lr": group["full_lr"] * (0.55 + 0.45 * math.cos(math.pi * share)), "taken": group["taken"] + 1}
+        return super().step(closure)
+
+
+def prepare(args):
+    """Files besides the clips that the matching reads; none."""
+    return []
+
+
+def make_matching(args, clips):
+    return FeatureRegression(clips.reduced(args.n_real), args.batch_target, args.precision, args.width, args.num_pool, args.pool_steps, args.lr_pool)
+
+
+def make_optimizer(args, synset, groups, momentum):
+    """Adam for what the set learns, its labels among it; `momentum` is SGD's."""
+    if args.learn_label:
+        synset.soft_labels = nn.Parameter(synset.scores().to(next(synset.parameters()).device))
+        groups = [*groups, {"params": [synset.soft_labels], "lr": args.lr_label}]
+    return CosineAdam(groups, args.Iteration)
+
+
+def add_matching_options(parser):
+    group = parser.add_argument_group("neural feature regression")
+    group.add_argument("--batch_target", type=options.positive, default=512, metavar="B", help="real clips that are predicted in a step (%(default)s)")
+    group.add_argument("--num_pool", type=options.positive, default=10, help="networks of the pool (%(default)s)")
+    group.add_argument("--pool_steps", type=options.positive, default=100, help="steps on the set after which a network is made anew (%(default)s)")
+    group.add_argument("--lr_pool", type=options.rate, default=1e-4, help="learning rate of these networks, Adam's (%(default)s)")
+    group.add_argument("--learn_label", action=argparse.BooleanOptionalAction, default=True, help="learn the set's labels, and keep them with it (%(default)s)")
+    group.add_argument("--lr_label", type=options.rate, default=1e-3, help="their learning rate (%(default)s)")
+
+
+def main(args):
+    options.check(args, args.ipc)
+    run = options.start_run(args, f"FRePo_ipc{args.ipc}_lr{args.lr_img:g}")
+    seed_everything(args.seed)
+
+    # Real clips, and the videos that are to stand for them.
+    train, seen, test = options.load_splits(args)
+    chosen = choose(run, args, train, args.ipc, args.select)
+    synset = initial_pixels(train, args.ipc, args.init, args.n_syn, args.interpolation, args.storage, chosen)
+    matching = make_matching(args, train)
+    optimizer = make_optimizer(args, synset, synset.param_groups(args.lr_img, args.lr_interpolation), momentum=None)
+    run.resume(synset=synset, matching=matching, optimizer=optimizer)
+
+    for _ in run.iterations(args.Iteration):
+        if run.due(args.eval_it, args.Iteration):
+            record(run, synset, seen, evaluate(synset, seen, **options.evaluation_values(args)), matching)
+        if run.iteration == args.Iteration:
+            break
+        run.step(lambda: matching(synset), optimizer)
+    finish(run, synset, seen, test, **options.evaluation_values(args))
+
+
+def parser():
+    parser = options.script_parser(__doc__)
+    options.add_evaluation_options(parser, eval_it=500)
+    options.add_distillation_options(parser, 10000)
+    options.add_pixel_options(parser, lr_img=1e-2)
+    add_start_options(parser)
+    add_matching_options(parser)
+    return parser
+
+
+if __name__ == "__main__":
+    run_script(main, parser())
