@@ -17,6 +17,7 @@ import distill_s2d
 import networks
 from distill_MTT import LEAST_STEP_SIZE, TrajectoryMatching
 from distill_utils import compute
+from distill_utils.augment import augment_each
 from distill_utils.compute import count_kept_steps, kept_step_bytes
 from distill_utils.last_good import LastGood
 from distill_utils.measure import memory_apart
@@ -68,7 +69,7 @@ def unrolled(matching, synset):
     for index, seed in matching.plan(len(synset)):
         with random_stream(seed):
             videos, labels = synset(index)
-            videos = videos[:, random_segment(videos.shape[1], matching.segments, LEAST_FRAMES)]
+            videos = augment_each(videos[:, random_segment(videos.shape[1], matching.segments, LEAST_FRAMES)], matching.dsa)
             logits = torch.cat([matching.student(theta, piece) for piece in videos.split(matching.at_once)])
         gradient, = torch.autograd.grad(F.cross_entropy(logits, labels), theta, create_graph=True)
         theta = theta - matching.step_size * gradient
