@@ -130,7 +130,7 @@ class TrajectoryMatching(nn.Module):
         if self.replay != "auto":
             return {"all": 0, "none": self.syn_steps}[self.replay]
         batch = min(self.batch_syn or videos, videos)
-        return min(self.syn_steps, count_kept_steps(batch, self.at_once, *self.clip, parameters, self.device))
+        return min(self.syn_steps, count_kept_steps(batch, self.at_once, *self.clip, parameters, self.device, self.dsa != NONE))
 
     def step_gradient(self, theta, synset, index, seed, graphs=None):
         """g = ∇CE(θ; videos), (P,); where `graphs` is a list, the step with its graph is appended to it."""
