@@ -12,6 +12,7 @@ import torch
 
 import networks
 from distill_utils import options
+from distill_utils.augment import NONE
 from distill_utils.compute import clips_at_once
 from distill_utils.evaluate import RealSet, predict, score, train_epoch
 from distill_utils.trajectories import check_epoch, expert_bytes, snapshot
@@ -20,7 +21,7 @@ from utils import check_space, gather, peak_memory, progress, random_stream, ran
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
-def train_expert(net, clips, epochs, lr, batch_size, precision, seeds, segments=1, width=networks.WIDTH):
+def train_expert(net, clips, epochs, lr, batch_size, precision, seeds, segments=1, width=networks.WIDTH, dsa=NONE):
     """Train `net`; yields the epoch, its mean loss and its top-1 in percent after each. An epoch draws from a stream of its own.
 
     seeds: what the expert's streams are named by, so that an epoch depends on its start and its names alone.
@@ -28,7 +29,7 @@ def train_expert(net, clips, epochs, lr, batch_size, precision, seeds, segments=
     optimizer, at_once = torch.optim.SGD(net.parameters(), lr=lr), clips_at_once(clips.T, clips.size, clips.device, width)
     for epoch in range(1, epochs + 1):
         with random_stream(stream_seed(*seeds, epoch)):
-            loss, top1 = train_epoch(net, RealSet(clips, segments), optimizer, batch_size, at_once, precision)
+            loss, top1 = train_epoch(net, RealSet(clips, segments), optimizer, batch_size, at_once, precision, dsa)
         if not math.isfinite(loss):
             raise ValueError(f"an expert's loss is {loss} in epoch {epoch}: lower --lr_teacher")
         yield epoch, loss, top1
@@ -42,7 +43,7 @@ def make_expert(folder, number, train, seen, dtype, args):
     trajectory = [snapshot(net, dtype)]
     with progress(total=args.train_epochs, desc=f"expert {number}", unit="epoch", leave=False) as bar:
         for epoch, loss, top1 in train_expert(net, train.reduced(args.n_real), args.train_epochs, args.lr_teacher, args.batch_train,
-                                              args.precision, seeds, args.segments, args.width):
+                                              args.precision, seeds, args.segments, args.width, args.dsa):
             trajectory.append(snapshot(net, dtype))
             check_epoch(*trajectory[-2:])
             if epoch - 1 not in kept:

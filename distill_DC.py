@@ -8,6 +8,7 @@ Dataset condensation by gradient matching (DC, Zhao et al. 2021, arXiv 2006.0592
 import torch
 import torch.nn.functional as F
 
+from distill_utils.augment import NONE, augment, augment_each, draw_siamese
 from distill_utils.clips import coin_flips
 from distill_utils.compute import autocast
 from distill_utils.evaluate import evaluate
@@ -21,11 +22,14 @@ LOOPS = {1: (1, 1), 2: (1, 1), 5: (1, 1), 10: (10, 50), 20: (20, 25), 30: (30, 2
 
 
 class GradientMatching:
-    """One iteration of DC on a StillSet: gradient matching steps on its frames, interleaved with training a fresh ConvNet on them."""
+    """One iteration of DC on a StillSet: gradient matching steps on its frames, interleaved with training a fresh ConvNet on them.
 
-    def __init__(self, clips, batch_real, outer_loop, inner_loop, lr_net, batch_train, precision):
+    By the strategy `dsa` a step augments the real and the synthetic frames of a class by the same draw, and the training each frame by itself.
+    """
+
+    def __init__(self, clips, batch_real, outer_loop, inner_loop, lr_net, batch_train, precision, dsa=NONE):
         self.clips, self.batch_real, self.outer_loop, self.inner_loop = clips, batch_real, outer_loop, inner_loop
-        self.lr_net, self.batch_train, self.precision = lr_net, batch_train, precision
+        self.lr_net, self.batch_train, self.precision, self.dsa = lr_net, batch_train, precision, dsa
 
     def iterate(self, synset, optimizer, check_loss):
         """`outer_loop` steps of the frames; returns the mean loss per class and step."""
@@ -49,32 +53,36 @@ class GradientMatching:
         """
         total, index = synset.static.new_zeros(()), self.clips.class_batch(self.batch_real)
         labels, flips = self.clips.labels[index], coin_flips(len(index))
+        draw = draw_siamese(self.dsa, synset.K)
         for label in own(synset.K):
             clips = self.clips.draw(index[labels == label], flip=flips[labels == label])
-            real = self.gradient(net, clips[:, 0], label)
-            synthetic = self.gradient(net, synset.decode(synset.static[label]), label, create_graph=True)
+            real = self.gradient(net, clips[:, 0], label, draw)
+            synthetic = self.gradient(net, synset.decode(synset.static[label]), label, draw, create_graph=True)
             loss = sum(row_distance(s, r.detach()) for s, r in zip(synthetic, real))
             loss.backward(inputs=[synset.static])
             total += loss.detach()
         return sum_over_ranks(total).item()
 
-    def gradient(self, net, frames, label, create_graph=False):
-        """Gradient of the cross-entropy of one class's frames with respect to the weights of two or more axes."""
+    def gradient(self, net, frames, label, draw, create_graph=False):
+        """Gradient of the cross-entropy of one class's frames, augmented, with respect to the weights of two or more axes."""
         weights = [parameter for parameter in net.parameters() if parameter.dim() > 1]
+        labels = torch.full((len(frames),), label)
+        frames = augment(frames, draw, labels)
         with autocast(frames.device, self.precision):
             logits = net(frames).to(frames.dtype)
-        loss = F.cross_entropy(logits, torch.full((len(frames),), label, device=frames.device))
+        loss = F.cross_entropy(logits, labels.to(frames.device))
         return torch.autograd.grad(loss, weights, create_graph=create_graph)
 
     def train(self, net, optimizer, synset):
-        """`inner_loop` epochs of the network on the frames as they are."""
+        """`inner_loop` epochs of the network on the frames, each augmented by itself."""
         frames = synset.decode(synset.static.detach().flatten(0, 1))
         labels = torch.arange(synset.K, device=frames.device).repeat_interleave(len(frames) // synset.K)
         for _ in range(self.inner_loop):
             for part in torch.randperm(len(frames)).split(self.batch_train):
                 optimizer.zero_grad()
+                shown = augment_each(frames[part], self.dsa)
                 with autocast(frames.device, self.precision):
-                    logits = net(frames[part]).float()
+                    logits = net(shown).float()
                 F.cross_entropy(logits, labels[part]).backward()
                 optimizer.step()
 
@@ -105,7 +113,8 @@ def main(args):
     train, seen, test = options.load_splits(args, T=1)
     static = initial_static(train, args.spc, args.init, args.static_size)
     synset = StillSet(static, args.ipc or args.spc, test.T, test.size, args.storage).to(device)
-    matching = GradientMatching(train, args.batch_real, outer_loop, inner_loop, args.lr_net, args.batch_train, args.precision)
+    matching = GradientMatching(train, args.batch_real, outer_loop, inner_loop, args.lr_net, args.batch_train, args.precision,
+                                args.dsa)
     optimizer = torch.optim.SGD(synset.parameters(), lr=args.lr_img, momentum=0.5)
     run.resume(synset=synset, optimizer=optimizer)
 

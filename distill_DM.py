@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 import networks
+from distill_utils.augment import NONE, augment, draw_siamese, groups_of
 from distill_utils.clips import coin_flips
 from distill_utils.compute import KnownGradient, autocast, clips_at_once
 from distill_utils.coreset import add_start_options, choose
@@ -27,75 +28,80 @@ class DistributionMatching(nn.Module):
     Without a pool the network is fresh at each step and the real means are of random clips. With `pool` = P each step draws one of P networks, whose
     means of all real clips were computed once (METHOD 13).
 
+    By the strategy `dsa` a step augments the real clips and the videos of a class by the same draw; with a pool the draw is the network's own.
+
     The real branch never holds more than `clips_at_once` clips and the synthetic one, whose graph takes more, half as many, so that memory does
     not grow with the number of classes. Of several processes each takes some of the classes, of the same clips and videos that one would draw.
     """
 
-    def __init__(self, clips, batch_real, precision="fp32", segments=1, width=networks.WIDTH, compile=False, pool=0):
+    def __init__(self, clips, batch_real, precision="fp32", segments=1, width=networks.WIDTH, compile=False, pool=0, dsa=NONE):
         super().__init__()
         self.clips, self.batch_real, self.precision, self.segments = clips, batch_real, precision, segments
-        self.width, self.compiled, self.at_once = width, compile, clips_at_once(clips.T, clips.size, clips.device, width)
+        self.width, self.compiled, self.dsa, self.at_once = width, compile, dsa, clips_at_once(clips.T, clips.size, clips.device, width)
         self.pool = None
         if pool:
-            path = pool_path(clips, precision, segments, width, compile)
+            path = pool_path(clips, precision, segments, width, compile, *groups_of(dsa))
             self.pool = Pool(path, pool, (clips.K, self.features()), self.pool_means)
 
     def forward(self, synset):
         classes = own(synset.K)                                            # of a range, first to last
         if self.pool:
             number = int(torch.randint(len(self.pool), ()))
-            net, frames = self.pool_network(number)
+            net, frames, draw = self.pool_network(number)
             real = self.pool.means(number)[classes.start:classes.stop].to(self.clips.device)
         else:
-            net, frames = self.fresh_network()
-            real = self.real_means(net, frames, classes, self.clips.class_batch(self.batch_real))   # (classes, F)
+            net, frames, draw = self.fresh_network()
+            real = self.real_means(net, frames, draw, classes, self.clips.class_batch(self.batch_real))   # (classes, F)
+        labels = torch.arange(classes.start, classes.stop).repeat_interleave(synset.N)
         rows = slice(classes.start * synset.N, classes.stop * synset.N)
         videos = synset(torch.arange(len(synset)), rows)[0][:, frames]     # (classes·N, T, 3, H, W), in class order
         loss, gradient, step = videos.new_zeros(()), torch.empty_like(videos), max(1, self.at_once // 2 // synset.N)
         for start in range(0, len(classes), step):
             rows = slice(start * synset.N, (start + step) * synset.N)
             piece = videos[rows].detach().requires_grad_()
-            means = self.embed(net, piece).unflatten(0, (-1, synset.N)).mean(1)
+            means = self.embed(net, augment(piece, draw, labels[rows])).unflatten(0, (-1, synset.N)).mean(1)
             distance = (real[start:start + step] - means).square().sum()   # this piece's terms of the sum over c
             gradient[rows], = torch.autograd.grad(distance, piece)
             loss += distance.detach()
         return KnownGradient.apply(sum_over_ranks(loss), [gradient], videos)
 
     def fresh_network(self):
-        """A network of random weights, and the frames of a step, of clips and videos alike."""
+        """A network of random weights; and for a step, of clips and videos alike, the frames and the draw of the augmentation."""
         net = networks.build("ConvNet3D", self.clips.K, self.clips.T, self.clips.size, self.width, self.compiled)
-        return net.to(self.clips.device).requires_grad_(False), random_segment(self.clips.T, self.segments, LEAST_FRAMES // 2)
+        frames = random_segment(self.clips.T, self.segments, LEAST_FRAMES // 2)
+        return net.to(self.clips.device).requires_grad_(False), frames, draw_siamese(self.dsa, self.clips.K)
 
     def pool_network(self, number):
-        """The pool's network of that number and its frames, the same at each call."""
+        """As fresh_network, of that number in the pool: the same at each call."""
         with random_stream(stream_seed("pool", number)):
             return self.fresh_network()
 
     def pool_means(self, number):
         """Mean embedding of all clips of each class, each mirrored with probability 1/2, in the pool's network of that number: (K, F)."""
-        net, frames = self.pool_network(number)
+        net, frames, draw = self.pool_network(number)
         with random_stream(stream_seed("pool clips", number)):
-            return self.real_means(net, frames, range(self.clips.K), torch.arange(len(self.clips)))
+            return self.real_means(net, frames, draw, range(self.clips.K), torch.arange(len(self.clips)))
 
     def features(self):
         """F, the length of an embedding."""
         with random_stream(0), torch.inference_mode():
-            net, frames = self.fresh_network()
+            net, frames, _ = self.fresh_network()
             return self.embed(net, self.clips.draw(torch.arange(1))[:, frames]).shape[1]
 
     @torch.inference_mode()
-    def real_means(self, net, frames, classes, index):
+    def real_means(self, net, frames, draw, classes, index):
         """Mean embedding of the clips `index` of each of the `classes`, each mirrored with probability 1/2: (classes, F)."""
         labels, flips = self.clips.labels[index], coin_flips(len(index))
         ours = (labels >= classes.start) & (labels < classes.stop)
-        index, labels, flips = index[ours], labels[ours] - classes.start, flips[ours]
+        index, labels, flips = index[ours], labels[ours], flips[ours]
         sums = 0
         for start in range(0, len(index), self.at_once):
             part = slice(start, start + self.at_once)
-            features = self.embed(net, self.clips.draw(index[part], flip=flips[part])[:, frames])
-            membership = torch.nn.functional.one_hot(labels[part], len(classes)).T
+            clips = self.clips.draw(index[part], flip=flips[part])[:, frames]
+            features = self.embed(net, augment(clips, draw, labels[part]))
+            membership = torch.nn.functional.one_hot(labels[part] - classes.start, len(classes)).T
             sums = sums + membership.to(features) @ features
-        return sums / torch.bincount(labels, minlength=len(classes))[:, None].to(self.clips.device)
+        return sums / torch.bincount(labels - classes.start, minlength=len(classes))[:, None].to(self.clips.device)
 
     def embed(self, net, clips):
         with autocast(clips.device, self.precision):
@@ -118,7 +124,7 @@ def prepare(args):
 
 def make_matching(args, clips):
     return DistributionMatching(clips.reduced(args.n_real), args.batch_real, args.precision, args.segments, args.width, args.compile,
-                                args.pool)
+                                args.pool, args.dsa)
 
 
 def make_optimizer(args, synset, groups, momentum):

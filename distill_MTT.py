@@ -15,6 +15,7 @@ from torch import nn
 
 import networks
 from distill_utils import options
+from distill_utils.augment import NONE, augment_each
 from distill_utils.compute import DiskStack, KnownGradient, autocast, clips_at_once, count_kept_steps
 from distill_utils.coreset import add_start_options, choose
 from distill_utils.evaluate import evaluate
@@ -38,18 +39,20 @@ class TrajectoryMatching(nn.Module):
     the memory budget holds. Of the steps before them only the vectors θ are kept, on a CPU on disk, and the way back computes these steps a
     second time, so that memory stays within the budget for any n. A step draws from a random stream of its own, so both times are the same.
     `replay` all computes every step a second time, none keeps every graph; loss and gradient do not depend on it, but for rounding.
+    The student sees each video of a step augmented by itself, by the strategy `dsa`, as the experts saw the real clips.
     Loss and gradient are the means over `trajectories`, each of an expert and a start of its own; several processes share them.
     """
 
     def __init__(self, experts, student, clips, *, syn_steps, expert_epochs, max_start_epoch, step_size, learn_step_size, batch_syn=None,
                  precision="fp32", segments=1, trajectories=1, width=networks.WIDTH, replay="auto", min_start_epoch=0, expand=0,
-                 current_max_start_epoch=None, experts_top1=None):
+                 current_max_start_epoch=None, experts_top1=None, dsa=NONE):
         super().__init__()
         self.experts, self.student, self.device, self.precision = experts, student, clips.device, precision
         self.syn_steps, self.expert_epochs, self.batch_syn = syn_steps, expert_epochs, batch_syn
         self.start_epochs = min_start_epoch, max_start_epoch               # of the starts: the first, and the first that is none
         self.expand, self.current_max_start_epoch, self.experts_top1 = expand, current_max_start_epoch or min_start_epoch + 1, experts_top1
-        self.segments, self.trajectories, self.replay, self.clip = segments, trajectories, replay, (clips.T, clips.size, width)
+        self.segments, self.trajectories, self.replay, self.dsa = segments, trajectories, replay, dsa
+        self.clip = clips.T, clips.size, width
         self.at_once = max(1, clips_at_once(clips.T, clips.size, clips.device, width) // 2)  # a graph of gradients takes twice the memory
         self.students = DiskStack() if self.device.type == "cpu" else []
         self.step_size = nn.Parameter(torch.tensor(float(step_size)), requires_grad=learn_step_size)
@@ -127,7 +130,7 @@ class TrajectoryMatching(nn.Module):
         if self.replay != "auto":
             return {"all": 0, "none": self.syn_steps}[self.replay]
         batch = min(self.batch_syn or videos, videos)
-        return min(self.syn_steps, count_kept_steps(batch, self.at_once, *self.clip, parameters, self.device))
+        return min(self.syn_steps, count_kept_steps(batch, self.at_once, *self.clip, parameters, self.device, self.dsa != NONE))
 
     def step_gradient(self, theta, synset, index, seed, graphs=None):
         """g = ∇CE(θ; videos), (P,); where `graphs` is a list, the step with its graph is appended to it."""
@@ -161,9 +164,9 @@ class TrajectoryMatching(nn.Module):
         return product, by_theta, torch.autograd.grad(videos, learned, by_videos, materialize_grads=True)
 
     def draw(self, synset, index):
-        """Videos of a step, or a random segment of them, and their labels."""
+        """Videos of a step, or a random segment of them, augmented, and their labels."""
         videos, labels = synset(index)
-        return videos[:, random_segment(videos.shape[1], self.segments, LEAST_FRAMES)], labels
+        return augment_each(videos[:, random_segment(videos.shape[1], self.segments, LEAST_FRAMES)], self.dsa), labels
 
     def losses(self, theta, videos, labels):
         """Cross-entropy of the batch in pieces that add up to its mean, each of at most `at_once` videos."""
@@ -185,13 +188,13 @@ def prepare(args):
     if args.current_max_start_epoch and not args.expand:
         raise ValueError("--current_max_start_epoch is where --expand starts: give --expand too")
     same = ("frames", "size", "stride", "train_clips", "data_path", "list_path", "frames_path", "frame_names", "n_real", "segments", "width",
-            "validation")
+            "validation", "dsa")
     if not args.buffer_path:
         args.buffer_path = options.find_run(args, "buffer", same, "buffer of experts", ["bash", "sh/baseline/buffer.sh", "GPU", args.dataset],
                                             "--buffer_path")
     elif (args.buffer_path / "config.json").exists() and (other := options.differing(
-            args, args.buffer_path, ("frames", "size", "n_real", "segments", "width", "validation"))):
-        raise ValueError(f"the experts in {args.buffer_path} were trained on other data or are other networks: another {' and '.join(other)}")
+            args, args.buffer_path, ("frames", "size", "n_real", "segments", "width", "validation", "dsa"))):
+        raise ValueError(f"the experts in {args.buffer_path} were trained on other data or otherwise, or are other networks: another {' and '.join(other)}")
     elif (args.buffer_path / "config.json").exists() and not (args.buffer_path / "result.json").exists():
         raise ValueError(f"the experts in {args.buffer_path} are not finished: let buffer.py end first")
     return buffer_files(args.buffer_path)
@@ -209,7 +212,7 @@ def make_matching(args, clips):
                               batch_syn=args.batch_syn, precision=args.precision, segments=args.segments,
                               trajectories=args.trajectories_per_step, width=args.width, replay=args.replay,
                               min_start_epoch=args.min_start_epoch, expand=args.expand, current_max_start_epoch=args.current_max_start_epoch,
-                              experts_top1=experts_top1(args, args.max_start_epoch + args.expert_epochs - 1)).to(clips.device)
+                              experts_top1=experts_top1(args, args.max_start_epoch + args.expert_epochs - 1), dsa=args.dsa).to(clips.device)
 
 
 def experts_top1(args, epoch):

@@ -25,7 +25,7 @@ METHODS = {"DM": distill_DM, "MTT": distill_MTT, "FRePo": distill_FRePo}
 
 def find_static(args, spc):
     """The static memory that distill_DC.py made of the same data with as many frames per class."""
-    same = "data_path", "list_path", "frames_path", "frame_names", "size", "stride", "train_clips", "seed", "validation", "static_size"
+    same = "data_path", "list_path", "frames_path", "frame_names", "size", "stride", "train_clips", "seed", "validation", "static_size", "dsa"
     folder = options.find_run(args, f"DC_spc{spc}", same, f"static memory of {spc} frames per class",
                               ["bash", "sh/s2d/DC.sh", "GPU", args.dataset, str(spc)], "--path_static")
     return folder / "distilled.pt"

@@ -67,19 +67,19 @@ def clips_at_once(frames, size, device, width=WIDTH):
     return max(1, min(1024, int(budget / (4 * max(width // 2, 16) * channel_bytes(frames, size)))))
 
 
-def kept_step_bytes(videos, at_once, frames, size, width, parameters):
+def kept_step_bytes(videos, at_once, frames, size, width, parameters, augmented=False):
     """Bytes that the graph of one inner step of trajectory matching takes until the way back has used it, never less than what was measured.
 
-    Activations weigh as much as three times the width/2 channels of the first block and 90 more (the clip and what is made of it). Each piece of at
-    most `at_once` videos adds two vectors of parameters, and the step three. That is 1.2 to 1.6 times what the peak memory of a CPU process was
+    Activations weigh as much as three times the width/2 channels of the first block and 90 more (the clip and what is made of it), or 162 where videos
+    are `augmented` (six more of the clip). Each piece of at most `at_once` videos adds two vectors of parameters, and the step three. That is 1.2 to 1.6 times what the peak memory of a CPU process was
     measured to grow by with each kept step: pixels, interpolated pixels, static and dynamic memory; widths 32 and 128; 8 × 64², 9 × 43² and 16 × 112²
     pixels; fp32 and bf16; 1 to 4 pieces. It was not measured on a GPU.
     """
     vectors = 3 + 2 * math.ceil(videos / at_once)
-    return videos * (3 * (width // 2) + 90) * channel_bytes(frames, size) + vectors * 4 * parameters
+    return videos * (3 * (width // 2) + (162 if augmented else 90)) * channel_bytes(frames, size) + vectors * 4 * parameters
 
 
-def count_kept_steps(videos, at_once, frames, size, width, parameters, device):
+def count_kept_steps(videos, at_once, frames, size, width, parameters, device, augmented=False):
     """How many inner steps, each of a batch of `videos`, trajectory matching keeps the graphs of within the memory budget.
 
     The budget is a quarter of the machine's memory, or its container's, shared by its processes (torchrun's LOCAL_WORLD_SIZE), or half of a GPU's. It is
@@ -87,7 +87,7 @@ def count_kept_steps(videos, at_once, frames, size, width, parameters, device):
     step that the way back is at.
     """
     budget = total_memory(device) / (4 * int(os.environ.get("LOCAL_WORLD_SIZE", 1)) if device.type == "cpu" else 2)
-    return max(0, int(budget / kept_step_bytes(videos, at_once, frames, size, width, parameters)) - 1)
+    return max(0, int(budget / kept_step_bytes(videos, at_once, frames, size, width, parameters, augmented)) - 1)
 
 
 class KnownGradient(torch.autograd.Function):

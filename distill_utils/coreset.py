@@ -9,6 +9,7 @@ between embeddings of a network trained on the full set.
 import torch
 
 import networks
+from distill_utils.augment import groups_of
 from distill_utils.compute import autocast, clips_at_once
 from distill_utils import options
 from distill_utils.evaluate import RealSet, evaluate, train
@@ -75,7 +76,7 @@ def embed_all(net, clips, precision, width=networks.WIDTH):
 def feature_network(run, args, clips):
     """A ConvNet3D trained on all clips, from a file beside the runs where one of the same settings is there."""
     values = [args.feature_epochs, args.feature_lr, args.feature_batch, args.seed, args.precision, options.list_digest(args), options.content_digest(args), clips.T,
-              clips.size, args.stride, args.train_clips, args.width]
+              clips.size, args.stride, args.train_clips, args.width, *groups_of(args.dsa)]
     path = run.folder.parent / f"feature_network_{stream_seed(*values):015x}.pt"
     if path.exists():
         net = networks.build("ConvNet3D", clips.K, clips.T, clips.size, args.width).to(clips.device)
@@ -84,7 +85,7 @@ def feature_network(run, args, clips):
     with random_stream(stream_seed("features", *values)), progress(total=args.feature_epochs, desc="feature network", unit="epoch") as bar:
         net = networks.build("ConvNet3D", clips.K, clips.T, clips.size, args.width).to(clips.device)
         top1 = train(net, RealSet(clips), args.feature_epochs, args.feature_lr, args.feature_batch,
-                     clips_at_once(clips.T, clips.size, clips.device, args.width), args.precision, bar)
+                     clips_at_once(clips.T, clips.size, clips.device, args.width), args.precision, bar, args.dsa)
     if not finite(net.state_dict().values()):
         raise ValueError("the feature network's weights are not finite: lower --feature_lr")
     run.say(f"the feature network has {top1:.1f} % top1 on its training clips")

@@ -107,6 +107,7 @@ class DataSet:
     elsewhere: str = ""  # a directory to look in for folders that are not where the list puts them
     frame_names: str | None = None  # which images of a folder are its frames: a glob, where their names do not tell
     headline: str = "top1"  # or "top5": the accuracy to quote
+    directed: bool = False  # classes tell left from right, so that a strategy of augmentation must not mirror
     remedy: str = "put it there, or give --data_path"
 
 
@@ -117,7 +118,7 @@ TABLE = (
     DataSet("Kinetics400", "Kinetics", "", ("train.csv", "validate.csv"), T=8, size=64, rule="all",
             reader=read_kinetics, elsewhere="replacement", headline="top5"),
     DataSet("SSv2", "SSv2", "frame", ("annot_train.json", "annot_val.json"), T=8, size=64, rule="all",
-            reader=read_ssv2, elsewhere="jpegs_112", headline="top5"),
+            reader=read_ssv2, elsewhere="jpegs_112", headline="top5", directed=True),
     DataSet("toy", "toy", "jpegs_64", ("toy_splits1.csv",), T=8, size=64, stride=1,
             remedy="make it by `python -m distill_utils.toy`"),
     DataSet("custom", "", "", (), T=8, size=64),  # a folder of one's own: frames and list are found in it

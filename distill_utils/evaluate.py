@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 
 import networks
+from distill_utils.augment import NONE, augment_each
 from distill_utils.clips import coin_flips
 from distill_utils.compute import autocast, clips_at_once
 from distill_utils.datasets import read_json
@@ -27,7 +28,7 @@ from utils import broadcast, gather, own, progress, random_stream, rank, read_co
 
 
 def evaluate(synset, test, *, network="ConvNet3D", num_eval=3, epochs=500, lr=0.01, batch_size=256, seed=0, precision="fp32",
-             width=networks.WIDTH, compile=False):
+             width=networks.WIDTH, compile=False, dsa=NONE):
     """Train `num_eval` fresh networks on the set and test them.
 
     Args:
@@ -35,6 +36,7 @@ def evaluate(synset, test, *, network="ConvNet3D", num_eval=3, epochs=500, lr=0.
         test: the test Clips.
         seed: of the evaluation's own random stream; the run's random state is left as it was.
         width: of ConvNet3D.
+        dsa: the strategy by which each video is augmented when it is drawn; test clips are not.
 
     Several processes share the networks; each has the same result but for the seconds.
 
@@ -47,7 +49,7 @@ def evaluate(synset, test, *, network="ConvNet3D", num_eval=3, epochs=500, lr=0.
         for number in own(num_eval):
             with random_stream((seed * 1000 + 1 + number) % 2 ** 64):
                 net = networks.build(network, test.K, test.T, test.size, width, compile).to(test.device)
-                train_top1 = train(net, frozen, epochs, lr, batch_size, at_once, precision, bar)
+                train_top1 = train(net, frozen, epochs, lr, batch_size, at_once, precision, bar, dsa)
             scores.append({**score(predict(net, test, precision, at_once), test), "train_top1": train_top1})
     result, scores = {}, gather(scores)
     for name in ("top1", "top5", "video_top1"):
@@ -60,25 +62,27 @@ def evaluate(synset, test, *, network="ConvNet3D", num_eval=3, epochs=500, lr=0.
             "seconds": time.perf_counter() - start}
 
 
-def train(net, synset, epochs, lr, batch_size, at_once, precision, bar):
+def train(net, synset, epochs, lr, batch_size, at_once, precision, bar, dsa=NONE):
     """SGD with momentum 0.9 and weight decay 5e-4, lr × 0.1 after half of the epochs. Returns top-1 on the set in the last epoch, in percent."""
     optimizer = torch.optim.SGD(net.parameters(), lr=lr, momentum=0.9, weight_decay=5e-4)
     schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, [max(1, epochs // 2)])
     for _ in range(epochs):
-        _, top1 = train_epoch(net, synset, optimizer, batch_size, at_once, precision)
+        _, top1 = train_epoch(net, synset, optimizer, batch_size, at_once, precision, dsa)
         schedule.step()
         bar.update()
     return top1
 
 
-def train_epoch(net, synset, optimizer, batch_size, at_once, precision):
-    """All videos once, in shuffled batches, at most `at_once` through the network together. Returns mean loss, and top-1 in percent."""
+def train_epoch(net, synset, optimizer, batch_size, at_once, precision, dsa=NONE):
+    """All videos once, in shuffled batches, each augmented by itself, at most `at_once` through the network together. Returns mean loss, and top-1 in
+    percent."""
     net.train()
     total = correct = 0
     for index in torch.randperm(len(synset)).split(batch_size):
         optimizer.zero_grad()
         for part in index.split(at_once):
             videos, labels = synset(part)
+            videos = augment_each(videos, dsa)
             with autocast(videos.device, precision):
                 logits = net(videos).float()
             loss = F.cross_entropy(logits, labels, reduction="sum")
@@ -203,7 +207,7 @@ class RunSettings(argparse.Action):
     """Takes the run's own settings as defaults of the flags that follow."""
 
     TAKEN = ("dataset", *DATA_PATHS, "frame_names", "frames", "size", "stride", "train_clips", "test_clips", "seed", "precision", "validation",
-             "num_eval", "epoch_eval_train", "lr_net", "batch_train", "width")
+             "num_eval", "epoch_eval_train", "lr_net", "batch_train", "width", "dsa")
 
     def __call__(self, parser, namespace, run, option=None):
         namespace.run = run

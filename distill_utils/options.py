@@ -11,6 +11,7 @@ import pathlib
 import shlex
 import shutil
 
+from distill_utils.augment import GROUPS, NONE, groups_of
 from distill_utils.compute import PRECISIONS, set_precision
 from distill_utils.clips import load_clips, relative, select
 from distill_utils.datasets import DATASETS, LIST, read_videos
@@ -31,6 +32,7 @@ def script_parser(description, dataset="required", **options):
     add_run_options(parser)
     add_data_options(parser, dataset)
     add_validation(parser.add_argument_group("validation"))
+    add_augmentation(parser.add_argument_group("augmentation"))
     return parser
 
 
@@ -56,6 +58,16 @@ def add_validation(group):
                        help="share of each class's training videos that is held out, in groups where the list has a column `group`, or `list`: the list's "
                        "own validation videos (else unused). Evaluations along the way are on these, and the result names the test accuracy at the last "
                        "and at the best of them (%(default)s: test videos instead)")
+
+
+def add_augmentation(group):
+    group.add_argument("--dsa", default=NONE, metavar="STRATEGY",
+                       help=f"differentiable siamese augmentation of what networks are trained or matched on: {NONE}, or words joined by _, applied in this "
+                       f"order, as {'_'.join(GROUPS)}. color: brightness ± 0.5, saturation × 0 to 2, contrast × 0.5 to 1.5, in normalised pixels. crop: moved by up "
+                       "to an eighth of the side. cutout: a square of half the side becomes zero. flip: mirrored left-right, with probability 1/2. scale: each axis "
+                       "× 1/1.2 to 1.2. rotate: by up to 15° either way. A clip's frames are all changed alike. DC and DM apply one of the words at each step, and "
+                       "change a class's real and synthetic clips alike. Experts, the steps of MTT, DC's network and evaluation apply all, to each clip by itself "
+                       "(%(default)s, the paper's)")
 
 
 def add_data_options(parser, dataset="required"):
@@ -257,7 +269,8 @@ def differing(args, folder, same, content=None):
     stands for the data set's own. Where data lie counts only where a run of an older version did not note what they are."""
     made, row = read_config(folder / "config.json")["settings"], DATASETS[args.dataset]
     mine = vars(args) | {"list_digest": list_digest(args), "content_digest": content}
-    own = {"frames": row.T, "size": row.size, "stride": row.stride, "segments": 1, "width": WIDTH, "validation": 0.0, "static_size": args.size or row.size}
+    own = {"frames": row.T, "size": row.size, "stride": row.stride, "segments": 1, "width": WIDTH, "validation": 0.0, "dsa": NONE,
+           "static_size": args.size or row.size}
 
     def value(settings, key):
         return own.get(key) if settings.get(key) is None else as_setting(settings[key])
@@ -286,6 +299,8 @@ def check(args, per_class=1, networks=()):
         build(network, 1, args.frames or dataset.T, args.size or dataset.size, args.width)  # refuses clips that are too small
     check_temporal(args, args.frames or dataset.T)
     check_compact(args, args.frames or dataset.T, args.size or dataset.size)
+    if "flip" in groups_of(args.dsa) and dataset.directed:
+        raise ValueError(f"--dsa {args.dsa}: leave out flip, as classes of {dataset.name} tell left from right")
     videos, _ = list_videos(args)
     counts = videos.label[videos.split == "train"].value_counts() * (args.train_clips if dataset.rule == "stride" else 1)
     if counts.min() < per_class:
@@ -331,4 +346,5 @@ def selection_values(args):
 def evaluation_values(args, lr=None):
     """The named values of `evaluate` that the flags give; `lr` where they give no --lr_net."""
     return dict(network=args.network, num_eval=args.num_eval, epochs=args.epoch_eval_train, lr=lr if args.lr_net is None else args.lr_net,
-                batch_size=args.batch_train, seed=args.seed, precision=args.precision, width=args.width, compile=args.compile)
+                batch_size=args.batch_train, seed=args.seed, precision=args.precision, width=args.width, compile=args.compile,
+                dsa=args.dsa)

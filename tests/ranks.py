@@ -14,6 +14,7 @@ import networks
 from distill_DM import DistributionMatching
 from distill_MTT import TrajectoryMatching
 from distill_utils import clips as clips_module
+from distill_utils.augment import GROUPS, NONE
 from distill_utils.evaluate import evaluate
 from distill_utils.synset import PixelSet, StaticDynamicSet, StillSet
 from fakes import TinyNet, random_clips
@@ -21,6 +22,7 @@ from networks import ConvNet, FlatNetwork, Hallucinator
 from utils import Run, broadcast, rank, sum_gradients
 
 K, T, SIZE = 3, 4, 8
+ALL = "_".join(GROUPS)
 LABELS = [2, 0, 1, 0, 2, 2, 1, 0, 1, 2, 2]
 
 
@@ -77,19 +79,22 @@ def results(folder):
         for name, make in (("pixels", pixels), ("static and dynamic", static_dynamic)):
             found[f"DM of {name}"] = steps(DistributionMatching(clips, 3), make())
             found[f"DM with a pool of {name}"] = steps(DistributionMatching(clips, 3, pool=5), make())
+            found[f"augmented DM of {name}"] = steps(DistributionMatching(clips, 3, dsa=ALL), make(), 6)
+            found[f"augmented DM with a pool of {name}"] = steps(DistributionMatching(clips, 3, pool=5, dsa=ALL), make())
             net = TinyNet(K, T, SIZE).double()
-            for trajectories in (1, 3):
+            for trajectories, dsa in ((1, NONE), (3, NONE), (3, ALL)):
                 matching = TrajectoryMatching(Expert(net), FlatNetwork(net), clips, syn_steps=3, expert_epochs=1, max_start_epoch=4, step_size=0.05,
-                                              learn_step_size=True, batch_syn=4, trajectories=trajectories).double()
-                found[f"MTT of {name}, {trajectories}"] = steps(matching, make())
+                                              learn_step_size=True, batch_syn=4, trajectories=trajectories, dsa=dsa).double()
+                found[f"MTT of {name}, {trajectories}, {dsa}"] = steps(matching, make())
         stills = StillSet(torch.randn(K, 2, 3, SIZE, SIZE).double(), 2, T)
         single = random_clips(LABELS, K, T=1, size=SIZE)
         found["DC"] = steps(distill_DC.GradientMatching(single, 3, 2, 1, 0.01, 4, "fp32"), stills)
+        found["augmented DC"] = steps(distill_DC.GradientMatching(single, 3, 2, 1, 0.01, 4, "fp32", ALL), stills, 3)
     finally:
         clips_module.normalize, distill_DC.ConvNet = normalize, ConvNet
         networks.NETWORKS["ConvNet3D"] = TinyNet
     try:
-        found["evaluation"] = evaluate(PixelSet(torch.randn(K, T, 3, SIZE, SIZE), K), clips, num_eval=3, epochs=4)
+        found["evaluation"] = evaluate(PixelSet(torch.randn(K, T, 3, SIZE, SIZE), K), clips, num_eval=3, epochs=4, dsa=ALL)
         del found["evaluation"]["seconds"]
     finally:
         networks.NETWORKS["ConvNet3D"] = convnet3d

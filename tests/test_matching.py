@@ -403,7 +403,7 @@ def test_sums_and_gradients_are_float32(nets, monkeypatch, precision):
     monkeypatch.undo()  # ConvNet3D itself
     clips, synset = random_clips([0, 0, 1, 1], 2, T=8, size=43), PixelSet(torch.randn(2, 8, 3, 43, 43), 2)
     matching = DistributionMatching(clips, 2, precision, width=8)
-    assert matching.real_means(networks.build("ConvNet3D", 2, 8, 43, width=8), slice(None), range(2), torch.arange(4)).dtype == torch.float32
+    assert matching.real_means(networks.build("ConvNet3D", 2, 8, 43, width=8), slice(None), {}, range(2), torch.arange(4)).dtype == torch.float32
     loss = matching(synset)
     loss.backward()
     assert loss.dtype == synset.videos.grad.dtype == torch.float32

@@ -48,7 +48,7 @@ def test_means_are_those_of_all_clips_in_networks_of_their_number(clips, nets, a
     assert len(matching.pool) == 3
     found = []
     for number in range(3):
-        net, frames = matching.pool_network(number)
+        net, frames, _ = matching.pool_network(number)
         with random_stream(stream_seed("pool clips", number)):
             flips = coin_flips(len(clips))
         assert 0 < flips.sum() < len(flips) and frames == slice(None)

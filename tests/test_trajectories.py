@@ -17,6 +17,7 @@ import distill_s2d
 import networks
 from distill_MTT import LEAST_STEP_SIZE, TrajectoryMatching
 from distill_utils import compute
+from distill_utils.augment import GROUPS, NONE, augment_each
 from distill_utils.compute import count_kept_steps, kept_step_bytes
 from distill_utils.last_good import LastGood
 from distill_utils.measure import memory_apart
@@ -68,7 +69,7 @@ def unrolled(matching, synset):
     for index, seed in matching.plan(len(synset)):
         with random_stream(seed):
             videos, labels = synset(index)
-            videos = videos[:, random_segment(videos.shape[1], matching.segments, LEAST_FRAMES)]
+            videos = augment_each(videos[:, random_segment(videos.shape[1], matching.segments, LEAST_FRAMES)], matching.dsa)
             logits = torch.cat([matching.student(theta, piece) for piece in videos.split(matching.at_once)])
         gradient, = torch.autograd.grad(F.cross_entropy(logits, labels), theta, create_graph=True)
         theta = theta - matching.step_size * gradient
@@ -320,23 +321,23 @@ def test_auto_keeps_graphs_within_its_budget(machine):
     assert most_alive(2) < most_alive(12) == most_alive(40) == most_alive(12, kept=3) < 4.5 * step
 
 
-def replayed_step(kept, width):
+def replayed_step(kept, width, dsa):
     """A step of ConvNet3D on static and dynamic memory, which keeps more than pixels do."""
     torch.set_num_threads(1)
     synset = StaticDynamicSet(torch.randn(4, 2, 3, 64, 64), torch.randn(4, 2, 8, 1, 64, 64), Hallucinator(), 1)
     synset.param_groups(1, 1)
     net = networks.ConvNet3D(4, 8, 64, width=width)
-    matching = matching_of(net, random_clips([0, 1, 2, 3], 4, T=8, size=64), syn_steps=max(kept, 1), kept=kept, width=width)
+    matching = matching_of(net, random_clips([0, 1, 2, 3], 4, T=8, size=64), syn_steps=max(kept, 1), kept=kept, width=width, dsa=dsa)
     return lambda: matching(synset).backward()
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("width", (32, 128))
-def test_a_kept_step_takes_no_more_than_is_estimated(width):
+@pytest.mark.parametrize("width, dsa", ((32, NONE), (128, NONE), (32, "_".join(GROUPS))))
+def test_a_kept_step_takes_no_more_than_is_estimated(width, dsa):
     """In peak resident memory, each number of kept steps in a process of its own; and not so much less that memory is left idle."""
-    few, many = (alone(memory_apart, (functools.partial(replayed_step, kept, width), CPU))[0] for kept in (2, 8))
+    few, many = (alone(memory_apart, (functools.partial(replayed_step, kept, width, dsa), CPU))[0] for kept in (2, 8))
     parameters = sum(parameter.numel() for parameter in networks.ConvNet3D(4, 8, 64, width=width).parameters())
-    assert (many - few) / 6 < kept_step_bytes(4, 4, 8, 64, width, parameters) < 2.5 * (many - few) / 6
+    assert (many - few) / 6 < kept_step_bytes(4, 4, 8, 64, width, parameters, dsa != NONE) < 2.5 * (many - few) / 6
 
 
 @pytest.mark.parametrize("script, flags", ((distill_MTT, ()), (distill_s2d, ("--method", "MTT"))))
