@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import networks
+from distill_utils.augment import NONE, augment_each
 from distill_utils.clips import coin_flips
 from distill_utils.compute import KnownGradient, autocast, clips_at_once
 from distill_utils.coreset import add_start_options, choose
@@ -59,11 +60,12 @@ class FeatureRegression(nn.Module):
     A network takes `steps` Adam steps on the set and is made anew. Those of the first pool are of ages spread over these steps: each catches up when it
     is first drawn. The features of real clips and of the set are computed in pieces without a graph, the regression in float64 on the CPU, and then
     the way back piece by piece, so that memory does not grow with the batch. Of several processes each takes some of the real clips, and some of the
-    videos on the way back.
+    videos on the way back. By the strategy `dsa` each video is augmented by itself wherever a network sees it.
     """
 
-    def __init__(self, clips, batch_target, precision="fp32", width=networks.WIDTH, pool=10, steps=100, lr_pool=1e-4):
+    def __init__(self, clips, batch_target, precision="fp32", width=networks.WIDTH, pool=10, steps=100, lr_pool=1e-4, dsa=NONE):
         super().__init__()
+        self.dsa = dsa
         self.clips, self.batch_target, self.precision, self.width = clips, batch_target, precision, width
         self.steps, self.lr_pool, self.at_once = steps, lr_pool, clips_at_once(clips.T, clips.size, clips.device, width)
         self.pool = [self.new_learner(missing=number * steps // pool) for number in range(pool)]
@@ -77,7 +79,7 @@ class FeatureRegression(nn.Module):
         net, n = self.pool[number].net, len(synset)
 
         # Features without a graph, and the regression's gradient by those of the set.
-        videos, _ = synset(torch.arange(n))
+        videos = self.show(synset)
         labels = synset.scores()                                           # (n, K)
         of_set = wide(self.features(net, videos.detach().split(self.at_once))).requires_grad_()
         index = torch.randperm(len(self.clips))[:self.batch_target]
@@ -108,7 +110,7 @@ class FeatureRegression(nn.Module):
     def follow(self, number, synset):
         """One step of a network of the pool down the mean squared error on the set as it is, without dropout; of the last step a new network comes."""
         learner, self.behind = self.pool[number], None
-        videos, labels = synset(torch.arange(len(synset)))[0].detach(), synset.scores().detach().to(self.clips.device)
+        videos, labels = self.show(synset).detach(), synset.scores().detach().to(self.clips.device)
         learner.optimizer.zero_grad()
         rows = own(len(synset))
         for part in torch.arange(rows.start, rows.stop).split(max(1, self.at_once // 2)):
@@ -124,6 +126,10 @@ class FeatureRegression(nn.Module):
     def new_learner(self, missing=0):
         net = networks.build("ConvNet3D", self.clips.K, self.clips.T, self.clips.size, self.width)
         return Learner(net.to(self.clips.device).eval(), self.lr_pool, missing)
+
+    def show(self, synset):
+        """All videos of the set, augmented, (n, T, 3, H, W)."""
+        return augment_each(synset(torch.arange(len(synset)))[0], self.dsa)
 
     def draw(self, index, flips):
         """The real clips, in pieces."""
@@ -182,7 +188,8 @@ def prepare(args):
 
 
 def make_matching(args, clips):
-    return FeatureRegression(clips.reduced(args.n_real), args.batch_target, args.precision, args.width, args.num_pool, args.pool_steps, args.lr_pool)
+    return FeatureRegression(clips.reduced(args.n_real), args.batch_target, args.precision, args.width, args.num_pool, args.pool_steps, args.lr_pool,
+                             args.dsa)
 
 
 def make_optimizer(args, synset, groups, momentum):

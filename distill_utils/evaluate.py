@@ -21,14 +21,14 @@ from distill_utils.datasets import read_json
 from distill_utils.options import (DATA_PATHS, add_evaluation_options, check, content_digest, digest, evaluation_values, list_digest, load_data, load_splits,
                                    positive, script_parser, start_run, tail)
 from distill_utils.record import finish, logged
-from distill_utils.synset import load_set
+from distill_utils.synset import load_set, regression_labels
 from distill_utils.temporal import random_segment
 from networks.convnet3d import LEAST_FRAMES
 from utils import broadcast, gather, own, progress, random_stream, rank, read_config, run_script, save_json, seed_everything
 
 
 def evaluate(synset, test, *, network="ConvNet3D", num_eval=3, epochs=500, lr=0.01, batch_size=256, seed=0, precision="fp32",
-             width=networks.WIDTH, compile=False, dsa=NONE):
+             width=networks.WIDTH, compile=False, dsa=NONE, protocol="standard"):
     """Train `num_eval` fresh networks on the set and test them.
 
     Args:
@@ -37,6 +37,7 @@ def evaluate(synset, test, *, network="ConvNet3D", num_eval=3, epochs=500, lr=0.
         seed: of the evaluation's own random stream; the run's random state is left as it was.
         width: of ConvNet3D.
         dsa: the strategy by which each video is augmented when it is drawn; test clips are not.
+        protocol: "standard" or "frepo", how networks are trained.
 
     Several processes share the networks; each has the same result but for the seconds.
 
@@ -49,7 +50,7 @@ def evaluate(synset, test, *, network="ConvNet3D", num_eval=3, epochs=500, lr=0.
         for number in own(num_eval):
             with random_stream((seed * 1000 + 1 + number) % 2 ** 64):
                 net = networks.build(network, test.K, test.T, test.size, width, compile).to(test.device)
-                train_top1 = train(net, frozen, epochs, lr, batch_size, at_once, precision, bar, dsa)
+                train_top1 = train(net, frozen, epochs, lr, batch_size, at_once, precision, bar, dsa, protocol)
             scores.append({**score(predict(net, test, precision, at_once), test), "train_top1": train_top1})
     result, scores = {}, gather(scores)
     for name in ("top1", "top5", "video_top1"):
@@ -62,20 +63,28 @@ def evaluate(synset, test, *, network="ConvNet3D", num_eval=3, epochs=500, lr=0.
             "seconds": time.perf_counter() - start}
 
 
-def train(net, synset, epochs, lr, batch_size, at_once, precision, bar, dsa=NONE):
-    """SGD with momentum 0.9 and weight decay 5e-4, lr × 0.1 after half of the epochs. Returns top-1 on the set in the last epoch, in percent."""
-    optimizer = torch.optim.SGD(net.parameters(), lr=lr, momentum=0.9, weight_decay=5e-4)
-    schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, [max(1, epochs // 2)])
+def train(net, synset, epochs, lr, batch_size, at_once, precision, bar, dsa=NONE, protocol="standard"):
+    """Train a network on the set; returns top-1 on the set in the last epoch, in percent.
+
+    standard (METHOD 6): cross-entropy, SGD with momentum 0.9 and weight decay 5e-4, lr × 0.1 after half of the epochs. frepo (METHOD 14): squared error
+    on the labels that the set is regressed on, AdamW, cosine to zero.
+    """
+    if protocol == "frepo":
+        optimizer = torch.optim.AdamW(net.parameters(), lr=lr)
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs)
+    else:
+        optimizer = torch.optim.SGD(net.parameters(), lr=lr, momentum=0.9, weight_decay=5e-4)
+        schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, [max(1, epochs // 2)])
     for _ in range(epochs):
-        _, top1 = train_epoch(net, synset, optimizer, batch_size, at_once, precision, dsa)
+        _, top1 = train_epoch(net, synset, optimizer, batch_size, at_once, precision, dsa, protocol == "frepo")
         schedule.step()
         bar.update()
     return top1
 
 
-def train_epoch(net, synset, optimizer, batch_size, at_once, precision, dsa=NONE):
-    """All videos once, in shuffled batches, each augmented by itself, at most `at_once` through the network together. Returns mean loss, and top-1 in
-    percent."""
+def train_epoch(net, synset, optimizer, batch_size, at_once, precision, dsa=NONE, regress=False):
+    """All videos once, in shuffled batches, each augmented by itself, at most `at_once` through the network together; `regress`: squared error on
+    synset.scores() instead of cross-entropy. Returns mean loss, and top-1 in percent."""
     net.train()
     total = correct = 0
     for index in torch.randperm(len(synset)).split(batch_size):
@@ -85,7 +94,10 @@ def train_epoch(net, synset, optimizer, batch_size, at_once, precision, dsa=NONE
             videos = augment_each(videos, dsa)
             with autocast(videos.device, precision):
                 logits = net(videos).float()
-            loss = F.cross_entropy(logits, labels, reduction="sum")
+            if regress:
+                loss = F.mse_loss(logits, synset.scores()[part].to(logits), reduction="sum")
+            else:
+                loss = F.cross_entropy(logits, labels, reduction="sum")
             # A part's share of the batch's mean: the parts' gradients add up to the batch's (but for batch normalisation, which sees parts).
             (loss / len(index)).backward()
             total, correct = total + loss.detach(), correct + (logits.argmax(1) == classes(labels)).sum()
@@ -124,8 +136,7 @@ def score(logits, test):
 
 
 class RealSet:
-    """Real training clips in the place of a synthetic set; of several segments each part of a batch that is drawn together is a
-    random one."""
+    """Real training clips in the place of a synthetic set; of several segments each part of a batch that is drawn together is a random one."""
 
     def __init__(self, clips, segments=1):
         self.clips, self.segments = clips, segments
@@ -136,6 +147,9 @@ class RealSet:
     def __call__(self, index):
         clips = self.clips.draw(index, flip=coin_flips(len(index)))
         return clips[:, random_segment(clips.shape[1], self.segments, LEAST_FRAMES)], self.clips.labels[index].to(self.clips.device)
+
+    def scores(self):
+        return regression_labels(self.clips.labels, self.clips.K)
 
     def frozen(self):
         return self
@@ -207,7 +221,7 @@ class RunSettings(argparse.Action):
     """Takes the run's own settings as defaults of the flags that follow."""
 
     TAKEN = ("dataset", *DATA_PATHS, "frame_names", "frames", "size", "stride", "train_clips", "test_clips", "seed", "precision", "validation",
-             "num_eval", "epoch_eval_train", "lr_net", "batch_train", "width", "dsa")
+             "num_eval", "epoch_eval_train", "lr_net", "batch_train", "width", "dsa", "eval_protocol")
 
     def __call__(self, parser, namespace, run, option=None):
         namespace.run = run

@@ -3,7 +3,8 @@
     python -m distill_utils.export RUN --format mp4|gif|npz|pt [--out DIR]
 
 Every video that the set can show is written, of a static-dynamic set each pair of memories. mp4 and gif are a file each,
-<class>_<number>; npz and pt are one file: videos uint8 (n, T, H, W, 3), or float32 (n, T, 3, H, W) in normalised pixels; labels and class_names.
+<class>_<number>; npz and pt are one file: videos uint8 (n, T, H, W, 3), or float32 (n, T, 3, H, W) in normalised pixels; labels, class_names, and
+soft_labels float32 (n, K) where the set's labels were learned.
 """
 import argparse
 import io
@@ -27,14 +28,15 @@ def main(args):
     synset, content = load_set(args.run)
     videos, labels = synset.every()
     names = content["class_names"]
+    learned = {} if synset.soft_labels is None else {"soft_labels": synset.scores().repeat_interleave(len(videos) // len(synset), 0)}
     folder = (args.out or (args.run if args.run.is_dir() else args.run.parent) / f"export_{args.format}")
     folder.mkdir(parents=True, exist_ok=True)
     pixels = denormalize(videos).permute(0, 1, 3, 4, 2).numpy()            # (n, T, H, W, 3) uint8
     if args.format == "pt":
-        save({"videos": videos.clone(), "labels": labels, "class_names": names}, folder / "distilled.pt")
+        save({"videos": videos.clone(), "labels": labels, "class_names": names, **learned}, folder / "distilled.pt")
     elif args.format == "npz":
         with atomic_write(folder / "distilled.npz") as file:
-            np.savez_compressed(file, videos=pixels, labels=labels.numpy(), class_names=np.array(names))
+            np.savez_compressed(file, videos=pixels, labels=labels.numpy(), class_names=np.array(names), **{name: values.numpy() for name, values in learned.items()})
     else:
         numbers = [int((labels[:place] == label).sum()) for place, label in enumerate(labels)]
         files = file_names(names)

@@ -23,6 +23,7 @@ from utils import ROOT, Run, broadcast, find_device, first_goes_ahead, read_conf
 DATA_PATHS = ("data_path", "list_path", "frames_path")
 WITHOUT_EFFECT = ("save_path", "pack_path", "pack", "device", "workers", "wandb", "checkpoint_seconds",
                   *DATA_PATHS, "path_static", "buffer_path")  # the paths by their content, not by where it lies
+PROTOCOLS = ("standard", "frepo")  # of evaluation
 WANDB_MODES = ("online", "offline", "disabled")
 
 
@@ -100,6 +101,9 @@ def add_evaluation_options(parser, eval_it=None, lr_net=0.01):
     add_width(group)
     group.add_argument("--num_eval", type=positive, default=3, help="fresh networks of each evaluation (%(default)s)")
     group.add_argument("--epoch_eval_train", type=positive, default=500, help="epochs that each is trained (%(default)s)")
+    group.add_argument("--eval_protocol", default="standard", choices=PROTOCOLS,
+                       help="how they are trained: cross-entropy by SGD, as all results of other methods, or FRePo's released one, squared error on learned labels by "
+                       "AdamW (give it --lr_net 3e-4 --epoch_eval_train 1000); tables mark it (%(default)s)")
     group.add_argument("--lr_net", type=rate, default=lr_net, help="their learning rate, a tenth of it after half of the epochs "
                        f"({lr_net or 'the step size that trajectory matching learned, else 0.01'})")
     group.add_argument("--batch_train", type=positive, default=256, help="their batch size (%(default)s)")
@@ -347,4 +351,4 @@ def evaluation_values(args, lr=None):
     """The named values of `evaluate` that the flags give; `lr` where they give no --lr_net."""
     return dict(network=args.network, num_eval=args.num_eval, epochs=args.epoch_eval_train, lr=lr if args.lr_net is None else args.lr_net,
                 batch_size=args.batch_train, seed=args.seed, precision=args.precision, width=args.width, compile=args.compile,
-                dsa=args.dsa)
+                dsa=args.dsa, protocol=args.eval_protocol)

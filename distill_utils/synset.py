@@ -49,7 +49,7 @@ class SyntheticSet(nn.Module):
     def scores(self):
         """Labels to regress on, (K·N, K): the learned ones, or where they start, one-hot minus 1/K, divided by √(K/10) (METHOD 14)."""
         if self.soft_labels is None:
-            return (F.one_hot(self.labels, self.K) - 1 / self.K) / math.sqrt(self.K / 10)
+            return regression_labels(self.labels, self.K)
         return as_stored(self.soft_labels, "fp16")
 
     def of_class(self, label):
@@ -80,6 +80,11 @@ class SyntheticSet(nn.Module):
     def learned_labels(self):
         """What a file holds of them."""
         return {} if self.soft_labels is None else {"soft_labels": encode(self.soft_labels.cpu(), "fp16")}
+
+
+def regression_labels(labels, num_classes):
+    """One-hot labels minus 1/K, divided by √(K/10), (B, K)."""
+    return (F.one_hot(labels, num_classes) - 1 / num_classes) / math.sqrt(num_classes / 10)
 
 
 class PixelSet(SyntheticSet):

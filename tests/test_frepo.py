@@ -2,6 +2,7 @@
 import copy
 import math
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -11,7 +12,8 @@ from torch import nn
 import distill_FRePo
 import networks
 from distill_FRePo import CosineAdam, FeatureRegression, margin, predict
-from distill_utils.evaluate import train_epoch
+from distill_utils import export
+from distill_utils.evaluate import RealSet, evaluate, train_epoch
 from distill_utils.synset import PixelSet, StaticDynamicSet, load_set
 from networks import Hallucinator
 from utils import save
@@ -190,6 +192,28 @@ def test_evaluation_trains_on_the_softmax_of_learned_labels():
     logits, targets = net(synset.videos), synset.soft_labels.half().float().softmax(1)
     assert math.isclose(loss, -(targets * logits.log_softmax(1)).sum(1).mean().item(), rel_tol=1e-5)
     assert math.isclose(top1, 100 * (logits.argmax(1) == targets.argmax(1)).float().mean().item(), rel_tol=1e-5)
+
+
+def test_the_released_protocol_regresses_on_the_learned_labels():
+    synset, net = pixels().frozen(), networks.build("ConvNet3D", K, T, SIZE, 8).eval()
+    net.train = lambda: net
+    loss, _ = train_epoch(net, synset, torch.optim.SGD(net.parameters(), lr=0.0), 6, 4, "fp32", regress=True)
+    assert math.isclose(loss, (net(synset.videos) - synset.scores()).square().sum(1).mean().item(), rel_tol=1e-5)
+    clips, values = clips_of(), dict(num_eval=1, epochs=2, lr=0.01, width=8)
+    for each in (synset, RealSet(clips)):
+        results = [evaluate(each, clips, **values, protocol=protocol) for protocol in ("standard", "frepo", "frepo")]
+        assert results[1]["networks"] == results[2]["networks"] and {"top1", "bytes"} < results[0].keys()
+
+
+def test_learned_labels_are_exported(tmp_path):
+    static, dynamic = torch.randn(K, 2, 3, SIZE, SIZE), torch.randn(K, 4, T, 1, SIZE, SIZE)
+    synset = StaticDynamicSet(static, dynamic, Hallucinator(), 2)
+    synset.soft_labels = nn.Parameter(torch.randn(6, K))
+    save({"kind": "StaticDynamicSet", **synset.content(), "ipc": 2, "class_names": ["a", "b", "c"], "frames": T}, tmp_path / "distilled.pt")
+    for kind, read in (("pt", lambda path: torch.load(path)["soft_labels"]), ("npz", lambda path: torch.from_numpy(np.load(path)["soft_labels"]))):
+        export.main(export.parser().parse_args([str(tmp_path / "distilled.pt"), "--format", kind, "--out", str(tmp_path / kind)]))
+        labels = read(tmp_path / kind / f"distilled.{kind}")
+        assert torch.equal(labels, synset.scores().detach().repeat_interleave(2, 0))  # two pairs of each slot
 
 
 def test_labels_that_are_not_learned_are_not_stored():
