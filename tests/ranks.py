@@ -12,6 +12,7 @@ sys.path[:0] = [str(pathlib.Path(__file__).resolve().parent.parent), str(pathlib
 import distill_DC
 import networks
 from distill_DM import DistributionMatching
+from distill_FRePo import FeatureRegression
 from distill_MTT import TrajectoryMatching
 from distill_utils import clips as clips_module
 from distill_utils.augment import GROUPS, NONE
@@ -81,6 +82,9 @@ def results(folder):
             found[f"DM with a pool of {name}"] = steps(DistributionMatching(clips, 3, pool=5), make())
             found[f"augmented DM of {name}"] = steps(DistributionMatching(clips, 3, dsa=ALL), make(), 6)
             found[f"augmented DM with a pool of {name}"] = steps(DistributionMatching(clips, 3, pool=5, dsa=ALL), make())
+            labelled = make()
+            labelled.soft_labels = torch.nn.Parameter(labelled.scores().double())
+            found[f"FRePo of {name}"] = steps(FeatureRegression(clips, 7, pool=2, steps=3, dsa=ALL), labelled, 5)
             net = TinyNet(K, T, SIZE).double()
             for trajectories, dsa in ((1, NONE), (3, NONE), (3, ALL)):
                 matching = TrajectoryMatching(Expert(net), FlatNetwork(net), clips, syn_steps=3, expert_epochs=1, max_start_epoch=4, step_size=0.05,
