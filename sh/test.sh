@@ -8,6 +8,9 @@ arguments=(-q)
 for argument in "$@"; do
   if [[ $argument == --quick ]]; then arguments+=(-m "not slow"); else arguments+=("$argument"); fi
 done
-install pytest
+install pytest pytest-xdist
 cd "$root"
-WANDB_MODE=disabled exec "$(find_python)" -m pytest "${arguments[@]}" tests
+# The files of tests are shared by up to four processes of one thread each.
+cores=$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 1)
+export WANDB_MODE=disabled OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
+exec "$(find_python)" -m pytest -n $((cores < 4 ? cores : 4)) --dist loadfile "${arguments[@]}" tests

@@ -534,7 +534,7 @@ def test_tests(launch):
     """All tests, or with --quick, in any place, those that are not marked slow; all else is pytest's."""
     for given, passed in (((), []), (("--quick",), ["-m", "not slow"]), (("-x", "--quick", "-k", "a or b"), ["-x", "-m", "not slow", "-k", "a or b"])):
         process, call = launch("sh/test.sh", *given)
-        assert process.returncode == 0 and call["command"] == ["-m", "pytest", "-q", *passed, "tests"], process.stderr
+        assert process.returncode == 0 and call["command"][:3] == ["-m", "pytest", "-n"] and call["command"][4:] == ["--dist", "loadfile", "-q", *passed, "tests"], process.stderr
         assert call["folder"] == str(ROOT) and call["environment"]["WANDB_MODE"] == "disabled"
     process, call = launch(".ci/run")
     assert process.returncode == 0 and "not slow" not in call["command"]  # everything
