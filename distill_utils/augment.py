@@ -95,7 +95,7 @@ def flip(clips, chance):
 
 def scale(clips, horizontal, vertical):
     """Magnified about the centre, each axis by a factor of its own."""
-    from kornia.geometry import transform  # takes a second, and few runs need it
+    from kornia.geometry import transform  # takes up to a second, and few runs need it
     return transform.scale(clips.flatten(1, -3), torch.stack((horizontal, vertical), 1).to(clips)).view_as(clips)
 
 

@@ -66,7 +66,7 @@ def add_augmentation(group):
                        help=f"differentiable siamese augmentation of what networks are trained or matched on: {NONE}, or words joined by _, applied in this "
                        f"order, as {'_'.join(GROUPS)}. color: brightness ± 0.5, saturation × 0 to 2, contrast × 0.5 to 1.5, in normalised pixels. crop: moved by up "
                        "to an eighth of the side. cutout: a square of half the side becomes zero. flip: mirrored left-right, with probability 1/2. scale: each axis "
-                       "× 1/1.2 to 1.2. rotate: by up to 15° either way. A clip's frames are all changed alike. DC and DM apply one of the words at each step, and "
+                       "× 1/1.2 to 1.2. rotate: by up to 15 degrees either way. A clip's frames are all changed alike. DC and DM apply one of the words at each step, and "
                        "change a class's real and synthetic clips alike. Experts, the steps of MTT, DC's network and evaluation apply all, to each clip by itself "
                        "(%(default)s, the paper's)")
 
