@@ -122,7 +122,7 @@ class Range:
             return trial.suggest_categorical(self.name, self.choices)
         if self.whole:
             return str(trial.suggest_int(self.name, self.low, self.high, log=self.log))
-        return f"{trial.suggest_float(self.name, self.low, self.high, log=self.log):.3g}"
+        return f"{float(f'{trial.suggest_float(self.name, self.low, self.high, log=self.log):.3g}'):g}"
 
 
 def ranges(method, flags, given, search):
