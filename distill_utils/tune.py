@@ -10,15 +10,10 @@ import argparse
 import collections
 import contextlib
 import importlib
-import json
 import math
 import os
 import pathlib
-import re
 import shlex
-import signal
-import subprocess
-import sys
 import warnings
 
 import optuna
@@ -27,7 +22,8 @@ from optuna.trial import TrialState
 
 from distill_utils import options
 from distill_utils.datasets import DATASETS
-from utils import ROOT, atomic_write, lock, read_config, run_script, stream_seed
+from distill_utils.trial import run_folder, run_trial
+from utils import ROOT, atomic_write, lock, run_script, stream_seed
 
 Method = collections.namedtuple("Method", "launcher script positionals search")
 
@@ -62,6 +58,7 @@ METHODS = {
         "expert_epochs": "1,2,3",
     }),
 }
+SAVE_PATH = ROOT / "results" / "tune"
 ONLY_WITH = {"lr_static": "train_static"}
 MOST_FAILURES = 3  # that a command's first trials may be, before it is the command that is at fault
 
@@ -146,7 +143,7 @@ def command_of(method, gpu, dataset, flags, words, given_words):
     values = flags.read(given_words)
     places = [words.get(name, f"{values[name]:g}" if isinstance(values[name], float) else str(values[name])) for name in positionals]
     others = [word for name, value in words.items() if name not in positionals for word in (f"--{name}", value)]
-    return ["bash", launcher, gpu, dataset, *places, *others, *given_words]
+    return ["bash", os.path.relpath(ROOT / launcher), gpu, dataset, *places, *others, *given_words]
 
 
 # ---------------------------------------------------------------- a study, which several processes may share
@@ -216,7 +213,7 @@ class Study:
         """All trials, the best first."""
         with self.alone():
             trials = self.optuna.get_trials(deepcopy=False)
-            rows = [{"trial": trial.number, "state": state_of(trial, trials), "validation": trial.value,
+            rows = [{"trial": trial.number, "state": "killed" if trial.number in again(trials) else state_name(trial.state), "validation": trial.value,
                      **{name: trial.params.get(name) for name in self.ranges}, "evaluations": len(trial.intermediate_values),
                      "minutes": trial.duration and trial.duration.total_seconds() / 60, **{name: trial.user_attrs.get(name) for name in ("command", "run", "why")}}
                     for trial in trials]
@@ -225,79 +222,13 @@ class Study:
                 table.to_csv(file, index=False)
 
 
-def state_of(trial, trials):
-    return "killed" if trial.number in again(trials) else {"FAIL": "failed"}.get(trial.state.name, trial.state.name.lower())
+def state_name(state):
+    return "failed" if state == TrialState.FAIL else state.name.lower()
 
 
 def again(trials):
     """Numbers of the killed trials, in whose place another one is begun."""
     return {trial.user_attrs.get("again") for trial in trials}
-
-
-# ---------------------------------------------------------------- one trial
-
-# The command, in whose group of processes all are killed once standard input ends: that is, when the process that started it does, however that ends.
-WATCHED = 'exec 3<&0; (read -r <&3; kill -KILL 0) & "$@" < /dev/null 3<&-'
-
-
-def run_trial(study, trial, command, file, headline):
-    """Runs the command and reports its evaluations: (state, value, why not)."""
-    log, reported, running = study.log_path(trial.number), {}, True
-    with watched(command, log, file) as process:
-        while running:
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(0.5)
-            running, folder = process.poll() is None, run_folder(log)      # in this order: what it wrote before its end is read
-            for iteration, value in evaluations(folder, headline) if folder else ():
-                if iteration not in reported:
-                    reported[iteration] = value
-                    trial.report(value, iteration)
-                    if iteration < last_iteration(folder) and trial.should_prune():
-                        return TrialState.PRUNED, None, f"below the median at iteration {iteration}"
-    if process.returncode == 0 and reported:
-        return TrialState.COMPLETE, reported[max(reported)], None
-    why = last_line(log) or f"exit code {process.returncode}"
-    # A run that began and ended with a sentence diverged: TPE learns from what is pruned, not from what failed.
-    return TrialState.PRUNED if process.returncode == 2 and run_folder(log) else TrialState.FAIL, None, why
-
-
-@contextlib.contextmanager
-def watched(command, log, file):
-    """A process of the command that ends with this block and with this process; it holds the lock `file`, too."""
-    environment = {**os.environ, "PYTHON": os.environ.get("PYTHON", sys.executable)}
-    with open(log, "ab") as output:
-        process = subprocess.Popen(["bash", "-c", WATCHED, "trial", *command], cwd=ROOT, env=environment, stdin=subprocess.PIPE, stdout=output,
-                                   stderr=subprocess.STDOUT, start_new_session=True, pass_fds=[file.fileno()])
-    try:
-        yield process
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-        process.stdin.close()
-
-
-def run_folder(log):
-    """The folder that a run has named in its log, or None."""
-    found = re.findall(r"^run folder: (.*?)(?:, \d+ processes)?$", log.read_text(encoding="utf-8", errors="replace"), re.MULTILINE)
-    return pathlib.Path(found[-1]) if found else None
-
-
-def evaluations(folder, headline):
-    """(iteration, accuracy) of a run's evaluations on validation videos so far."""
-    path = folder / "metrics.jsonl"
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
-    metrics = [json.loads(line) for line in lines if line.endswith("\n")]  # the last may be in the making
-    return [(line["iteration"], line[headline]) for line in metrics if line.get("split") == "validation"]
-
-
-def last_iteration(folder):
-    return read_config(folder / "config.json")["settings"].get("Iteration", 0)
-
-
-def last_line(log):
-    lines = [line.strip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
-    return lines[-1] if lines else ""
 
 
 # ---------------------------------------------------------------- as a program
@@ -317,22 +248,26 @@ def main(args):
     print(f"study: {folder}\nsearched: {' '.join(f'{name}={text}' for name, text in texts.items())}", flush=True)
 
     while begun := study.begin(args.trials):
-        trial, words, file = begun
-        command = command_of(args.method, args.gpu, args.dataset, flags, words, args.flags)
-        trial.set_user_attr("command", shlex.join(command))
-        places = [*validation, "--no_test", "--save_path", str(args.save_path)]
-        with file:
-            state, value, why = run_trial(study, trial, [*command[:1], str(ROOT / command[1]), *command[2:], *places], file, DATASETS[args.dataset].headline)
-            folder = run_folder(study.log_path(trial.number))
-            trial.set_user_attr("run", str(folder) if folder else None)
-            trial.set_user_attr("why", why)
-            study.optuna.tell(trial, value, state)
+        state, why = run_next(study, *begun, args, flags)
         study.write_csv()
-        print(f"trial {trial.number}: {state.name.lower()} {why or f'{value:.1f} %'}: {' '.join(f'{name}={word}' for name, word in words.items())}", flush=True)
-        failures += [why] if value is None and why and state == TrialState.FAIL else []
+        failures += [why] if state == TrialState.FAIL else []
         if len(failures) >= MOST_FAILURES and study.best() is None:
             raise ValueError(f"{len(failures)} trials failed and none has finished; the last said: {why}")
-    report(study)
+    report(study, [] if args.save_path == SAVE_PATH else ["--save_path", str(args.save_path)])
+
+
+def run_next(study, trial, words, file, args, flags):
+    """Runs a trial that has begun, and notes and prints how it ends: its state, and why where it has no value."""
+    command = command_of(args.method, args.gpu, args.dataset, flags, words, args.flags)
+    trial.set_user_attr("command", shlex.join(command))
+    alone = ["--validation", args.validation, "--no_test", "--save_path", str(args.save_path)]
+    with file:
+        state, value, why = run_trial(trial, [*command, *alone], study.log_path(trial.number), file, DATASETS[args.dataset].headline)
+        trial.set_user_attr("run", str(run_folder(study.log_path(trial.number)) or ""))
+        trial.set_user_attr("why", why)
+        study.optuna.tell(trial, value, state)
+    print(f"trial {trial.number}: {state_name(state)} {why or f'{value:.1f} %'}: {' '.join(f'{name}={word}' for name, word in words.items())}", flush=True)
+    return state, why
 
 
 def study_folder(args, settings, texts):
@@ -343,13 +278,14 @@ def study_folder(args, settings, texts):
     return args.save_path.absolute() / options.dataset_label(settings) / f"tune_{args.method}_{f'{name:015x}'[:8]}"
 
 
-def report(study):
-    """Prints the best trial's command, without the flags that make it a trial."""
+def report(study, place):
+    """Prints the best trial's command, without the flags that make it a trial, and with those of the `place` where experts and static memories may be."""
     best = study.best()
     print(f"all trials: {study.folder / 'trials.csv'}")
     if best is None:
         raise ValueError("no trial has finished yet")
-    print(f"best on validation: {best.value:.1f} %, trial {best.number}. Learned from all training videos, and tested:\n{best.user_attrs['command']}")
+    print(f"best on validation: {best.value:.1f} %, trial {best.number}. Learned from all training videos, and tested:")
+    print(shlex.join([*shlex.split(best.user_attrs["command"]), *place]))
 
 
 class PassingOn(argparse.ArgumentParser):
@@ -374,7 +310,7 @@ def parser():
                         help="in the place of, or besides, what is listed below: log:LOW:HIGH, linear:LOW:HIGH, or choices A,B,C; may be given several times")
     parser.add_argument("--validation", default="0.25", metavar="F", help="share of the training videos that trials are judged on, or `list` (%(default)s)")
     parser.add_argument("--save_path", type=pathlib.Path, metavar="DIR", help="folder of the studies and of their trials' runs (results/tune)",
-                        default=ROOT / "results" / "tune")
+                        default=SAVE_PATH)
     return parser
 
 

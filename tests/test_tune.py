@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 from distill_utils import tune
-from utils import run_script
+from utils import ROOT, run_script
 
 # A launcher GPU DATASET LR IPC [FLAG …] whose run's folder is a function of its flags and whose accuracy is best at LR 100; it goes on where it stopped.
 FAKE = r"""
@@ -130,8 +130,9 @@ def test_what_is_suggested_is_within_its_range_and_short():
         flags.value(name, word)
 
 
-def test_the_trials_command_is_the_launchers(study, tmp_path):
+def test_the_trials_command_is_the_launchers(monkeypatch):
     """All searched flags and all given ones, once; trials alone have --validation and --no_test."""
+    monkeypatch.chdir(ROOT)
     flags = tune.Flags("s2d-MTT", "toy")
     command = tune.command_of("s2d-MTT", "1", "toy", flags, {"lr_dynamic": "150", "lr_hal": "0.001"}, ["--ipc", "5", "--size", "48"])
     assert command == ["bash", "sh/s2d/MTT.sh", "1", "toy", "150", "5", "--lr_hal", "0.001", "--ipc", "5", "--size", "48"]
@@ -149,8 +150,8 @@ def test_a_study(study, tmp_path):
     assert len(rows) == 14 and set(rows.state) <= {"complete", "pruned"} and rows.state.iloc[0] == "complete"
     assert rows.validation.is_monotonic_decreasing and rows.lr_img.between(1, 10_000).all() and set(rows.init) <= {"real", "mean"}
     best = re.search(r"best on validation: ([\d.]+) %, trial (\d+)\..*\n(bash .*)\n", printed)
-    assert float(best[1]) == pytest.approx(rows.validation[0], abs=0.05) and int(best[2]) == rows.trial[0] and best[3] == rows.command[0]
-    assert f"bash {study.launcher} cpu custom " in best[3] and "--no_test" not in best[3] and "--validation" not in best[3]
+    assert float(best[1]) == pytest.approx(rows.validation[0], abs=0.05) and int(best[2]) == rows.trial[0] and best[3] == f"{rows.command[0]} --save_path {tmp_path / 'tune'}"
+    assert f"bash {os.path.relpath(study.launcher)} cpu custom " in best[3] and "--no_test" not in best[3] and "--validation" not in best[3]
     runs = len(started(tmp_path))
     code, printed = study("--trials", 14, "--startup", 4, "--Iteration", 4)
     assert code == 0 and best[3] in printed and len(started(tmp_path)) == runs and "\ntrial " not in printed
