@@ -12,7 +12,7 @@ from distill_utils.augment import NONE, augment, augment_each, draw_siamese
 from distill_utils.clips import coin_flips
 from distill_utils.compute import autocast
 from distill_utils.evaluate import evaluate
-from distill_utils import options
+from distill_utils import budget, options
 from distill_utils.record import finish, record
 from distill_utils.synset import StillSet, check_divides, initial_static
 from networks import ConvNet
@@ -103,6 +103,7 @@ def loops(spc, outer_loop, inner_loop):
 
 
 def main(args):
+    options.spend(args, budget.stills, "ipc", "static_size", "storage")
     check_divides(args.ipc or args.spc, spc=args.spc)
     device = options.check(args, args.spc)
     outer_loop, inner_loop = loops(args.spc, args.outer_loop, args.inner_loop)
@@ -112,7 +113,7 @@ def main(args):
     # One random frame of each training video; the test is of whole clips, for which a frame is repeated.
     train, seen, test = options.load_splits(args, T=1)
     static = initial_static(train, args.spc, args.init, args.static_size)
-    synset = StillSet(static, args.ipc or args.spc, test.T, test.size, args.storage).to(device)
+    synset = StillSet(static, args.ipc or args.spc, seen.T, seen.size, args.storage).to(device)
     matching = GradientMatching(train, args.batch_real, outer_loop, inner_loop, args.lr_net, args.batch_train, args.precision,
                                 args.dsa)
     optimizer = torch.optim.SGD(synset.parameters(), lr=args.lr_img, momentum=0.5)
@@ -143,6 +144,7 @@ def parser():
                        help="start from real frames, means of the class's frames, or noise (%(default)s)")
     options.add_static_size(group)
     options.add_storage(group)
+    options.add_bytes(group, "--spc")
     return parser
 
 

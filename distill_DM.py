@@ -13,7 +13,7 @@ from distill_utils.clips import coin_flips
 from distill_utils.compute import KnownGradient, autocast, clips_at_once
 from distill_utils.coreset import add_start_options, choose
 from distill_utils.evaluate import evaluate
-from distill_utils import options
+from distill_utils import budget, options
 from distill_utils.pool import Pool, pool_path
 from distill_utils.record import finish, record
 from distill_utils.synset import initial_pixels
@@ -142,6 +142,7 @@ def add_matching_options(parser):
 
 def main(args):
     # Everything that can be refused is, before long work starts.
+    options.spend(args, budget.pixels, "n_syn", "interpolation", "storage")
     options.check(args, args.ipc)
     prepare(args)
     run = options.start_run(args, f"DM_ipc{args.ipc}_lr{args.lr_img:g}")

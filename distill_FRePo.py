@@ -18,7 +18,7 @@ from distill_utils.clips import coin_flips
 from distill_utils.compute import KnownGradient, autocast, clips_at_once
 from distill_utils.coreset import add_start_options, choose
 from distill_utils.evaluate import evaluate
-from distill_utils import options
+from distill_utils import budget, options
 from distill_utils.record import finish, record
 from distill_utils.synset import initial_pixels
 from utils import own, progress, run_script, seed_everything, sum_gradients, sum_over_ranks
@@ -211,6 +211,7 @@ def add_matching_options(parser):
 
 
 def main(args):
+    options.spend(args, budget.pixels, "n_syn", "interpolation", "storage", "learn_label")
     options.check(args, args.ipc)
     run = options.start_run(args, f"FRePo_ipc{args.ipc}_lr{args.lr_img:g}")
     seed_everything(args.seed)

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import networks
-from distill_utils import options
+from distill_utils import budget, options
 from distill_utils.augment import NONE, augment_each
 from distill_utils.compute import DiskStack, KnownGradient, autocast, clips_at_once, count_kept_steps
 from distill_utils.coreset import add_start_options, choose
@@ -256,6 +256,7 @@ def add_matching_options(parser):
 
 
 def main(args):
+    options.spend(args, budget.pixels, "n_syn", "interpolation", "storage")
     options.check(args, args.ipc)
     files = prepare(args)
     run = options.start_run(args, f"MTT_ipc{args.ipc}_lr{args.lr_img:g}", *files)

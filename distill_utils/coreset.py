@@ -11,7 +11,7 @@ import torch
 import networks
 from distill_utils.augment import groups_of
 from distill_utils.compute import autocast, clips_at_once
-from distill_utils import options
+from distill_utils import budget, options
 from distill_utils.evaluate import RealSet, evaluate, train
 from distill_utils.record import finish, record
 from distill_utils.storage import PIXELS
@@ -94,6 +94,7 @@ def feature_network(run, args, clips):
 
 
 def main(args):
+    options.spend(args, budget.real_clips)
     options.check(args, args.ipc)
     run = options.start_run(args, f"coreset_{args.method}_ipc{args.ipc}")
     seed_everything(args.seed)
@@ -105,7 +106,7 @@ def main(args):
         chosen = choose(run, args, clips, args.ipc, args.method)
         synset = PixelSet(clips.draw(chosen), clips.K, storage=PIXELS)
         record(run, synset, seen, evaluate(synset, seen, **options.evaluation_values(args)))
-    finish(run, synset.to(test.device), seen, test, **options.evaluation_values(args))
+    finish(run, synset.to(seen.device), seen, test, **options.evaluation_values(args))
 
 
 def parser():
@@ -114,6 +115,7 @@ def parser():
     group = parser.add_argument_group("selection")
     group.add_argument("--method", default="random", choices=METHODS, help="(%(default)s)")
     group.add_argument("--ipc", type=options.positive, default=1, help="real clips per class (%(default)s)")
+    options.add_bytes(group, "--ipc")
     add_feature_options(group)
     return parser
 

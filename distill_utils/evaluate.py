@@ -171,6 +171,8 @@ def main(args):
         raise ValueError("a set's file needs --dataset and the other data flags" if args.run else "give a RUN, or --dataset for the full training set")
     if args.run and args.n_real or args.networks and not args.run:
         raise ValueError("--n_real is for the full set, --networks for a RUN's")
+    if args.run and args.no_test:
+        raise ValueError("--no_test is of no use for a RUN: its set is evaluated on the test videos")
     check(args, networks=args.networks)
     if args.run:
         across_networks(args)
@@ -182,7 +184,7 @@ def full_data(args):
     """The accuracy of the full training set; with --n_real of clips of which only so many frames are kept, in training and testing."""
     run = start_run(args, "full" if args.n_real is None else f"full_{args.n_real}frames")
     seed_everything(args.seed)
-    train_clips, seen, test = (clips.reduced(args.n_real) for clips in load_splits(args))
+    train_clips, seen, test = (clips and clips.reduced(args.n_real) for clips in load_splits(args))
     synset, values = RealSet(train_clips), evaluation_values(args, 0.01)
     run.resume()
     if run.result is None:

@@ -21,7 +21,7 @@ from utils import ROOT, Run, broadcast, find_device, first_goes_ahead, read_conf
 
 # Flags that change no result, so that they do not choose the run's folder.
 DATA_PATHS = ("data_path", "list_path", "frames_path")
-WITHOUT_EFFECT = ("save_path", "pack_path", "pack", "device", "workers", "wandb", "checkpoint_seconds",
+WITHOUT_EFFECT = ("save_path", "pack_path", "pack", "device", "workers", "wandb", "checkpoint_seconds", "bytes", "no_test",
                   *DATA_PATHS, "path_static", "buffer_path")  # the paths by their content, not by where it lies
 PROTOCOLS = ("standard", "frepo")  # of evaluation
 WANDB_MODES = ("online", "offline", "disabled")
@@ -107,6 +107,9 @@ def add_evaluation_options(parser, eval_it=None, lr_net=0.01):
     group.add_argument("--lr_net", type=rate, default=lr_net, help="their learning rate, a tenth of it after half of the epochs "
                        f"({lr_net or 'the step size that trajectory matching learned, else 0.01'})")
     group.add_argument("--batch_train", type=positive, default=256, help="their batch size (%(default)s)")
+    group.add_argument("--no_test", action="store_true",
+                       help="leave the test videos alone: end after the last evaluation on validation videos, without a result, which the same command without "
+                       "this flag adds")
 
 
 def add_distillation_options(parser, iterations, videos=True):
@@ -123,6 +126,11 @@ def add_storage(group):
                        "a highest value of each frame. It is learned in float32 (%(default)s)")
 
 
+def add_bytes(group, chooses):
+    group.add_argument("--bytes", type=positive, metavar="B",
+                       help=f"the largest set that is stored in so many bytes: chooses {chooses}, as distill_utils/budget.py says, and prints them")
+
+
 def add_static_size(group):
     group.add_argument("--static_size", type=positive, metavar="S",
                        help="height and width of a stored static memory in pixels, enlarged bilinearly to --size where it is used (--size)")
@@ -135,6 +143,7 @@ def add_pixel_options(parser, lr_img):
     group.add_argument("--init", default="real", choices=("real", "mean", "noise", "still"),
                        help="start from random real clips, means of the class's clips, noise, or one real frame repeated (%(default)s)")
     add_storage(group)
+    add_bytes(group, "--ipc")
     add_temporal_options(parser)
 
 
@@ -294,6 +303,8 @@ def check(args, per_class=1, networks=()):
     for name, table in (("dataset", DATASETS), ("network", NETWORKS), ("wandb", WANDB_MODES)):
         if getattr(args, name) not in table:
             raise ValueError(f"unknown --{name} {getattr(args, name)!r}: choose one of {', '.join(table)}")
+    if getattr(args, "no_test", False) and not args.validation:
+        raise ValueError("--no_test evaluates on validation videos only: give --validation")
     dataset, device = DATASETS[args.dataset], find_device(args.device)
     args.precision = broadcast(set_precision(device, args.precision))
     language, variable, compiler = ("C++", "CXX", "g++") if device.type == "cpu" else ("C", "CC", "gcc")
@@ -305,12 +316,28 @@ def check(args, per_class=1, networks=()):
     check_compact(args, args.frames or dataset.T, args.size or dataset.size)
     if "flip" in groups_of(args.dsa) and dataset.directed:
         raise ValueError(f"--dsa {args.dsa}: leave out flip, as classes of {dataset.name} tell left from right")
-    videos, _ = list_videos(args)
-    counts = videos.label[videos.split == "train"].value_counts() * (args.train_clips if dataset.rule == "stride" else 1)
+    counts = clips_per_class(args)
     if counts.min() < per_class:
         raise ValueError(f"class {counts.idxmin()} has fewer training clips than the {per_class} asked for: "
                          "lower --ipc, --spc or --dpc, or give more --train_clips")
     return device
+
+
+def clips_per_class(args):
+    """How many training clips each class has."""
+    videos, _ = list_videos(args)
+    return videos.label[videos.split == "train"].value_counts() * (args.train_clips if DATASETS[args.dataset].rule == "stride" else 1)
+
+
+def spend(args, rule, *flags):
+    """Give the flags that --bytes stands for the values that a rule of distill_utils/budget.py chooses; `flags` are those that have a say in it."""
+    if args.bytes is None:
+        return
+    names, dataset = list_videos(args)[1], DATASETS[args.dataset]
+    chosen, total = rule(args.bytes, len(names), int(clips_per_class(args).min()), args.frames or dataset.T, args.size or dataset.size,
+                         **{flag: getattr(args, flag) for flag in flags})
+    vars(args).update(chosen)
+    print(f"--bytes {args.bytes}: {' '.join(f'--{flag} {value}' for flag, value in chosen.items())}, {total} bytes")
 
 
 def check_temporal(args, T):
@@ -334,9 +361,9 @@ def load_data(args, split, **other):
 
 
 def load_splits(args, **other):
-    """The training Clips, those that evaluations along the way are on, and the test Clips. The second are of the videos that --validation holds out,
-    or the test Clips themselves. `other` replaces flags of the training clips."""
-    train, test = load_data(args, "train", **other), load_data(args, "test")
+    """The training Clips, those that evaluations along the way are on, and the test Clips, None with --no_test. The second are of the videos that
+    --validation holds out, or the test Clips themselves. `other` replaces flags of the training clips."""
+    train, test = load_data(args, "train", **other), None if getattr(args, "no_test", False) else load_data(args, "test")
     return train, load_data(args, "validation") if args.validation else test, test
 
 

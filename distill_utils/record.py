@@ -52,8 +52,10 @@ def finish(run, synset, seen, test, **values):
     """Write the run's result: the accuracy on the test Clips at its last iteration (METHOD 6).
 
     Where evaluations along the way were on validation clips, networks are trained by `values`, those of `evaluate`, and tested now: on the set as it
-    is, and on the one that was best on validation.
+    is, and on the one that was best on validation. Without test Clips there is no result.
     """
+    if test is None:
+        return run.say(f"not tested: the same command without --no_test adds the result; {run.folder}")
     headline, path = DATASETS[test.dataset].headline, run.folder / "result.json"
     result = broadcast(read_json(path) if rank() == 0 and path.exists() else None)
     if result is None:

@@ -25,7 +25,7 @@ from distill_utils.dynamics import class_dynamics
 from distill_utils.export import gif
 from distill_utils.options import positive
 from distill_utils.synset import StaticDynamicSet, load_set
-from distill_utils.table import accuracy, read_results
+from distill_utils.table import accuracy, compared, mark, read_results
 from utils import atomic_write, git_commit, random_stream, run_script
 
 matplotlib.rcdefaults()  # not a matplotlibrc of the user's, which may want LaTeX
@@ -80,13 +80,14 @@ def section(data, rows, out, most_classes):
 def method_name(row):
     """What a run is called in tables: its method, and what sets it apart from others of the method."""
     kind = row.run.split("_ipc")[0].rsplit("_", 1)[0] if row.run.startswith(("full", "DC")) else row.run.split("_ipc")[0]
-    names = {"DM": "random" if row.Iteration == 0 and row.init == "real" else "DM", "s2d_DM": "static-dynamic DM", "s2d_MTT": "static-dynamic MTT", "full": "full data",
+    names = {"DM": "random" if row.Iteration == 0 and row.init == "real" else "DM", "s2d_DM": "static-dynamic DM", "s2d_MTT": "static-dynamic MTT", "s2d_FRePo": "static-dynamic FRePo", "full": "full data",
              "full_1frames": "full data, one frame", "coreset_random": "random", "coreset_herding": "herding", "coreset_k-center": "k-center"}
     name = f"static memory, {row.spc} frames" if kind.startswith("DC") else names.get(kind, kind)
     study = [f"{flag} {getattr(row, flag)}" for flag in ("n_syn", "n_real") if not pd.isna(getattr(row, flag)) and not kind.startswith("full")]
     study += [f"segments {row.segments}"] if row.segments and row.segments > 1 else []
     study += [row.interpolation] if row.interpolation == "parametric" or study and row.interpolation == "linear" else []
-    return ", ".join([name, *study])
+    study += [row.storage] if row.storage in ("fp16", "uint8", "uint4") else []
+    return ", ".join([name, *study]) + mark(row)
 
 
 def label(row):
@@ -99,19 +100,22 @@ def table_of(rows, classes):
     """All runs; the best of each number of videos per class, full data apart, in bold."""
     groups = None if classes is None else {True: sorted(classes.index[classes.dynamic]), False: sorted(classes.index[~classes.dynamic])}
     best = {ipc: group[group.headline.iloc[0]].max() for ipc, group in rows[~rows.method.str.startswith("full")].groupby("ipc", dropna=False)}
-    head = ["method", "IPC", rows.headline.iloc[0], "video top-1", "top-5", "bytes", "bytes at fp32", "steps", "s / step", "distilling, s", "evaluating, s", "GB"]
+    head = ["method", "IPC", rows.headline.iloc[0], "video top-1", "top-5", "bytes", "bytes at fp32", "over random", "of full",
+            "steps", "s / step", "distilling, s", "evaluating, s", "GB"]
     head += ["dynamic classes", "static classes"] if groups else []
     lines = []
     for row in rows.itertuples():
         seconds = row.seconds_per_iteration or 0
         cells = [row.method, "" if pd.isna(row.ipc) else int(row.ipc), accuracy(row, row.headline), accuracy(row, "video_top1"), accuracy(row, "top5"),
-                 f"{row.bytes:,}", f"{row.bytes_fp32:,}", row.steps, f"{seconds:.2f}", f"{seconds * row.steps:.0f}", f"{row.seconds:.0f}", f"{row.peak_memory / 2 ** 30:.2f}"]
+                 f"{row.bytes:,}", f"{row.bytes_fp32:,}", *compared(row.over_random, row.of_full).values(),
+                 row.steps, f"{seconds:.2f}", f"{seconds * row.steps:.0f}", f"{row.seconds:.0f}", f"{row.peak_memory / 2 ** 30:.2f}"]
         if groups:
             per_class = pd.Series(row.per_class, index=row.class_names, dtype=float)
             cells += [f"{per_class[names].mean():.1f}" for names in groups.values()]
         bold = " class=best" if getattr(row, row.headline) == best.get(row.ipc) and not row.method.startswith("full") else ""
         lines.append(f"<tr{bold}>" + "".join(f"<td>{html.escape(str(cell))}</td>" for cell in cells) + "</tr>")
-    return (f"<p class=note>Percent, mean ± std over networks; bold: the most accurate of its IPC.</p><div class=scroll><table><tr>"
+    return (f"<p class=note>Percent, mean ± std over networks; bold: the most accurate of its IPC. Over random: points above random real clips of the same bytes, "
+            "interpolated in log(bytes); of full: the share of the full set's accuracy.</p><div class=scroll><table><tr>"
             f"{''.join(f'<th>{name}</th>' for name in head)}</tr>{''.join(lines)}</table></div>")
 
 

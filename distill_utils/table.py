@@ -1,23 +1,29 @@
 """The results of all finished runs below some folders as one table.
 
     python -m distill_utils.table results/ [--over_seeds] [--csv FILE]
+
+over random: accuracy less that of random selection at the same bytes (coreset --method random of the same data, network and protocol below these
+folders, the mean over seeds, interpolated linearly in log(bytes)), in points; empty below the smallest and above the largest of these runs. of full:
+accuracy as a share of that of the full training set (sh/baseline/full.sh of the same data and network); empty where there is none.
 """
 import argparse
 import json
 import pathlib
 
+import numpy as np
 import pandas as pd
 
 from distill_utils.datasets import DATASETS, read_json
+from networks import WIDTH
 from utils import atomic_write, read_config, run_script
 
-SETTINGS = ("ipc", "spc", "dpc", "n_syn", "interpolation", "n_real", "segments", "init", "lr_img", "lr_dynamic", "method", "network", "width", "pool", "storage", "dynamic_frames", "dynamic_size", "static_size", "static", "select", "validation", "seed", "Iteration")
+SETTINGS = ("ipc", "spc", "dpc", "n_syn", "interpolation", "n_real", "segments", "init", "lr_img", "lr_dynamic", "method", "network", "width", "pool", "storage", "dynamic_frames", "dynamic_size", "static_size", "static", "select", "dsa", "learn_label", "eval_protocol", "validation", "seed", "Iteration")
 FIGURES = ("top1", "top1_std", "top5", "top5_std", "video_top1", "video_top1_std", "bytes", "bytes_fp32", "seconds_per_iteration", "steps", "peak_memory", "seconds")
 
 
 def read_results(folders):
     """A row for each result.json below `folders`: data, run, path, SETTINGS, FIGURES (percent, bytes, seconds), headline; per_class accuracies with class_names,
-    the confusion matrix, and the chosen settings."""
+    the confusion matrix, and the chosen settings; over_random and of_full, the comparisons with other rows."""
     rows = []
     paths = sorted({path for folder in folders for path in folder.rglob("result.json")}, key=lambda path: path.stat().st_mtime)
     for path in paths:
@@ -36,7 +42,8 @@ def read_results(folders):
             raise ValueError(f"{path} is no result of these scripts ({type(error).__name__}: {error})") from None
     if not rows:
         raise ValueError(f"no finished run below {' or '.join(map(str, folders))}")
-    return pd.DataFrame(rows, dtype=object)
+    rows = pd.DataFrame(rows, dtype=object)
+    return rows.assign(over_random=over_random(rows), of_full=of_full(rows))
 
 
 def best_on_validation(result):
@@ -47,15 +54,65 @@ def best_on_validation(result):
     return {"best_iteration": best["iteration"], **{f"best_{name}": best["test"][name] for name in ("top1", "top1_std", "top5", "top5_std")}}
 
 
+# ---------------------------------------------------------------- comparisons with random selection and with the full set
+
+CLIPS = ("dataset", "list_digest", "content_digest", "frames", "size", "stride", "train_clips", "test_clips")
+NETWORK = ("network", "width")
+PROTOCOL = ("epoch_eval_train", "lr_net", "batch_train", "dsa", "eval_protocol")
+
+
+def same(chosen, names):
+    """The chosen settings `names`, to compare runs by; where a run gives none it is the default. A learned step size goes as the default of --lr_net."""
+    dataset = DATASETS[chosen["dataset"]]
+    defaults = {"frames": dataset.T, "size": dataset.size, "stride": dataset.stride, "width": WIDTH, "lr_net": 0.01, "dsa": "none", "eval_protocol": "standard"}
+    return tuple(defaults.get(name) if chosen.get(name) is None else chosen[name] for name in names)
+
+
+def over_random(rows):
+    """Of each row the accuracy less that of random selection at the same bytes, in points: of `coreset --method random` of the same clips, network and
+    protocol, the mean over seeds, interpolated linearly in log(bytes). None where no two random runs lie on both sides."""
+    random, differences = {}, []
+    for row in rows[rows.run.str.startswith("coreset_random_")].itertuples():
+        accuracies = random.setdefault((row.data, same(row.chosen, CLIPS + NETWORK + PROTOCOL)), {})
+        accuracies.setdefault(row.bytes, []).append(getattr(row, row.headline))
+    for row in rows.itertuples():
+        known = sorted(random.get((row.data, same(row.chosen, CLIPS + NETWORK + PROTOCOL)), {}).items())
+        if known and known[0][0] <= row.bytes <= known[-1][0]:
+            expected = np.interp(np.log(row.bytes), [np.log(size) for size, _ in known], [np.mean(accuracies) for _, accuracies in known])
+            differences.append(getattr(row, row.headline) - expected)
+        else:
+            differences.append(None)
+    return differences
+
+
+def of_full(rows):
+    """Of each row the accuracy in percent of that of the full training set: of the `full` runs of the same clips and network, the mean over seeds, the
+    highest where they differ in more. None where there is none."""
+    full = {}
+    for row in rows[rows.run.str.startswith("full_") & rows.n_real.isna()].itertuples():
+        alike = json.dumps({name: value for name, value in row.chosen.items() if name != "seed"}, sort_keys=True)
+        full.setdefault((row.data, same(row.chosen, CLIPS + NETWORK)), {}).setdefault(alike, []).append(getattr(row, row.headline))
+    best = {key: max(np.mean(accuracies) for accuracies in runs.values()) for key, runs in full.items()}
+    references = [best.get((row.data, same(row.chosen, CLIPS + NETWORK))) for row in rows.itertuples()]
+    return [100 * getattr(row, row.headline) / reference if reference else None for row, reference in zip(rows.itertuples(), references)]
+
+
+def compared(over_random, of_full):
+    """The two comparisons for a reader, empty where there is none."""
+    return {"over random": "" if pd.isna(over_random) else f"{over_random:+.1f}", "of full": "" if pd.isna(of_full) else f"{of_full:.0f} %"}
+
+
+# ---------------------------------------------------------------- tables
+
 def shown(rows):
     """The rows of read_results for a reader: accuracy ± std in percent, seconds per step and of the steps, GB. Accuracies are of test clips: at the
     last iteration, and in columns of their own at the one that was best on validation."""
     table = []
     for row in rows.itertuples():
         seconds, headline = row.seconds_per_iteration or 0, row.headline
-        table.append({"data": row.data, "run": row.run, "steps": row.steps, "ipc": row.ipc,
+        table.append({"data": row.data, "run": row.run + mark(row), "steps": row.steps, "ipc": row.ipc,
                       headline: accuracy(row, headline), **at_best(row, headline), "video top1": accuracy(row, "video_top1"), "bytes": f"{row.bytes:,}", "bytes at fp32": f"{row.bytes_fp32:,}",
-                      "s/step": f"{seconds:.2f}", "distilled in s": f"{seconds * row.steps:.0f}", "evaluated in s": f"{row.seconds:.0f}",
+                      **compared(row.over_random, row.of_full), "s/step": f"{seconds:.2f}", "distilled in s": f"{seconds * row.steps:.0f}", "evaluated in s": f"{row.seconds:.0f}",
                       "GB": f"{row.peak_memory / 2 ** 30:.2f}"})
     return pd.DataFrame(table, dtype=object).fillna("")
 
@@ -71,11 +128,17 @@ def over_seeds(rows):
     for (data, run, _), group in last.items():
         headline, group = group[0].headline, list({row.seed: row for row in group}.values())
         top1 = pd.Series([getattr(row, headline) for row in group], dtype=float)
-        table.append({"data": data, "run": run, "steps": group[0].steps, "seeds": ", ".join(str(row.seed) for row in group),
+        table.append({"data": data, "run": run + mark(group[0]), "steps": group[0].steps, "seeds": ", ".join(str(row.seed) for row in group),
                       headline: f"{top1.mean():.1f} ± {top1.std(ddof=0):.1f}", "bytes": f"{group[0].bytes:,}", "bytes at fp32": f"{group[0].bytes_fp32:,}",
+                      **compared(*(pd.Series([getattr(row, name) for row in group], dtype=float).mean() for name in ("over_random", "of_full"))),
                       "distilled in s": f"{sum((row.seconds_per_iteration or 0) * row.steps for row in group):.0f}",
                       "evaluated in s": f"{sum(row.seconds for row in group):.0f}"})
     return pd.DataFrame(table, dtype=object).fillna("")
+
+
+def mark(row):
+    """What sets a row apart that was evaluated by another protocol."""
+    return " [frepo protocol]" if row.chosen.get("eval_protocol") == "frepo" else ""
 
 
 def at_best(row, headline):

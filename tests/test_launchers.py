@@ -608,6 +608,59 @@ def test_quickstart_ends_at_the_first_run_that_fails(study):
     assert process.returncode == 2 and not any("buffer.py" in word for call in calls for word in call["command"])
 
 
+def test_tune(study, tmp_path):
+    """All arguments are the search's: where GPU and data set go, its flags, and those that are the script's, in their order."""
+    process, calls = study("sh/study/tune.sh", "0,1", "toy", "s2d-MTT", "--ipc", "5", "--trials", "7", "--train_static", "--search", "lr_hal=log:1:2", "--size", "48")
+    (call,) = calls
+    assert process.returncode == 0 and call["command"][:2] == ["-m", "distill_utils.tune"], process.stderr
+    flags = parse(call)
+    assert (flags["gpu"], flags["dataset"], flags["method"], flags["trials"], flags["search"]) == ("0,1", "toy", "s2d-MTT", 7, ["lr_hal=log:1:2"])
+    assert flags["flags"] == ["--ipc", "5", "--train_static", "--size", "48"]
+
+
+FRONTIER = ("random", "herding", "k-center", "DM", "DM few", "MTT", "MTT few", "static", "s2d DM", "s2d MTT")
+
+
+def kind_of(flags):
+    """Which of FRONTIER's methods the flags of a call are."""
+    if "spc" in flags and "lr_dynamic" not in flags:
+        return "static"
+    if "lr_dynamic" in flags:
+        return f"s2d {flags['method']}"
+    if "method" in flags:
+        return flags["method"]
+    return ("MTT" if "syn_steps" in flags else "DM") + (" few" if flags["n_syn"] else "")
+
+
+def test_frontier(study, tmp_path):
+    """Every method at every budget for every seed, with flags that its script takes; settings of a file, and flags that reach all scripts."""
+    (tmp_path / "small.sh").write_text("budgets=(1000 2000)\nseeds=(4 5)\ncompact_DM=(--lr_dynamic 7 --lr_static 8 --Iteration 9)\n")
+    process, calls = study("sh/study/frontier.sh", "cpu", "toy", "--width", "32", RESULTS=str(tmp_path / "grid"), SETTINGS="small.sh")
+    assert process.returncode == 0, process.stderr
+    full, experts, *runs, final, page = calls
+    flags = [parse(call) for call in (full, experts, *runs)]
+    assert {(each["dataset"], each["width"], each["save_path"]) for each in flags} == {("toy", 32, tmp_path / "grid")}
+    assert [(each["bytes"], each["seed"], kind_of(each)) for each in flags[2:]] == [(size, seed, kind) for size in (1000, 2000) for seed in (4, 5) for kind in FRONTIER]
+    assert {each["storage"] for each in flags[2:] if "storage" in each} == {"uint8"}
+    assert flags[1]["train_epochs"] >= max(each["max_start_epoch"] + each["expert_epochs"] - 1 for each in flags if "syn_steps" in each)
+    compact, = {(each["lr_dynamic"], each["lr_static"], each["Iteration"], each["static"], each["init_dynamic"], each["init_hal"], each["train_static"])
+                for each in flags[2:] if kind_of(each) == "s2d DM"}
+    assert compact == (7.0, 8.0, 9, "real", "residual", "identity", True)
+    assert final["command"] == ["-m", "distill_utils.table", "--over_seeds", str(tmp_path / "grid"), "--csv", str(tmp_path / "grid" / "frontier.csv")]
+    assert page["command"] == ["-m", "distill_utils.report", str(tmp_path / "grid"), "--out", str(tmp_path / "grid" / "report")]
+
+
+def test_frontier_goes_on_after_a_run_that_is_refused_or_fails(study, tmp_path):
+    (tmp_path / "small.sh").write_text("budgets=(1000)\nseeds=(0)\n")
+    for code, sentence in ((2, "left out, as the error above says: herding at 1000 bytes, seed 0"), (1, "failed: herding at 1000 bytes, seed 0")):
+        process, calls = study("sh/study/frontier.sh", "cpu", "toy", SETTINGS="small.sh", FAILS="herding", CODE=str(code))
+        assert process.returncode == (code == 1) and process.stderr.splitlines() == [sentence] and len(calls) == 2 + len(FRONTIER) + 2
+    process, calls = study("sh/study/frontier.sh", "cpu", "toy", SETTINGS="small.sh", FAILS="herding", CODE="130")
+    assert process.returncode == 130 and len(calls) == 4
+    process, calls = study("sh/study/frontier.sh", "cpu", "toy", SETTINGS="nowhere.sh")
+    assert process.returncode == 2 and not calls and process.stderr == "error: SETTINGS=nowhere.sh cannot be read\n"
+
+
 def test_dynamics(study, tmp_path):
     process, calls = study("sh/study/dynamics.sh", "cpu", "toy", "--save_path", str(tmp_path / "some where"), "--seed", "3")
     assert process.returncode == 0, process.stderr
@@ -620,7 +673,7 @@ def test_cross_architecture(study):
     process, calls = study("sh/study/cross_arch.sh", "cpu", "results/toy/a run", "--networks", "r3d_18", "--num_eval", "1")
     flags = parse(calls[0])
     assert process.returncode == 0 and (flags["run"], flags["networks"], flags["num_eval"]) == (pathlib.Path("results/toy/a run"), ["r3d_18"], 1)
-    for name, count in (("taxonomy", 3), ("dynamics", 2), ("cross_arch", 2)):
+    for name, count in (("taxonomy", 3), ("dynamics", 2), ("cross_arch", 2), ("tune", 3), ("frontier", 2)):
         for given in range(count):
             process, calls = study(f"sh/study/{name}.sh", *["cpu", "toy", "1"][:given])
             assert process.returncode == 2 and not calls and process.stderr.startswith(f"usage: bash sh/study/{name}.sh GPU ")

@@ -29,7 +29,7 @@ from distill_utils.toy import make_toy
 from utils import ROOT, run_script
 
 SCRIPTS = ("buffer", "distill_DC", "distill_DM", "distill_MTT", "distill_s2d",
-           *(f"distill_utils.{name}" for name in ("coreset", "dynamics", "evaluate", "export", "inspect", "prepare", "report", "table")))
+           *(f"distill_utils.{name}" for name in ("coreset", "dynamics", "evaluate", "export", "inspect", "prepare", "report", "table", "tune")))
 
 
 # ---------------------------------------------------------------- programs

@@ -521,9 +521,70 @@ def test_the_table_over_seeds():
     """Runs that differ in the seed, and in the digest of the files they read, are one row, whose std is that over seeds; of one seed the latest counts."""
     def row(run, seed, top1, **chosen):
         return {"data": "toy", "run": f"{run}_{seed:08x}", "steps": 10, "seed": seed, "headline": "top1", "top1": top1, "bytes": 1000, "bytes_fp32": 1000,
-                "seconds_per_iteration": 2.0, "seconds": 3.0, "chosen": {"seed": seed, "digest": f"{seed}", "lr_img": 1.0} | chosen}
+                "seconds_per_iteration": 2.0, "seconds": 3.0, "over_random": top1 - 40, "of_full": None, "chosen": {"seed": seed, "digest": f"{seed}", "lr_img": 1.0} | chosen}
     rows = pd.DataFrame([row("DM_ipc1", 0, 50.0), row("DM_ipc1", 1, 60.0), row("DM_ipc1", 0, 40.0, lr_img=2.0), row("MTT_ipc1", 0, 30.0),
                          row("DM_ipc1", 0, 70.0, digest="made later")], dtype=object)
-    found = table.over_seeds(rows)[["run", "seeds", "top1", "bytes", "distilled in s", "evaluated in s"]].values.tolist()
-    assert found == [["DM_ipc1", "0, 1", "65.0 ± 5.0", "1,000", "40", "6"], ["DM_ipc1", "0", "40.0 ± 0.0", "1,000", "20", "3"],
-                     ["MTT_ipc1", "0", "30.0 ± 0.0", "1,000", "20", "3"]]
+    found = table.over_seeds(rows)[["run", "seeds", "top1", "bytes", "over random", "of full", "distilled in s", "evaluated in s"]].values.tolist()
+    assert found == [["DM_ipc1", "0, 1", "65.0 ± 5.0", "1,000", "+25.0", "", "40", "6"], ["DM_ipc1", "0", "40.0 ± 0.0", "1,000", "+0.0", "", "20", "3"],
+                     ["MTT_ipc1", "0", "30.0 ± 0.0", "1,000", "-10.0", "", "20", "3"]]
+
+
+def finished(results, name, top1, stored, **chosen):
+    """A run's folder as scripts leave it, as far as tables read it."""
+    folder = results / "toy" / f"{name}_{len(list(results.glob('*/*'))):08x}"
+    folder.mkdir(parents=True)
+    chosen = {"dataset": "toy", "list_digest": "a", "content_digest": "b", "frames": None, "size": 48, "network": "ConvNet3D", "width": 32, "epoch_eval_train": 100,
+              "lr_net": 0.01, "batch_train": 256, "seed": 0, "ipc": 1} | chosen
+    figures = {name: 1.0 for name in table.FIGURES} | {"top1": top1, "bytes": stored, "bytes_fp32": 4 * stored, "per_class": [top1] * 2, "class_names": ["a", "b"], "steps": 0}
+    save_json({"settings": chosen, "chosen": chosen}, folder / "config.json")
+    save_json(figures, folder / "result.json")
+    return folder
+
+
+def comparisons(results, *names):
+    rows = table.read_results([results]).set_index(["run"])
+    return rows.loc[list(names), ["over_random", "of_full"]].astype(float).values.tolist()
+
+
+def test_random_selection_at_the_same_bytes(tmp_path):
+    """By hand: 20 and 30 at 1,000 bytes over two seeds are 25, and 45 at 100,000: half-way in log(bytes), at 10,000, random would have 35."""
+    for size, top1, seed in ((1000, 20.0, 0), (1000, 30.0, 1), (100_000, 45.0, 0)):
+        random = finished(tmp_path, "coreset_random_ipc1", top1, size, seed=seed, ipc=size // 1000)
+    found = {top1: finished(tmp_path, "DM_ipc1_lr1", top1, size, lr_img=top1).name for top1, size in ((40.0, 10_000), (21.0, 1000), (50.0, 99_999.9), (60.0, 999), (61.0, 100_001))}
+    values = comparisons(tmp_path, *found.values(), random.name)
+    assert [value for value, _ in values[:2]] == [pytest.approx(5.0), pytest.approx(-4.0)] and values[2][0] == pytest.approx(5.0, abs=1e-3)
+    assert np.isnan(values[3][0]) and np.isnan(values[4][0])  # nothing below the smallest, nothing above the largest
+    assert values[5][0] == pytest.approx(0)
+    assert np.isnan([share for _, share in values]).all()  # no full set
+    rows = table.read_results([tmp_path])
+    assert table.shown(rows)["over random"].tolist() == ["+0.0" if run == random.name else f"{value:+.1f}" if value == value else ""
+                                                         for run, value in zip(rows.run, rows.over_random.astype(float))]
+    assert sorted(table.over_seeds(rows)["over random"]) == sorted(["+0.0", "+0.0", "+5.0", "-4.0", "+5.0", "", ""])
+
+
+@pytest.mark.parametrize("other", ({"list_digest": "c"}, {"content_digest": "c"}, {"frames": 4}, {"size": 64}, {"test_clips": 1}, {"width": 128}, {"network": "r3d_18"},
+                                   {"epoch_eval_train": 500}, {"lr_net": 0.005}, {"dsa": "flip"}, {"batch_train": 8}))
+def test_only_like_is_compared(tmp_path, other):
+    """Random runs of other data, networks or protocols are no measure; data set's own values may be given or not, and a learned step size be in --lr_net's place."""
+    finished(tmp_path, "coreset_random_ipc1", 10.0, 1000, **other)
+    finished(tmp_path, "full", 80.0, 99_000, **other)
+    plain = finished(tmp_path, "DM_ipc1_lr1", 40.0, 1000, frames=8, lr_net=None, dsa="none").name
+    (over, share), = comparisons(tmp_path, plain)
+    assert np.isnan(over) and (share == pytest.approx(50.0)) == (next(iter(other)) in table.PROTOCOL)
+    finished(tmp_path, "coreset_random_ipc1", 30.0, 1000)
+    finished(tmp_path, "coreset_herding_ipc1", 90.0, 1000)
+    (over, _), = comparisons(tmp_path, plain)
+    assert over == pytest.approx(10.0)
+
+
+def test_the_share_of_the_full_sets_accuracy(tmp_path):
+    """The mean over seeds of the full set's runs, of the better where they differ in more; not of single frames."""
+    small = finished(tmp_path, "MTT_ipc1_lr1", 30.0, 500).name
+    for top1, seed, epochs in ((70.0, 0, 60), (50.0, 1, 60), (40.0, 0, 10)):
+        finished(tmp_path, "full", top1, 99_000, seed=seed, epoch_eval_train=epochs)
+    finished(tmp_path, "full_1frames", 90.0, 99_000, n_real=1)
+    (over, share), = comparisons(tmp_path, small)
+    assert np.isnan(over) and share == pytest.approx(50.0)
+    assert "50 %" in table.shown(table.read_results([tmp_path]))["of full"].tolist()
+    row, = report.table_of(table.read_results([tmp_path]).query("run == @small").assign(method="MTT"), None).split("<tr")[2:]
+    assert "<td></td><td>50 %</td>" in row

@@ -1,0 +1,76 @@
+"""One trial of a search (distill_utils/tune.py): a launcher's run in processes of its own, watched by what it writes into its folder."""
+import contextlib
+import json
+import os
+import pathlib
+import re
+import signal
+import subprocess
+import sys
+
+from optuna.trial import TrialState
+
+from utils import read_config
+
+# The command, in whose group of processes all are killed once standard input ends: that is, when the process that started it does, however that ends.
+WATCHED = 'exec 3<&0; (read -r <&3; kill -KILL 0) & "$@" < /dev/null 3<&-'
+
+
+def run_trial(trial, command, log, file, headline):
+    """Runs the command, whose output goes to `log`, and reports its evaluations to Optuna's trial: (state, value, why there is none)."""
+    reported, running = {}, True
+    with watched(command, log, file) as process:
+        while running:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(0.5)
+            running, folder = process.poll() is None, run_folder(log)      # in this order: what it wrote before its end is read
+            for iteration, value in evaluations(folder, headline) if folder else ():
+                if iteration not in reported:
+                    reported[iteration] = value
+                    trial.report(value, iteration)
+                    if iteration < last_iteration(folder) and trial.should_prune():
+                        return TrialState.PRUNED, None, f"below the median at iteration {iteration}"
+    if process.returncode == 0 and reported:
+        return TrialState.COMPLETE, reported[max(reported)], None
+    why = last_line(log) or f"exit code {process.returncode}"
+    # A run that began and ended with a sentence diverged: TPE learns from what is pruned, not from what failed.
+    return TrialState.PRUNED if process.returncode == 2 and run_folder(log) else TrialState.FAIL, None, why
+
+
+@contextlib.contextmanager
+def watched(command, log, file):
+    """A process of the command that ends with this block and with this process; it holds the lock `file`, too."""
+    environment = {**os.environ, "PYTHON": os.environ.get("PYTHON", sys.executable), "PYTHONUNBUFFERED": "1"}
+    with open(log, "ab") as output:
+        process = subprocess.Popen(["bash", "-c", WATCHED, "trial", *command], env=environment, stdin=subprocess.PIPE, stdout=output, stderr=subprocess.STDOUT,
+                                   start_new_session=True, pass_fds=[file.fileno()])
+    try:
+        yield process
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        process.stdin.close()
+
+
+def run_folder(log):
+    """The folder that a run has named in its log, or None."""
+    found = re.findall(r"^run folder: (.*?)(?:, \d+ processes)?$", log.read_text(encoding="utf-8", errors="replace"), re.MULTILINE)
+    return pathlib.Path(found[-1]) if found else None
+
+
+def evaluations(folder, headline):
+    """(iteration, accuracy) of a run's evaluations on validation videos so far."""
+    path = folder / "metrics.jsonl"
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
+    metrics = [json.loads(line) for line in lines if line.endswith("\n")]  # the last may be in the making
+    return [(line["iteration"], line[headline]) for line in metrics if line.get("split") == "validation"]
+
+
+def last_iteration(folder):
+    return read_config(folder / "config.json")["settings"].get("Iteration", 0)
+
+
+def last_line(log):
+    lines = [line.strip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
+    return lines[-1] if lines else ""

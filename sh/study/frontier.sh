@@ -1,0 +1,111 @@
+#!/usr/bin/env bash
+# The frontier: accuracy against stored bytes. Real clips, pixels, still frames, and still frames moved by a dynamic memory, each at a series of byte budgets.
+# Usage: bash sh/study/frontier.sh GPU DATASET [any flag that all scripts have, such as --width 32]
+# It goes on where it stopped; what is finished is not computed again. A table over seeds, frontier.csv and the page report/index.html stand at its end, in
+# results/frontier, or in RESULTS. SETTINGS=FILE is a bash file that gives some of the arrays below other values, such as those that sh/study/tune.sh found.
+set -euo pipefail
+source "$(dirname "${BASH_SOURCE[0]}")/../launch.sh"
+positionals 2 "$@"
+gpu=$1 dataset=$2
+shift 2
+
+results=${RESULTS:-$root/results/frontier}
+budgets=(150000 500000 1500000 5000000)       # bytes
+seeds=(0 1 2)                                 # of all that is random but the experts
+evaluation=(
+  --num_eval 3                # networks of an evaluation
+  --epoch_eval_train 500
+)
+last=(--eval_it 1000000)      # evaluate at the end only
+selection=(                   # of the network whose embeddings herding and k-center compare
+  --feature_epochs 60
+  --feature_batch 32
+)
+full=(                        # of the full training set
+  --num_eval 3
+  --epoch_eval_train 60
+  --batch_train 32
+)
+experts=(
+  --num_experts 10
+  --train_epochs 40           # at least max_start_epoch + expert_epochs - 1 of the matching
+  --batch_train 64            # of a small set: a few steps an epoch at least
+)
+trajectories=(                # matched by both kinds of MTT
+  --syn_steps 5
+  --expert_epochs 2
+  --min_start_epoch 5         # experts must know more than the set does
+  --max_start_epoch 35
+)
+pixels=(
+  --storage uint8
+  --init real
+)
+few_frames=(                  # pixels of a quarter of the bytes or less
+  --n_syn 2
+  --interpolation linear
+)
+pixels_DM=(--lr_img 30 --batch_real 64 --Iteration 2000)
+pixels_MTT=(--lr_img 1e4 --Iteration 500)
+stills=(
+  --storage uint8
+  --init real
+  --lr_img 0.1
+  --outer_loop 1              # the paper has loops for some numbers of frames only
+  --inner_loop 1
+  --batch_real 64
+  --Iteration 500
+)
+compact=(
+  --storage uint8
+  --static real               # the mean frame of a real clip,
+  --init_dynamic residual     # moved by the clip's own grey residual,
+  --init_hal identity         # which is added to it
+  --train_static
+)
+compact_DM=(--lr_dynamic 10 --lr_static 10 --lr_hal 1e-5 --batch_real 64 --Iteration 2000)
+compact_MTT=(--lr_dynamic 1000 --lr_static 1000 --lr_hal 1e-5 --Iteration 500)
+if [[ -n ${SETTINGS:-} ]]; then
+  [[ -r $SETTINGS ]] || stop "SETTINGS=$SETTINGS cannot be read"
+  source "$SETTINGS"
+fi
+
+left_out=() failed=()
+# run NAME LAUNCHER ARGUMENT …: a launcher's run; Ctrl-C ends all, what is refused or fails is named at the end.
+run() {
+  local name=$1 launcher=$2 code=0; shift 2
+  printf '\n== %s\n' "$name"
+  bash "$root/sh/$launcher" "$gpu" "$dataset" "$@" --save_path "$results" || code=$?
+  case $code in
+    0) ;;
+    130) exit 130 ;;
+    2) left_out+=("$name") ;;                 # mostly a budget that is too small
+    *) failed+=("$name") ;;
+  esac
+}
+
+run 'full data' baseline/full.sh "${full[@]}" "$@"
+run experts baseline/buffer.sh "${experts[@]}" "$@"
+for bytes in "${budgets[@]}"; do
+  for seed in "${seeds[@]}"; do
+    at="at $bytes bytes, seed $seed"
+    all=(--bytes "$bytes" --seed "$seed" "${evaluation[@]}" "$@")
+    for method in random herding k-center; do
+      run "$method $at" baseline/coreset.sh "$method" 1 "${selection[@]}" "${all[@]}"
+    done
+    run "DM on pixels $at" baseline/DM.sh 30 1 "${pixels[@]}" "${pixels_DM[@]}" "${last[@]}" "${all[@]}"
+    run "DM on few frames $at" baseline/DM.sh 30 1 "${pixels[@]}" "${few_frames[@]}" "${pixels_DM[@]}" "${last[@]}" "${all[@]}"
+    run "MTT on pixels $at" baseline/MTT.sh 1e4 1 "${pixels[@]}" "${trajectories[@]}" "${pixels_MTT[@]}" "${last[@]}" "${all[@]}"
+    run "MTT on few frames $at" baseline/MTT.sh 1e4 1 "${pixels[@]}" "${few_frames[@]}" "${trajectories[@]}" "${pixels_MTT[@]}" "${last[@]}" "${all[@]}"
+    run "static memory alone $at" s2d/DC.sh 2 "${stills[@]}" "${last[@]}" "${all[@]}"
+    run "static-dynamic DM $at" s2d/DM.sh 10 1 "${compact[@]}" "${compact_DM[@]}" "${last[@]}" "${all[@]}"
+    run "static-dynamic MTT $at" s2d/MTT.sh 1000 1 "${compact[@]}" "${trajectories[@]}" "${compact_MTT[@]}" "${last[@]}" "${all[@]}"
+  done
+done
+
+printf '\n'
+for name in ${left_out[@]+"${left_out[@]}"}; do echo "left out, as the error above says: $name" >&2; done
+for name in ${failed[@]+"${failed[@]}"}; do echo "failed: $name" >&2; done
+module distill_utils.table --over_seeds "$results" --csv "$results/frontier.csv"
+module distill_utils.report "$results" --out "$results/report"
+exit $((${#failed[@]} > 0))
