@@ -310,7 +310,7 @@ class PassingOn(argparse.ArgumentParser):
 
 
 def parser():
-    table = "\n".join(f"  {name:8} {' '.join(f'{flag}={text}' for flag, text in method.search.items())}" for name, method in METHODS.items())
+    table = "\n".join(f"  {name:9} {' '.join(f'{flag}={text}' for flag, text in method.search.items())}" for name, method in METHODS.items())
     parser = PassingOn(prog="tune", description=__doc__, epilog=f"searched are (lr_static with --train_static only):\n{table}", allow_abbrev=False,
                        formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("gpu", metavar="GPU", help="as the launchers take it")
