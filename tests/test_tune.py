@@ -83,7 +83,7 @@ def started(tmp_path):
 
 # ---------------------------------------------------------------- flags and ranges
 
-def test_each_methods_ranges_are_its_scripts(launched=("coreset", "DM", "MTT", "s2d-DM", "s2d-MTT")):
+def test_each_methods_ranges_are_its_scripts(launched=("coreset", "DM", "MTT", "FRePo", "s2d-DM", "s2d-MTT", "s2d-FRePo")):
     assert tuple(tune.METHODS) == launched
     for name, method in tune.METHODS.items():
         flags = tune.Flags(name, "toy")
@@ -248,4 +248,4 @@ def test_no_test_video_is_read(command, tmp_path):
 def test_help_names_what_is_searched(capsys):
     with pytest.raises(SystemExit):
         tune.parser().parse_args(["--help"])
-    assert "s2d-MTT  lr_dynamic=log:1:100000" in capsys.readouterr().out
+    assert "s2d-MTT   lr_dynamic=log:1:100000" in capsys.readouterr().out
