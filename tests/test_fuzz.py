@@ -1,0 +1,186 @@
+"""Damaged files of each kind that the scripts read: a result, or one sentence that names the file and exit code 2; never a traceback, a hang, much
+memory, or a file half written. MUTANTS=3000 python -m pytest tests/test_fuzz.py takes so many of them.
+"""
+import argparse
+import collections
+import contextlib
+import gc
+import io
+import json
+import os
+import re
+import resource
+import shutil
+import time
+import traceback
+import zlib
+
+import numpy as np
+import pytest
+import torch
+from fuzz import damaged_json, damaged_tensors, spoilt, tensors_file
+from PIL import Image
+from test_study import sets, written
+from videos import write_video
+
+import distill_DM
+import distill_s2d
+import networks
+import utils
+from distill_utils import coreset, evaluate, export, options, prepare, report, table
+from distill_utils.datasets import DATASETS, read_videos
+from distill_utils.synset import load_static
+from distill_utils.trajectories import Experts, buffer_files
+
+MUTANTS = int(os.environ.get("MUTANTS", 500))
+LONGEST = 10  # seconds of one, of a core
+LARGEST = 2 ** 30  # bytes of all
+DAMAGE = {".json": damaged_json, ".jsonl": damaged_json, ".pt": damaged_tensors}  # any other: spoilt
+
+
+def answer(main, *arguments, parser=argparse.ArgumentParser(prog="it")):
+    """(exit code, what was printed) of a main function on the command line; what the command line does not catch is raised."""
+    shown = io.StringIO()
+    with contextlib.redirect_stdout(shown), contextlib.redirect_stderr(shown):
+        try:
+            utils.run_script(main, parser, list(map(str, arguments)))
+            code = 0
+        except SystemExit as stop:
+            code = stop.code
+    return code, shown.getvalue()
+
+
+def of(module, *flags):
+    """Reads by a script: flags may name the folders as {files} and {out}."""
+    return lambda files, out: answer(module.main, *(str(flag).format(files=files, out=out) for flag in flags), parser=module.parser())
+
+
+def by(function):
+    """Reads by a function of the folder, as a script calls it."""
+    return lambda files, out: answer(lambda args: function(files))
+
+
+def fuzz(files, readers, count, place, name):
+    """Damage one of the files {name: bytes} and have it read, `count` times. readers: (what the names of files that it reads have, reader).
+
+    Returns how often which exit code came, and what was wrong, in words.
+    """
+    codes, faults, before = collections.Counter(), [], peak()
+    hit = [(file, reader) for words, reader in readers for file in files if words in file]
+    for number in range(count):
+        rng, folders = np.random.default_rng([zlib.crc32(name.encode()), number]), (place / "files", place / "out")
+        for folder in folders:
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir(parents=True)
+        victim, reader = hit[number % len(hit)]
+        for file, content in files.items():
+            path = folders[0] / file
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(DAMAGE.get(path.suffix, spoilt)(content, rng) if file == victim else content)
+        start = time.process_time()
+        try:
+            code, printed = reader(*folders)
+        except Exception:
+            code, printed = "traceback", traceback.format_exc(limit=-4)
+        gc.collect()  # what holds a lock
+        codes[code] += 1
+        last = (printed.splitlines() or [""])[-1]
+        wrong = [code not in (0, 2) and printed, code == 2 and not (re.match(r"[\w.]+: error: ", last) and str(place) in last) and f"no sentence: {printed}",
+                 time.process_time() - start > LONGEST and "too long", peak() - before > LARGEST and f"{(peak() - before) / 1e9:.1f} GB",
+                 code == 2 and next(folders[1].iterdir(), None), next(place.rglob(".*.tmp"), None)]
+        faults += [f"{name} {number}, {victim}: {what}" for what in wrong if what]
+        if any(wrong) and os.environ.get("KEEP"):
+            shutil.copytree(folders[0], os.path.join(os.environ["KEEP"], f"{name}_{number}"), dirs_exist_ok=True)
+    return codes, faults
+
+
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+# ---------------------------------------------------------------- the kinds
+
+def lists(whole, tmp_path):
+    table = "label,youtube_id,time_start,time_end,split\n"
+    ours = {"own/a.csv": "folder_name,label,split,group\n" + "".join(f"v{n},c{n % 3},{('train', 'val', 'test')[n // 4]},g{n % 5}\n" for n in range(12)),
+            **{f"data/Kinetics/{name}.csv": table + "".join(f'"c{n % 2}, x",{name}{n},{n},11,{name}\n' for n in range(6)) for name in ("train", "validate")},
+            "data/SSv2/class_list.json": '{\n"a b": 0, "b": 1, "c": 2}',
+            **{f"data/SSv2/annot_{name}.json": json.dumps([{"id": f"{name}{n}", "class": n % 3} for n in range(6)], indent=1) for name in ("train", "val")}}
+    official = {"classInd.txt": "1 Run\n2 Walk\n", **{f"{split}list01.txt": "".join(f"{label}/v_{label}_g0{group}_c01.avi 1\n" for label in ("Run", "Walk"))
+                                                      for group, split in enumerate(("train", "test"))},
+                "clap_test_split1.txt": "a_clap.avi 1\nb_clap.avi 2\n", "run_test_split1.txt": "a_run.avi 1\nb_run.avi 0\n",
+                **{f"{name}.json": json.dumps([{"id": n, "template": "Lifting [something]"} for n in range(n, n + 3)], indent=1)
+                   for n, name in ((0, "train"), (9, "validation"))}, "labels.json": '{\n"Lifting something": "0"}',
+                "train.csv": ours["data/Kinetics/train.csv"], "val.csv": ours["data/Kinetics/validate.csv"]}
+    files = {name: text.encode() for name, text in (ours | {f"official/{name}": text for name, text in official.items()}).items()}
+    readers = [("data/" + DATASETS[name].root, by(lambda folder, name=name: read_videos(name, folder / "data"))) for name in ("Kinetics400", "SSv2")]
+    readers += [("own/", by(lambda folder: read_videos("custom", folder / "own", frames_path=folder)))]
+    readers += [(words, by(lambda folder, name=name: prepare.RECIPES[name].read(folder / "official"))) for name, words in (
+        ("UCF101", "list01.txt"), ("UCF101", "classInd"), ("HMDB51", "_split1.txt"), ("Kinetics400", "official/train.csv"), ("SSv2", "official/train.json"),
+        ("SSv2", "official/labels"))]
+    return files, readers
+
+
+def runs(whole, tmp_path):
+    """A run's own files, and the same as two runs on the full set, of which the report tells dynamic classes."""
+    folder, _ = whole("distill_DM")
+    files = {f"data/{folder.name}/{name}": (folder / name).read_bytes() for name in ("config.json", "result.json", "metrics.jsonl", "distilled.pt")}
+    config = json.loads(files[f"data/{folder.name}/config.json"])
+    for name, n_real in (("full_1", None), ("full_1frames_2", 1)):
+        changed = {part: config[part] | {"n_real": n_real} for part in ("settings", "chosen")}
+        files[f"data/{name}/config.json"] = json.dumps(config | changed, indent=1).encode()
+        files |= {f"data/{name}/{file}": files[f"data/{folder.name}/{file}"] for file in ("result.json", "metrics.jsonl")}
+    args = distill_s2d.parser().parse_args(["--dataset", "custom", "--data_path", str(tmp_path), "--device", "cpu"])
+    flags = ("frames", "size", "seed", "stride", "validation", "width", "segments", "data_path")
+
+    def evaluated(files, out):
+        """As far as the settings are taken from the run."""
+        return answer(lambda args: options.check(args), str(files / "data" / folder.name), "--device", "cpu", parser=evaluate.parser())
+    readers = [(".json", of(table, "{files}", "--csv", "{out}/all.csv")), (".json", of(table, "{files}", "--over_seeds")), ("", of(report, "{files}", "--out", "{out}")),
+               (f"{folder.name}/config.json", evaluated),
+               ("config.json", by(lambda files: [options.differing(args, path.parent, flags, "x") for path in files.rglob("config.json")]))]
+    return files, readers
+
+
+def experts(whole, tmp_path):
+    folder, _ = whole("buffer")
+    files = {path.name: path.read_bytes() for path in folder.glob("replay_buffer_*.pt")}
+    files["replay_buffer_7.pt"] = tensors_file(torch.load(folder / "replay_buffer_0.pt", weights_only=True), zipped=False)
+    shapes = [parameter.shape for parameter in networks.build("ConvNet3D", 2, 8, 43, 8).parameters()]
+
+    def read(folder):
+        found = Experts(buffer_files(folder), shapes, 3)
+        for visit in range(len(found)):
+            assert all(vector.isfinite().all() and len(vector) == sum(map(torch.Size.numel, shapes)) for vector in found.draw(visit, (0, 1, 2)))
+    return files, [(".pt", by(read))]
+
+
+def distilled_sets(whole, tmp_path):
+    contents = {kind: torch.load(written(synset, tmp_path / "a.pt"), weights_only=True) for kind, synset in sets().items()}
+    files = {f"{kind}{zipped:d}.pt": tensors_file(content, zipped) for kind, content in contents.items() for zipped in (True, False)}
+    return files, [(name, of(export, f"{{files}}/{name}", "--format", format, "--out", "{out}/made")) for name in files for format in ("npz", "pt")]
+
+
+def static_memories(whole, tmp_path):
+    content = torch.load(whole("distill_DC")[0] / "distilled.pt", weights_only=True)
+    plain = {"image": content["image"], "label": content["label"]}
+    files = {"run.pt": tensors_file(content), "old.pt": tensors_file(plain, zipped=False), "image.pt": tensors_file({"image": content["image"]}),
+             "listed.pt": tensors_file({**plain, "label": plain["label"].tolist()})}
+    return files, [(name, by(lambda folder, name=name: load_static(folder / name, 2, 2, 43))) for name in files]
+
+
+def runs_that_go_on(whole, tmp_path):
+    """Finished, and from its checkpoint; a selection with its feature network; a set that was evaluated by several networks."""
+    ...
+
+
+KINDS = {"lists": (lists, 0.2), "runs": (runs, 0.2), "experts": (experts, 0.2), "sets": (distilled_sets, 0.2), "static": (static_memories, 0.1)}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_damaged_files(whole, tmp_path, kind):
+    make, share = KINDS[kind]
+    codes, faults = fuzz(*make(whole, tmp_path), int(MUTANTS * share), tmp_path, kind)
+    print(f"{kind}: {dict(codes)}")
+    assert not faults, f"{len(faults)} of {sum(codes.values())}:\n" + "\n".join(faults[:int(os.environ.get("SHOWN", 5))])
+    assert codes[0] and codes[2]
