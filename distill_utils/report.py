@@ -24,6 +24,7 @@ from distill_utils.clips import denormalize
 from distill_utils.dynamics import class_dynamics
 from distill_utils.export import gif
 from distill_utils.options import positive
+from distill_utils.record import figure
 from distill_utils.synset import StaticDynamicSet, load_set
 from distill_utils.table import accuracy, read_results
 from utils import atomic_write, git_commit, random_stream, run_script
@@ -149,8 +150,7 @@ def plot_iterations(rows):
     figure, axes = plt.subplots(figsize=(9, 5))
     headline = rows.headline.iloc[0]
     for row in rows.itertuples():
-        metrics = [json.loads(line) for line in (row.path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-        points = [(each["iteration"], each[headline], each[f"{headline}_std"]) for each in metrics if headline in each]
+        points = read_points(row.path / "metrics.jsonl", headline)
         if len(points) > 1:
             axes.errorbar(*zip(*points), marker="o", ms=4, capsize=2, label=label(row))
     if not axes.has_data():
@@ -160,6 +160,15 @@ def plot_iterations(rows):
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.01, 1))
     return figure
+
+
+def read_points(path, headline):
+    """(iteration, accuracy, its std) of each evaluation in a metrics.jsonl."""
+    try:
+        lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        return [tuple(figure(each[name]) for name in ("iteration", headline, f"{headline}_std")) for each in lines if headline in each]
+    except (ValueError, LookupError, TypeError, RecursionError) as error:
+        raise ValueError(f"{path} is damaged ({type(error).__name__}: {error})") from None
 
 
 def plot_classes(rows, classes, most=12):
@@ -217,6 +226,8 @@ def videos_of(rows, classes, most_classes):
     for row in rows.itertuples():
         if (row.path / "distilled.pt").exists():
             synset, _ = load_set(row.path)
+            if synset.K != len(row.class_names):
+                raise ValueError(f"{row.path / 'distilled.pt'} is of other classes than the result.json beside it")
             with random_stream(0):
                 columns += pictures(label(row), synset)
     if not columns:

@@ -4,7 +4,6 @@ memory, or a file half written. MUTANTS=3000 python -m pytest tests/test_fuzz.py
 import argparse
 import collections
 import contextlib
-import gc
 import io
 import json
 import os
@@ -21,7 +20,7 @@ import torch
 from fuzz import damaged_json, damaged_tensors, spoilt, tensors_file
 from PIL import Image
 from test_study import sets, written
-from videos import write_video
+from videos import CODECS, edited, turned, write_streams, write_video
 
 import distill_DM
 import distill_s2d
@@ -82,7 +81,6 @@ def fuzz(files, readers, count, place, name):
             code, printed = reader(*folders)
         except Exception:
             code, printed = "traceback", traceback.format_exc(limit=-4)
-        gc.collect()  # what holds a lock
         codes[code] += 1
         last = (printed.splitlines() or [""])[-1]
         wrong = [code not in (0, 2) and printed, code == 2 and not (re.match(r"[\w.]+: error: ", last) and str(place) in last) and f"no sentence: {printed}",
@@ -100,7 +98,7 @@ def peak():
 
 # ---------------------------------------------------------------- the kinds
 
-def lists(whole, tmp_path):
+def lists(whole, command, tmp_path):
     table = "label,youtube_id,time_start,time_end,split\n"
     ours = {"own/a.csv": "folder_name,label,split,group\n" + "".join(f"v{n},c{n % 3},{('train', 'val', 'test')[n // 4]},g{n % 5}\n" for n in range(12)),
             **{f"data/Kinetics/{name}.csv": table + "".join(f'"c{n % 2}, x",{name}{n},{n},11,{name}\n' for n in range(6)) for name in ("train", "validate")},
@@ -121,7 +119,7 @@ def lists(whole, tmp_path):
     return files, readers
 
 
-def runs(whole, tmp_path):
+def runs(whole, command, tmp_path):
     """A run's own files, and the same as two runs on the full set, of which the report tells dynamic classes."""
     folder, _ = whole("distill_DM")
     files = {f"data/{folder.name}/{name}": (folder / name).read_bytes() for name in ("config.json", "result.json", "metrics.jsonl", "distilled.pt")}
@@ -142,7 +140,7 @@ def runs(whole, tmp_path):
     return files, readers
 
 
-def experts(whole, tmp_path):
+def experts(whole, command, tmp_path):
     folder, _ = whole("buffer")
     files = {path.name: path.read_bytes() for path in folder.glob("replay_buffer_*.pt")}
     files["replay_buffer_7.pt"] = tensors_file(torch.load(folder / "replay_buffer_0.pt", weights_only=True), zipped=False)
@@ -155,13 +153,13 @@ def experts(whole, tmp_path):
     return files, [(".pt", by(read))]
 
 
-def distilled_sets(whole, tmp_path):
+def distilled_sets(whole, command, tmp_path):
     contents = {kind: torch.load(written(synset, tmp_path / "a.pt"), weights_only=True) for kind, synset in sets().items()}
     files = {f"{kind}{zipped:d}.pt": tensors_file(content, zipped) for kind, content in contents.items() for zipped in (True, False)}
     return files, [(name, of(export, f"{{files}}/{name}", "--format", format, "--out", "{out}/made")) for name in files for format in ("npz", "pt")]
 
 
-def static_memories(whole, tmp_path):
+def static_memories(whole, command, tmp_path):
     content = torch.load(whole("distill_DC")[0] / "distilled.pt", weights_only=True)
     plain = {"image": content["image"], "label": content["label"]}
     files = {"run.pt": tensors_file(content), "old.pt": tensors_file(plain, zipped=False), "image.pt": tensors_file({"image": content["image"]}),
@@ -169,18 +167,69 @@ def static_memories(whole, tmp_path):
     return files, [(name, by(lambda folder, name=name: load_static(folder / name, 2, 2, 43))) for name in files]
 
 
-def runs_that_go_on(whole, tmp_path):
-    """Finished, and from its checkpoint; a selection with its feature network; a set that was evaluated by several networks."""
-    ...
+def runs_that_go_on(whole, command, tmp_path):
+    """A finished run that is started again, and one of which the result is missing; a set that other networks were trained on."""
+    folder, _ = whole("distill_DM")
+    place = f"{folder.parent.name}/{folder.name}"
+    names = "config.json", "checkpoint.pt", "metrics.jsonl", "result.json", "distilled.pt"
+    files = {f"{first}/{place}/{name}": (folder / name).read_bytes() for first in ("done", "late") for name in names if (first, name) != ("late", "result.json")}
+    others = ("--networks", "CNN+mean", "--device", "cpu", "--wandb", "disabled", "--pack_path", command.folder / "packs")
+    shutil.copytree(folder, tmp_path / "run")
+    assert answer(evaluate.main, tmp_path / "run", *others, parser=evaluate.parser())[0] == 0
+    files["done/networks.json"] = (tmp_path / "run" / "networks.json").read_bytes()
+
+    def other_networks(files, out):
+        (files / "done" / "networks.json").rename(files / "done" / place / "networks.json")
+        return answer(evaluate.main, files / "done" / place, *others, parser=evaluate.parser())
+    flags = [*command.arguments("distill_DM", ""), "--wandb", "disabled", "--save_path"]
+    readers = [(f"{first}/custom", of(distill_DM, *flags, f"{{files}}/{first}")) for first in ("done", "late")]
+    return files, [*readers, ("networks.json", other_networks), ("done/custom-data/" + folder.name + "/distilled.pt", other_networks)]
 
 
-KINDS = {"lists": (lists, 0.2), "runs": (runs, 0.2), "experts": (experts, 0.2), "sets": (distilled_sets, 0.2), "static": (static_memories, 0.1)}
+def packs(whole, command, tmp_path):
+    """Of clips, and what stands beside it; a feature network."""
+    flags = [*command.arguments("distill_utils.coreset", ""), "--wandb", "disabled", "--method", "herding", "--feature_epochs", "1", "--pack_path"]
+    assert answer(coreset.main, *flags, tmp_path / "made", "--save_path", tmp_path / "made", parser=coreset.parser())[0] == 0
+    shutil.rmtree(next(tmp_path.glob("made/*/coreset*")))
+    files = {str(path.relative_to(tmp_path / "made")): path.read_bytes() for path in (tmp_path / "made").rglob("*") if path.is_file()}
+    reader = of(coreset, *flags, "{files}", "--save_path", "{files}")
+    return files, [(suffix, reader) for suffix in (".npy", ".pt")]
+
+
+KINDS = {"lists": (lists, 0.2), "runs": (runs, 0.2), "experts": (experts, 0.15), "sets": (distilled_sets, 0.2), "static": (static_memories, 0.1),
+         "go on": (runs_that_go_on, 0.1), "packs": (packs, 0.05)}
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_damaged_files(whole, tmp_path, kind):
+def test_damaged_files(whole, command, tmp_path, kind):
     make, share = KINDS[kind]
-    codes, faults = fuzz(*make(whole, tmp_path), int(MUTANTS * share), tmp_path, kind)
+    codes, faults = fuzz(*make(whole, command, tmp_path), int(MUTANTS * share), tmp_path / "fuzz", kind)
     print(f"{kind}: {dict(codes)}")
     assert not faults, f"{len(faults)} of {sum(codes.values())}:\n" + "\n".join(faults[:int(os.environ.get("SHOWN", 5))])
     assert codes[0] and codes[2]
+
+
+def test_damaged_videos(tmp_path, capfd):
+    """Prepared together, each in a process that may crash: a folder of frames or a line that says why."""
+    whole, rng, count = [], np.random.default_rng(0), int(MUTANTS * 0.2)
+    for number, suffix in enumerate(CODECS):
+        whole.append(write_video(tmp_path / f"whole{suffix}", 6, gop=3))
+    whole += [edited(write_video(tmp_path / "edited.mov", 9, gop=3), (1, 5)), turned(write_video(tmp_path / "turned.mp4", 6), 1),
+              write_streams(tmp_path / "streams.mkv", ((32, 24), 1, 0), ((48, 36), 6, 1))]
+    for number in range(count):
+        path = whole[number % len(whole)]
+        folder = tmp_path / "videos" / "ab"[number // len(whole) % 2]
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"{number}{path.suffix}").write_bytes(spoilt(path.read_bytes(), rng))
+    for label in "ab":
+        for number in "xy":
+            shutil.copy(whole[0], tmp_path / "videos" / label / f"{number}{whole[0].suffix}")
+    code, printed = answer(prepare.main, "custom", "--videos", tmp_path / "videos", "--out", tmp_path / "out", "--workers", 2, parser=prepare.parser())
+    assert code == 0, printed
+    broken = dict(line.split("\t", 1) for line in (tmp_path / "out" / "broken_videos.txt").read_text().splitlines())
+    made = [path for path in (tmp_path / "out").glob("jpegs_112/*/*")]
+    for folder in made:
+        for path in folder.iterdir():
+            Image.open(path).load()
+    print(f"videos: {len(made)} read, {len(broken)} refused, {sum('crashed' in reason for reason in broken.values())} crashed")
+    assert len(made) + len(broken) == count + 4 and not list(tmp_path.rglob(".preparing*")) and len(made) > 4 and broken
