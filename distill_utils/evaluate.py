@@ -19,7 +19,7 @@ from distill_utils.clips import coin_flips
 from distill_utils.compute import autocast, clips_at_once
 from distill_utils.options import (DATA_PATHS, add_evaluation_options, check, content_digest, digest, evaluation_values, list_digest, load_data, load_splits,
                                    positive, script_parser, start_run, tail)
-from distill_utils.record import FIGURES, figure, finish, logged
+from distill_utils.record import FIGURES, check_figure, finish, logged
 from distill_utils.synset import load_set, regression_labels
 from distill_utils.temporal import random_segment
 from networks.convnet3d import LEAST_FRAMES
@@ -222,7 +222,7 @@ def read_networks(path):
         done = read_json(path) if path.exists() else {}
         for result in done.values():
             for name in (*FIGURES[:6], "train_top1", "seconds"):
-                figure(result[name])
+                check_figure(result[name])
         return done
     except (LookupError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} is damaged: delete it, its networks are trained again ({type(error).__name__}: {error})") from None

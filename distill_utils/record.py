@@ -109,7 +109,7 @@ def read_result(path):
         figures = [result[name] for name in FIGURES if name != "seconds_per_iteration"], [result["seconds_per_iteration"] or 0], result["networks"], *rows, [
             best[name] for name in ("iteration", "value", "std")], [best["test"][name] for name in FIGURES[:6]]
         for value in itertools.chain(*figures):
-            figure(value)
+            check_figure(value)
         if not all(len(row) == classes for row in rows) or len(rows) not in (1, classes + 1) or list(map(type, result["class_names"])) != [str] * classes:
             raise TypeError("figures and names are not of the same classes")
         return result
@@ -117,7 +117,7 @@ def read_result(path):
         raise ValueError(f"{path} is no result of these scripts ({type(error).__name__}: {error})") from None
 
 
-def figure(value):
+def check_figure(value):
     """The value, if it is a number that can be shown; else TypeError."""
     if isinstance(value, bool) or not isinstance(value, (int, float)) or abs(value) > 1e18:
         raise TypeError(f"{value!r} is no figure")

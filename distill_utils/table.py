@@ -9,7 +9,7 @@ import pathlib
 import pandas as pd
 
 from distill_utils.datasets import DATASETS
-from distill_utils.record import FIGURES, figure, read_result
+from distill_utils.record import FIGURES, check_figure, read_result
 from utils import atomic_write, read_config, run_script
 
 SETTINGS = ("ipc", "spc", "dpc", "n_syn", "interpolation", "n_real", "segments", "init", "lr_img", "lr_dynamic", "method", "network", "width", "pool", "storage", "dynamic_frames", "dynamic_size", "static_size", "static", "select", "validation", "seed", "Iteration")
@@ -39,7 +39,7 @@ def read_results(folders):
 
 
 def setting(name, value):
-    return value if value is None or name in WORDS and isinstance(value, str) else figure(value)
+    return value if value is None or name in WORDS and isinstance(value, str) else check_figure(value)
 
 
 def best_on_validation(result):

@@ -28,8 +28,9 @@ import networks
 import utils
 from distill_utils import coreset, evaluate, export, options, prepare, report, table
 from distill_utils.datasets import DATASETS, read_videos
-from distill_utils.synset import load_static
+from distill_utils.synset import PixelSet, StaticDynamicSet, StillSet, load_static
 from distill_utils.trajectories import Experts, buffer_files
+from networks import Hallucinator
 
 MUTANTS = int(os.environ.get("MUTANTS", 500))
 LONGEST = 10  # seconds of one, of a core
@@ -128,7 +129,7 @@ def runs(whole, command, tmp_path):
         changed = {part: config[part] | {"n_real": n_real} for part in ("settings", "chosen")}
         files[f"data/{name}/config.json"] = json.dumps(config | changed, indent=1).encode()
         files |= {f"data/{name}/{file}": files[f"data/{folder.name}/{file}"] for file in ("result.json", "metrics.jsonl")}
-    args = distill_s2d.parser().parse_args(["--dataset", "custom", "--data_path", str(tmp_path), "--device", "cpu"])
+    args = distill_s2d.parser().parse_args(["--dataset", "custom", "--data_path", str(command.folder / "data"), "--device", "cpu"])
     flags = ("frames", "size", "seed", "stride", "validation", "width", "segments", "data_path")
 
     def evaluated(files, out):
@@ -154,7 +155,9 @@ def experts(whole, command, tmp_path):
 
 
 def distilled_sets(whole, command, tmp_path):
-    contents = {kind: torch.load(written(synset, tmp_path / "a.pt"), weights_only=True) for kind, synset in sets().items()}
+    made = sets() | {"pixels uint4": PixelSet(torch.randn(6, 5, 3, 8, 8), 3, storage="uint4"), "still fp16": StillSet(torch.randn(3, 2, 3, 4, 4), 2, 5, 8, "fp16"),
+                     "dynamic uint8": StaticDynamicSet(torch.randn(3, 2, 3, 4, 4), torch.randn(3, 2, 3, 1, 8, 8), Hallucinator(), 2, 5, 8, "uint8")}
+    contents = {kind: torch.load(written(synset, tmp_path / "a.pt", size=8, storage=synset.storage), weights_only=True) for kind, synset in made.items()}
     files = {f"{kind}{zipped:d}.pt": tensors_file(content, zipped) for kind, content in contents.items() for zipped in (True, False)}
     return files, [(name, of(export, f"{{files}}/{name}", "--format", format, "--out", "{out}/made")) for name in files for format in ("npz", "pt")]
 
