@@ -99,7 +99,7 @@ def read_result(path):
     """
     result = read_json(path)
     try:
-        if "bytes" not in result and "storage" not in result:
+        if "experts_top1" in result:
             return None
         result = {"bytes": result.get("storage"), "bytes_fp32": result.get("storage"), "networks": [], "confusion": None, **result}  # older: fp32 only
         classes = len(result["per_class"])

@@ -322,11 +322,11 @@ def test_whenever_frames_are_shown(tmp_path, suffix, codec, times):
     assert greys(tmp_path / "frames") == list(range(12))
 
 
-@pytest.mark.parametrize("suffix", (".mkv", ".webm"))
+@pytest.mark.parametrize("suffix", (".mkv", ".webm", ".flv"))  # the last one's duration does not count from the recording's start
 def test_half_of_a_late_piece(tmp_path, suffix):
     path = write_video(tmp_path / f"a{suffix}", 50, size=(480, 360), times=[5000 + 40 * number for number in range(50)])
     cut(path, 0.5)
-    with pytest.raises(Broken, match=r"ends after [01]\.\d of 2\.0 seconds"):
+    with pytest.raises(Broken, match=r"ends after [01]\.\d of (2\.0|1\.9) seconds"):
         extract(path, tmp_path / "frames", PLAIN)
 
 
