@@ -118,7 +118,7 @@ def read_result(path):
 
 
 def check_figure(value):
-    """The value, if it is a number that can be shown; else TypeError."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or abs(value) > 1e18:
+    """The value, if it is a number of at least 0 that a plot can show, or nan; else TypeError."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or value < 0 or value > 1e38:
         raise TypeError(f"{value!r} is no figure")
     return value

@@ -9,7 +9,8 @@ import torch
 
 ODD = (None, True, -1, 0, 3, 2 ** 31, 2 ** 63, 10 ** 400, -2.5, 1e308, math.nan, math.inf, "", "x", "../x", "\0", "é" * 300, [], {}, [[]], [1, "x"], {"x": 1})
 ODD_TENSORS = (
-    lambda tensor: tensor[:1], lambda tensor: tensor[:0], lambda tensor: tensor[None], lambda tensor: tensor.flatten(), lambda tensor: tensor.mT if tensor.dim() > 1 else tensor,
+    lambda tensor: tensor[:1], lambda tensor: tensor[:0], lambda tensor: tensor[None], lambda tensor: tensor.flatten(),
+    lambda tensor: tensor.mT if tensor.dim() > 1 else tensor,
     lambda tensor: tensor.flip(0), lambda tensor: -tensor, lambda tensor: tensor * 1e30, lambda tensor: tensor * math.nan, lambda tensor: tensor / 0,
     lambda tensor: tensor.to(torch.int64), lambda tensor: tensor.to(torch.uint8), lambda tensor: tensor > 0, lambda tensor: tensor.to(torch.complex64),
     lambda tensor: tensor.half(), lambda tensor: tensor.double(), lambda tensor: tensor.to(torch.float8_e4m3fn), lambda tensor: tensor.to_sparse(),

@@ -359,10 +359,11 @@ def test_every_flag_with_an_effect_chooses_another_folder(command, whole, tmp_pa
         run.lock.close()
         return run.folder
 
-    first, other = folder(), {"precision": "bf16", "validation": "0.5", "width": "18", "init": "noise", "interpolation": "linear", "device": "cuda:7", "wandb": "disabled"}
+    first, other = folder(), {"validation": "0.5", "width": "18", "device": "cuda:7", "wandb": "disabled"}
     for action in parser()._actions:
         if action.dest != "help":
-            changed = folder(action.option_strings[0], *([] if action.nargs == 0 else [other.get(action.dest, "17")]))
+            values = [choice for choice in action.choices or ["17"] if choice != action.default]
+            changed = folder(action.option_strings[0], *([] if action.nargs == 0 else [other.get(action.dest, values[0])]))
             assert (changed.name == first.name) == (action.dest in WITHOUT_EFFECT), action.dest
 
 
