@@ -73,16 +73,30 @@ def save(content, path):
 
 
 def load(path, on_disk=False):
-    """Tensors and plain values of a file that torch.save wrote; ValueError for anything else, pickled objects included.
+    """Tensors and plain values of a file that torch.save wrote; ValueError for anything else, pickled objects included, and for a wrong checksum.
 
-    `on_disk` leaves the tensors there until they are used, in files of today's format.
+    `on_disk` leaves the tensors there until they are used, in files of today's format, and their checksums, which would take reading it all.
     """
     if not pathlib.Path(path).is_file():
         raise ValueError(f"{path} does not exist")
     try:
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=on_disk and zipfile.is_zipfile(path))
+        archive = zipfile.is_zipfile(path)
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=on_disk and archive)
+        damaged = zipfile.ZipFile(path).testzip() if archive and not on_disk else None  # PyTorch does not look at checksums
     except Exception as error:
         raise ValueError(f"{path} cannot be read as a file of tensors ({type(error).__name__})") from error
+    if damaged:
+        raise ValueError(f"{path} is damaged: the checksum of {damaged} is wrong")
+    if not all(map(is_plain, tree_leaves(content))):
+        raise ValueError(f"{path} holds tensors that are sparse, quantised, complex or larger than what is stored of them")
+    return content
+
+
+def is_plain(value):
+    """Whether this is a tensor of numbers that all are in memory or on the disk, one by one, or no tensor."""
+    return not isinstance(value, torch.Tensor) or (
+        value.layout is torch.strided and value.device.type == "cpu" and not value.is_quantized and not value.is_complex()
+        and value.nbytes <= value.untyped_storage().nbytes())
 
 
 def check_space(folder, size, what, remedy):
@@ -95,6 +109,15 @@ def check_space(folder, size, what, remedy):
 def save_json(content, path):
     with atomic_write(path, "w") as file:
         json.dump(content, file, indent=1)
+
+
+def read_json(path):
+    if not path.is_file():
+        raise ValueError(f"{path} does not exist")
+    try:
+        return json.loads(path.read_text(encoding="utf-8-sig"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} cannot be read as json ({error})") from error
 
 
 def lock(file, wait=True):
@@ -569,6 +592,8 @@ class Run:
             state = load(path)
             self.set_state(state)
             metrics_bytes = state["metrics_bytes"]
+            if self.metrics.stat().st_size < metrics_bytes:
+                raise ValueError(f"{self.metrics.name} lacks lines that were logged before")
         except (ValueError, LookupError, TypeError, AttributeError, RuntimeError) as error:
             raise ValueError(f"{path} is damaged: delete its folder to start anew ({error})") from error
         with open(self.metrics, "ab") as file:
@@ -614,8 +639,10 @@ class Run:
         """Write the state before the step of `iteration` (by default this one)."""
         self.check_finite()
         if rank() == 0:
-            save({**self.state(), "iteration": self.iteration if iteration is None else iteration, "metrics_bytes": self.metrics.stat().st_size},
-                 self.folder / "checkpoint.pt")
+            with open(self.metrics, "ab") as metrics:
+                os.fsync(metrics.fileno())  # not to be behind the checkpoint, even where the machine stops
+                size = metrics.tell()
+            save({**self.state(), "iteration": self.iteration if iteration is None else iteration, "metrics_bytes": size}, self.folder / "checkpoint.pt")
         self.saved_at = time.monotonic()
 
     def check_finite(self):
@@ -691,7 +718,7 @@ class Run:
 def read_config(path):
     """The config.json of a run: the command, its settings, and the chosen ones, those that have an effect."""
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        config = read_json(path)
         return {name: dict(config[name]) for name in ("settings", "chosen")}
     except (ValueError, LookupError, TypeError):
         raise ValueError(f"{path} is damaged: delete its folder, or give another --save_path") from None

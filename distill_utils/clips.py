@@ -7,6 +7,7 @@ import contextlib
 import copy
 import dataclasses
 import hashlib
+import io
 import json
 import math
 import mmap
@@ -21,10 +22,10 @@ import torch
 from PIL import Image, ImageOps
 
 from distill_utils.compute import stays_on_device
-from distill_utils.datasets import DATA_PATH, LIST, DataSet, clip_frames, clip_positions, find_dataset, read_json, read_videos
+from distill_utils.datasets import DATA_PATH, LIST, DataSet, clip_frames, clip_positions, find_dataset, read_videos
 from distill_utils.frames import as_rgb, content_digest, find_folders, frame_names
 from distill_utils.temporal import repeated_frames
-from utils import check_space, cores, has_own_memory, lock, progress, save_json
+from utils import check_space, cores, has_own_memory, lock, progress, read_json, save_json
 
 MEAN = torch.tensor((0.485, 0.456, 0.406)).view(3, 1, 1)
 STD = torch.tensor((0.229, 0.224, 0.225)).view(3, 1, 1)
@@ -168,7 +169,7 @@ class Selection:
             return found
         made = (read_json(path) for path in sorted(pack_folder(folder).glob(f"{self.row.name}_{self.split}_*.json")))
         same = {"listed": self.listed, "place": folders[0]}
-        return next((each["content"] for each in made if isinstance(each, dict) and each.items() >= same.items()), "absent")
+        return next((each["content"] for each in made if isinstance(each, dict) and "content" in each and each.items() >= same.items()), "absent")
 
 
 def pack_folder(folder):
@@ -292,13 +293,19 @@ def open_pack(path, shape, open_frames):
         with locked(path.with_suffix(".lock")):
             if not path.exists():
                 build_pack(path, shape, open_frames())
-    try:
-        array = np.load(path, mmap_mode="r")
-    except ValueError:
-        array = None
-    if array is None or array.shape != shape or array.dtype != np.uint8:
+    header = pack_header(shape)
+    with open(path, "rb") as file:
+        whole = file.read(len(header)) == header and path.stat().st_size == len(header) + math.prod(shape)
+    if not whole:
         raise ValueError(f"the pack {path} is damaged: delete it, the next run builds it again")
-    return Pack(array)
+    return Pack(np.memmap(path, np.uint8, "r", len(header), shape))
+
+
+def pack_header(shape):
+    """What a pack begins with: that of a .npy file."""
+    file = io.BytesIO()
+    np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
+    return file.getvalue()
 
 
 @contextlib.contextmanager
@@ -319,7 +326,7 @@ def build_pack(path, shape, frames):
     try:
         with open(temporary, "wb") as file:  # empties what a killed build left
             check_space(path.parent, size, "the pack", "give another --pack_path, or --no_pack")
-            np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
+            file.write(pack_header(shape))
             file.flush()
             write_clips(file.fileno(), file.tell(), frames, shape[0], path.stem)
             os.fsync(file.fileno())

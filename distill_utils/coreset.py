@@ -80,7 +80,10 @@ def feature_network(run, args, clips):
     path = run.folder.parent / f"feature_network_{stream_seed(*values):015x}.pt"
     if path.exists():
         net = networks.build("ConvNet3D", clips.K, clips.T, clips.size, args.width).to(clips.device)
-        net.load_state_dict(load(path))
+        try:
+            net.load_state_dict(load(path))
+        except (LookupError, TypeError, AttributeError, ValueError, RuntimeError) as error:
+            raise ValueError(f"{path} is damaged: delete it, the next run trains the network again ({error})") from error
         return net
     with random_stream(stream_seed("features", *values)), progress(total=args.feature_epochs, desc="feature network", unit="epoch") as bar:
         net = networks.build("ConvNet3D", clips.K, clips.T, clips.size, args.width).to(clips.device)

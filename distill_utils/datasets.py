@@ -6,7 +6,6 @@ import collections
 import csv
 import dataclasses
 import functools
-import json
 import pathlib
 import posixpath
 import warnings
@@ -16,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from distill_utils.frames import is_visible
-from utils import ROOT
+from utils import ROOT, read_json
 
 DATA_PATH = ROOT / "distill_utils" / "data"
 LIST_COLUMNS = ("folder_name", "label", "split")
@@ -80,15 +79,6 @@ def read_ssv2(path):
     if len(unknown):
         raise ValueError(f"{path} has the class {unknown.iloc[0]!r}, which {CLASS_LIST} beside it does not name")
     return rows.assign(split=path.stem.removeprefix("annot_"))
-
-
-def read_json(path):
-    if not path.is_file():
-        raise ValueError(f"{path} does not exist")
-    try:
-        return json.loads(path.read_text(encoding="utf-8-sig"))
-    except ValueError as error:
-        raise ValueError(f"{path} cannot be read as json ({error})") from error
 
 
 # ---------------------------------------------------------------- the table

@@ -8,6 +8,7 @@ import collections
 import dataclasses
 import io
 import logging
+import math
 import os
 import pathlib
 import shutil
@@ -147,9 +148,10 @@ def orientation(frame):
 def decoded(path):
     """Yield (frame, aspect of its pixels), PyAV's; Broken where that ends early."""
     with opened(path) as (container, stream):
-        packets, number, end, aspect = 0, 0, 0, float(stream.sample_aspect_ratio or 1)
+        packets, number, begin, end, aspect = 0, 0, math.inf, 0, float(stream.sample_aspect_ratio or 1)
         for packet in container.demux():
             if packet.pts is not None:
+                begin = min(begin, float((packet.pts if packet.dts is None else min(packet.pts, packet.dts)) * packet.time_base))
                 end = max(end, float((packet.pts + (packet.duration or 0)) * packet.time_base))
             if packet.stream is stream:
                 packets += packet.size > 0
@@ -162,11 +164,13 @@ def decoded(path):
                     yield frame, aspect
         if not number:
             raise Broken("holds no frames")
-        seconds, lasted = (container.duration or 0) / av.time_base, end - (container.start_time or 0) / av.time_base
+        seconds, lasted = (container.duration or 0) / av.time_base, max(0, end - begin)
         reached = max(packets, lasted * float(stream.average_rate or 0))  # AVI leaves out frames that repeat the last one
         if reached < LEAST * stream.frames and (packets := count_all_packets(path)) < LEAST * stream.frames:
             raise Broken(f"ends after {packets} of {stream.frames} frames")
         frame = 1.5 / float(stream.average_rate or 1)  # seconds: some containers do not say how long the last one is shown
+        if begin < seconds:  # of pieces cut out of a longer recording Matroska may count from the recording's start
+            seconds -= max(0, begin)
         if not stream.frames and lasted + frame < LEAST * seconds:  # Matroska counts seconds only
             raise Broken(f"ends after {lasted:.1f} of {seconds:.1f} seconds")
 

@@ -17,14 +17,13 @@ import networks
 from distill_utils.augment import NONE, augment_each
 from distill_utils.clips import coin_flips
 from distill_utils.compute import autocast, clips_at_once
-from distill_utils.datasets import read_json
 from distill_utils.options import (DATA_PATHS, add_evaluation_options, check, content_digest, digest, evaluation_values, list_digest, load_data, load_splits,
                                    positive, script_parser, start_run, tail)
-from distill_utils.record import finish, logged
+from distill_utils.record import FIGURES, check_figure, finish, logged
 from distill_utils.synset import load_set, regression_labels
 from distill_utils.temporal import random_segment
 from networks.convnet3d import LEAST_FRAMES
-from utils import broadcast, gather, own, progress, random_stream, rank, read_config, run_script, save_json, seed_everything
+from utils import broadcast, gather, own, progress, random_stream, rank, read_config, read_json, run_script, save_json, seed_everything, sentence
 
 
 def evaluate(synset, test, *, network="ConvNet3D", num_eval=3, epochs=500, lr=0.01, batch_size=256, seed=0, precision="fp32",
@@ -206,17 +205,29 @@ def across_networks(args):
     rows = []
     for name in args.networks or [args.network]:
         values = evaluation_values(args, content["lr"]) | {"network": name}
-        done = broadcast(read_json(path) if rank() == 0 and path.exists() else {})
+        done = broadcast(read_networks(path) if rank() == 0 else None)
         if done.get(name, {}).get("settings") != values | clips:
             result = {"settings": values | clips, **evaluate(synset.to(test.device), test, **values)}
-            done = (read_json(path) if path.exists() else {}) | {name: result}  # another command may have added its own
+            done = read_networks(path) | {name: result}  # another command may have added its own
             if rank() == 0:
                 save_json(done, path)
         result = done[name]
-        rows.append({"network": name, **{figure: f"{result[figure]:.1f} ± {result[figure + '_std']:.1f}" for figure in ("top1", "top5", "video_top1")},
+        rows.append({"network": name, **{top: f"{result[top]:.1f} ± {result[top + '_std']:.1f}" for top in ("top1", "top5", "video_top1")},
                      "train top1": f"{result['train_top1']:.1f}", "seconds": f"{result['seconds']:.0f}"})
     print(pd.DataFrame(rows).to_string(index=False))
     print(f"all figures: {path}")
+
+
+def read_networks(path):
+    """{network: result} of a networks.json; ValueError where it is damaged."""
+    try:
+        done = read_json(path) if path.exists() else {}
+        for result in done.values():
+            for name in (*FIGURES[:6], "train_top1", "seconds"):
+                check_figure(result[name])
+        return done
+    except (LookupError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path} is damaged: delete it, its networks are trained again ({type(error).__name__}: {error})") from None
 
 
 class RunSettings(argparse.Action):
@@ -229,10 +240,22 @@ class RunSettings(argparse.Action):
         namespace.run = run
         if run is None or not (run / "config.json").is_file():
             return
-        settings = read_config(run / "config.json")["settings"]
-        for name in self.TAKEN:
-            if getattr(namespace, name) == parser.get_default(name) and settings.get(name) is not None:
-                setattr(namespace, name, pathlib.Path(settings[name]) if name in DATA_PATHS else settings[name])
+        flags = {flag.dest: flag for flag in parser._actions}
+        try:
+            settings = read_config(run / "config.json")["settings"]
+            for name in self.TAKEN:
+                if getattr(namespace, name) == parser.get_default(name) and settings.get(name) is not None:
+                    setattr(namespace, name, taken(flags[name], settings[name]))
+        except (ValueError, OSError, argparse.ArgumentTypeError) as error:
+            raise argparse.ArgumentError(None, f"{run / 'config.json'}: {sentence(error)}") from None
+
+
+def taken(flag, value):
+    """A setting as the flag's value, as if it were given on the command line."""
+    value = (flag.type or str)(str(value))
+    if flag.choices and value not in flag.choices:
+        raise ValueError(f"--{flag.dest} {value!r} is none of {', '.join(flag.choices)}")
+    return value
 
 
 def network_names(text):

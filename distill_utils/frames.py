@@ -99,8 +99,8 @@ def only_difference(names):
 def choose_series(names, folder):
     """Which of a folder's images are the video's frames, [(numbers in the name, name)], and what the others' names are like.
 
-    Names that differ in their numbers only are a series. Of several the frames are those that go by a word for RGB pictures, or by plain numbers, beside
-    what all names have in common; ValueError where that is not one.
+    Names that differ in their numbers only are a series. Of several the frames are the one whose names have a word for RGB pictures, and no other word
+    that not all names have, or no word at all; ValueError where that is not one.
     """
     found = all_series(names)
     words = {key: set(re.findall(r"[^\W\d_]+", key[0])) for key in found}

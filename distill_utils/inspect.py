@@ -19,12 +19,12 @@ import pandas as pd
 from PIL import Image, ImageDraw
 
 from distill_utils.clips import FrameFolders, mapped, select
-from distill_utils.datasets import DATASETS, read_json
+from distill_utils.datasets import DATASETS
 from distill_utils.frames import as_rgb, choose_series, find_folder, image_names, numbered_frames, orientation
 from distill_utils.lists import FORMAT, PREPARED, split_of
 from distill_utils.options import add_data_options, dataset_label, list_videos, seed, selection_values
 from distill_utils.pictures import write
-from utils import ROOT, atomic_write, cores, progress, run_script
+from utils import ROOT, atomic_write, cores, progress, read_json, run_script
 
 QUANTILES = (0, 0.05, 0.25, 0.5, 0.75, 0.95, 1)
 
@@ -99,7 +99,8 @@ def describe_preparation(folder):
     root = next((above for above in folder.parents if (above / PREPARED).is_file()), None)
     if root is None:
         return
-    if read_json(root / PREPARED).get("format") != FORMAT:
+    made = read_json(root / PREPARED)
+    if not isinstance(made, dict) or made.get("format") != FORMAT:
         print(f"prepared by an older version: mirrored or trimmed videos and files of several video streams may be stored wrongly: "
               f"prepare {root} anew, with another --out")
     path = root / "broken_videos.txt"

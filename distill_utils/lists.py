@@ -12,13 +12,13 @@ import unicodedata
 import numpy as np
 import pandas as pd
 
-from distill_utils.datasets import (CLASS_LIST, GROUP, LIST_COLUMNS, SPLITS, check_together, checked, choose_groups, known_splits, read_json, read_kinetics,
-                                    read_table)
+from distill_utils.datasets import (CLASS_LIST, GROUP, LIST_COLUMNS, SPLITS, check_together, checked, choose_groups, known_splits, read_kinetics, read_table)
 from distill_utils.frames import is_visible
-from utils import atomic_write, save_json
+from utils import atomic_write, read_json, save_json
 
 TEST_RATIO = 0.3  # of one's own videos
-SPLIT_FOLDERS = {**SPLITS, "training": "train", "testing": "test", "valid": "validation", "dev": "validation"}
+SPLIT_FOLDERS = {**SPLITS, "trn": "train", "training": "train", "tst": "test", "testing": "test", "valid": "validation", "dev": "validation",
+                 "eval": "validation", "evaluation": "validation"}
 SUFFIXES = (".avi", ".divx", ".mp4", ".m4v", ".mov", ".qt", ".mkv", ".webm", ".mpg", ".mpeg", ".vob", ".ts", ".mts", ".m2ts", ".wmv", ".asf",
             ".flv", ".f4v", ".3gp", ".3g2", ".ogv", ".ogg", ".unknown_video")  # of videos
 PREPARED = "prepared.json"  # stands beside our own lists
@@ -102,7 +102,10 @@ def kinetics(lists):
 def ssv2(lists):
     """something-something-v2-{train,validation,labels}.json, or the newer release's {train,validation,labels}.json."""
     prefix = "something-something-v2-"
-    classes = read_json(find(lists, f"{prefix}labels.json", "labels.json"))
+    path = find(lists, f"{prefix}labels.json", "labels.json")
+    classes = read_json(path)
+    if not isinstance(classes, (dict, list)):
+        raise ValueError(f"{path} is not a list of classes")
     ours = {}
     for name, split in (("annot_train.json", "train"), ("annot_val.json", "validation")):
         path = find(lists, f"{prefix}{split}.json", f"{split}.json")
@@ -212,7 +215,7 @@ def split_level(paths, folder):
 
 def split_of(name):
     """The split that a folder of this name is for, or None."""
-    return SPLIT_FOLDERS.get(name.lower().removesuffix("_set"))
+    return SPLIT_FOLDERS.get(re.sub(r"[ _-]*(set|data|split|videos|clips)$", "", name.lower()))
 
 
 def group(path, pattern):

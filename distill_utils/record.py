@@ -1,8 +1,12 @@
 """What a run keeps of an evaluation: metrics, the distilled set, its pictures, a checkpoint, and at the end its result."""
-from distill_utils.datasets import DATASETS, read_json
+import itertools
+
+from distill_utils.datasets import DATASETS
 from distill_utils.pictures import save_pictures
 from distill_utils.synset import load_set
-from utils import broadcast, gather, peak_memory, rank, save
+from utils import broadcast, gather, peak_memory, rank, read_json, save
+
+FIGURES = ("top1", "top1_std", "top5", "top5_std", "video_top1", "video_top1_std", "bytes", "bytes_fp32", "seconds_per_iteration", "steps", "peak_memory", "seconds")
 
 
 def record(run, synset, seen, result, matching=None):
@@ -57,7 +61,7 @@ def finish(run, synset, seen, test, **values):
     if test is None:
         return run.say(f"not tested: the same command without --no_test adds the result; {run.folder}")
     headline, path = DATASETS[test.dataset].headline, run.folder / "result.json"
-    result = broadcast(read_json(path) if rank() == 0 and path.exists() else None)
+    result = broadcast(read_result(path) if rank() == 0 and path.exists() else None)
     if result is None:
         result = {**run.result, "best_on_test": run.best} if seen.split != "validation" else tested(run, synset, test, **values)
         result |= {"start": run.start, "class_names": test.class_names, "peak_memory": max(gather([peak_memory(test.device)]))}  # of one process
@@ -86,3 +90,37 @@ def tested(run, synset, test, **values):
         chosen, content = load_set(run.folder / BEST)
         best = evaluate(chosen.to(test.device), test, **values | {"lr": content["lr"]})
     return {**last, "validation": logged(run.result), "best_on_validation": {**run.best, "test": logged(best)}}
+
+
+# ---------------------------------------------------------------- results in files
+
+def read_result(path):
+    """A run's result.json: FIGURES, per_class, class_names, confusion or None, networks; None where it is that of a buffer of experts.
+
+    What older versions left out is there. ValueError where a figure is none, or the classes are not as many everywhere.
+    """
+    result = read_json(path)
+    try:
+        if "experts_top1" in result:
+            return None
+        result = {"bytes": result.get("storage"), "bytes_fp32": result.get("storage"), "networks": [], "confusion": None, **result}  # older: fp32 only
+        classes = len(result["per_class"])
+        result["class_names"] = result.get("class_names") or [f"class {number}" for number in range(classes)]
+        rows = [result["per_class"], *(result["confusion"] or ())]
+        best = result.get("best_on_validation") or {"iteration": 0, "value": 0, "std": 0, "test": result}
+        figures = [result[name] for name in FIGURES if name != "seconds_per_iteration"], [result["seconds_per_iteration"] or 0], result["networks"], *rows, [
+            best[name] for name in ("iteration", "value", "std")], [best["test"][name] for name in FIGURES[:6]]
+        for value in itertools.chain(*figures):
+            check_figure(value)
+        if not all(len(row) == classes for row in rows) or len(rows) not in (1, classes + 1) or list(map(type, result["class_names"])) != [str] * classes:
+            raise TypeError("figures and names are not of the same classes")
+        return result
+    except (LookupError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path} is no result of these scripts ({type(error).__name__}: {error})") from None
+
+
+def check_figure(value):
+    """The value, if it is a number of at least 0 that a plot can show, or nan; else TypeError."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or value < 0 or value > 1e38:
+        raise TypeError(f"{value!r} is no figure")
+    return value

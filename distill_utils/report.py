@@ -7,6 +7,7 @@ RUNS are run folders, or folders with such below. report/index.html holds everyt
 import argparse
 import base64
 import html
+import io
 import json
 import math
 import os
@@ -24,9 +25,10 @@ from distill_utils.clips import denormalize
 from distill_utils.dynamics import class_dynamics
 from distill_utils.export import gif
 from distill_utils.options import positive
+from distill_utils.record import check_figure
 from distill_utils.synset import StaticDynamicSet, load_set
 from distill_utils.table import accuracy, compared, mark, read_results
-from utils import atomic_write, git_commit, random_stream, run_script
+from utils import TEXT, atomic_write, git_commit, random_stream, run_script
 
 matplotlib.rcdefaults()  # not a matplotlibrc of the user's, which may want LaTeX
 matplotlib.rcParams["text.parse_math"] = False  # a dollar in a class's name is one
@@ -44,7 +46,7 @@ th:first-child, td:first-child { text-align: left } th { background: #f6f6f6; po
 def main(args):
     every = read_results(args.runs)
     every["method"] = [method_name(row) for row in every.itertuples()]
-    args.out.mkdir(parents=True, exist_ok=True)
+    plots = {}
     parts = [f"<h1>Distilled video data sets</h1><p class=note>{len(every)} runs, {time.strftime('%Y-%m-%d %H:%M')}, code {html.escape(git_commit() or 'unknown')}</p>"]
     groups, titles = every.groupby(["data", "class_names"]), set()
     for (data, names), rows in groups:
@@ -52,28 +54,30 @@ def main(args):
             data += f", {len(names)} classes, {sum(title.startswith(data) for title in titles) + 1}"
         titles.add(data)
         rows = rows.sort_values(["ipc", "method"], kind="stable", na_position="last")
-        parts += [f"<h2>{html.escape(data)}</h2>", *section(data, rows, args.out, args.classes)]
+        parts += [f"<h2>{html.escape(data)}</h2>", *section(data, rows, plots, args.classes)]
     page = f"<!doctype html><html lang=en><meta charset=utf-8><title>Distilled video data sets</title><style>{STYLE}</style>{''.join(parts)}</html>"
-    with atomic_write(args.out / "index.html", "w") as file:
-        file.write(page)
+    args.out.mkdir(parents=True, exist_ok=True)
+    for name, content in (plots | {"index.html": page.encode(**TEXT)}).items():
+        with atomic_write(args.out / name) as file:
+            file.write(content)
     print(f"{len(every)} runs: {args.out / 'index.html'}, {len(page) / 1e6:.1f} MB")
 
 
-def section(data, rows, out, most_classes):
-    """The parts of the page about one data set's runs."""
+def section(data, rows, plots, most_classes):
+    """The parts of the page about one data set's runs; adds {file's name: PNG} to `plots`."""
     classes = class_dynamics(rows)
-    plots = {"frontier": plot_frontier(rows), "iterations": plot_iterations(rows), "classes": plot_classes(rows, classes), "confusion": plot_confusion(rows)}
+    figures = {"frontier": plot_frontier(rows), "iterations": plot_iterations(rows), "classes": plot_classes(rows, classes), "confusion": plot_confusion(rows)}
     yield table_of(rows, classes)
     titles = {"frontier": "Accuracy against bytes", "iterations": "Accuracy over iterations",
               "classes": "Accuracy of each class" + (": the dynamic half marked, full clips against one frame" if classes is not None else ""),
               "confusion": "Confusion: rows are the true classes"}
-    for name, figure in plots.items():
+    for name, figure in figures.items():
         if figure is not None:
-            path = out / f"{data}_{name}.png"
-            with atomic_write(path) as file:
-                figure.savefig(file, format="png", dpi=110, bbox_inches="tight")
+            file = io.BytesIO()
+            figure.savefig(file, format="png", dpi=110, bbox_inches="tight")
+            plots[f"{data}_{name}.png"] = file.getvalue()
             plt.close(figure)
-            yield f"<h3>{titles[name]}</h3><img class=plot alt='{titles[name]}' src='{inline(path.read_bytes(), 'png')}'>"
+            yield f"<h3>{titles[name]}</h3><img class=plot alt='{titles[name]}' src='{inline(file.getvalue(), 'png')}'>"
     yield from videos_of(rows, classes, most_classes)
 
 
@@ -153,8 +157,7 @@ def plot_iterations(rows):
     figure, axes = plt.subplots(figsize=(9, 5))
     headline = rows.headline.iloc[0]
     for row in rows.itertuples():
-        metrics = [json.loads(line) for line in (row.path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-        points = [(each["iteration"], each[headline], each[f"{headline}_std"]) for each in metrics if headline in each]
+        points = read_points(row.path / "metrics.jsonl", headline)
         if len(points) > 1:
             axes.errorbar(*zip(*points), marker="o", ms=4, capsize=2, label=label(row))
     if not axes.has_data():
@@ -164,6 +167,15 @@ def plot_iterations(rows):
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.01, 1))
     return figure
+
+
+def read_points(path, headline):
+    """(iteration, accuracy, its std) of each evaluation in a metrics.jsonl."""
+    try:
+        lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        return [tuple(check_figure(each[name]) for name in ("iteration", headline, f"{headline}_std")) for each in lines if headline in each]
+    except (ValueError, LookupError, TypeError, RecursionError) as error:
+        raise ValueError(f"{path} is damaged ({type(error).__name__}: {error})") from None
 
 
 def plot_classes(rows, classes, most=12):
@@ -221,6 +233,8 @@ def videos_of(rows, classes, most_classes):
     for row in rows.itertuples():
         if (row.path / "distilled.pt").exists():
             synset, _ = load_set(row.path)
+            if synset.K != len(row.class_names):
+                raise ValueError(f"{row.path / 'distilled.pt'} is of other classes than the result.json beside it")
             with random_stream(0):
                 columns += pictures(label(row), synset)
     if not columns:

@@ -352,6 +352,7 @@ def load(path):
     return Distilled(synset, content["class_names"])
 
 
+MOST_PIXELS = 2 ** 24  # of a video: 16 frames of 1024 pixels
 OLDER = {"lr": 0.01, "size": None, "storage": "fp32"}  # what files of older versions leave out
 
 
@@ -364,6 +365,8 @@ def load_set(path):
         content = {**OLDER, **content}
         if content["storage"] not in (*FORMATS, PIXELS):
             raise ValueError(f"unknown storage {content['storage']!r}")
+        if not 0 < content["frames"] * (content["size"] or 1) ** 2 <= MOST_PIXELS:  # small memories may be shown large
+            raise ValueError(f"videos of {content['frames']} frames of {content['size']} pixels")
         synset, names = KINDS[content["kind"]](content), content["class_names"]
         if "soft_labels" in content:
             synset.soft_labels = nn.Parameter(decode(content["soft_labels"]).view(len(synset), synset.K))
@@ -391,7 +394,7 @@ def pixel_set(content):
 
 
 def still_set(content):
-    spc = torch.bincount(content["label"]).unique().item()
+    spc = content["label"].unique(return_counts=True)[1].unique().item()
     static = decode(content["image"]).unflatten(0, (-1, spc))
     return StillSet(static, content["ipc"], content["frames"], content["size"], content["storage"])
 

@@ -13,12 +13,13 @@ import pathlib
 import numpy as np
 import pandas as pd
 
-from distill_utils.datasets import DATASETS, read_json
+from distill_utils.datasets import DATASETS
+from distill_utils.record import FIGURES, check_figure, read_result
 from networks import WIDTH
 from utils import atomic_write, read_config, run_script
 
 SETTINGS = ("ipc", "spc", "dpc", "n_syn", "interpolation", "n_real", "segments", "init", "lr_img", "lr_dynamic", "method", "network", "width", "pool", "storage", "dynamic_frames", "dynamic_size", "static_size", "static", "select", "dsa", "learn_label", "eval_protocol", "validation", "seed", "Iteration")
-FIGURES = ("top1", "top1_std", "top5", "top5_std", "video_top1", "video_top1_std", "bytes", "bytes_fp32", "seconds_per_iteration", "steps", "peak_memory", "seconds")
+WORDS = ("interpolation", "init", "method", "network", "storage", "static", "select", "dsa", "eval_protocol", "validation")  # of these: settings that may be words
 
 
 def read_results(folders):
@@ -27,23 +28,26 @@ def read_results(folders):
     rows = []
     paths = sorted({path for folder in folders for path in folder.rglob("result.json")}, key=lambda path: path.stat().st_mtime)
     for path in paths:
-        config, result = read_config(path.parent / "config.json"), read_json(path)
-        if "experts_top1" in result:  # a buffer
+        config, result = read_config(path.parent / "config.json"), read_result(path)
+        if result is None:
             continue
-        result = {"bytes": result.get("storage"), "bytes_fp32": result.get("storage"), **result}  # older versions knew fp32 only
         settings, folder = config["settings"], path.parent.resolve()
         try:
-            names = result.get("class_names") or [f"class {number}" for number in range(len(result["per_class"]))]
+            hash(same(config["chosen"], CLIPS + NETWORK + PROTOCOL))  # runs are compared by these: a damaged file's may be anything
             rows.append({"data": folder.parent.name, "run": folder.name, "path": folder, "dataset": settings["dataset"],
-                         "headline": DATASETS[settings["dataset"]].headline, **{name: settings.get(name) for name in SETTINGS},
-                         **{name: result[name] for name in FIGURES}, "per_class": result["per_class"], "class_names": tuple(names),
-                         **best_on_validation(result), "confusion": result.get("confusion"), "chosen": config["chosen"]})
+                         "headline": DATASETS[settings["dataset"]].headline, **{name: setting(name, settings.get(name)) for name in SETTINGS},
+                         **{name: result[name] for name in FIGURES}, "per_class": result["per_class"], "class_names": tuple(result["class_names"]),
+                         **best_on_validation(result), "confusion": result["confusion"], "chosen": config["chosen"]})
         except (LookupError, TypeError) as error:
-            raise ValueError(f"{path} is no result of these scripts ({type(error).__name__}: {error})") from None
+            raise ValueError(f"{path.parent / 'config.json'} is damaged ({type(error).__name__}: {error})") from None
     if not rows:
         raise ValueError(f"no finished run below {' or '.join(map(str, folders))}")
     rows = pd.DataFrame(rows, dtype=object)
     return rows.assign(over_random=over_random(rows), of_full=of_full(rows))
+
+
+def setting(name, value):
+    return value if value is None or name in WORDS and isinstance(value, str) else check_figure(value)
 
 
 def best_on_validation(result):

@@ -620,7 +620,9 @@ def test_a_damaged_note_beside_a_pack_is_named_or_passed_over(tiny, load, tmp_pa
     load()
     note, = packs(tmp_path, "*.json")
     shutil.rmtree(tiny / "jpegs")
-    for text, message in (("{", "cannot be read as json"), ("[1]", "does not exist"), ('{"listed": [], "place": {}}', "does not exist")):
+    same = {name: value for name, value in json.loads(note.read_text()).items() if name != "content"}
+    for text, message in (("{", "cannot be read as json"), ("[" * 10 ** 5, "cannot be read as json"), ("[1]", "does not exist"),
+                          ('{"listed": [], "place": {}}', "does not exist"), (json.dumps(same), "does not exist")):
         note.write_text(text)
         with pytest.raises(ValueError, match=message):
             load(frames_path=tiny / "jpegs")
@@ -701,9 +703,12 @@ def test_val_is_the_test_set_only_where_there_is_no_other(tmp_path):
 def test_damaged_pack_is_named(load, tmp_path):
     load()
     path = packs(tmp_path)[0]
-    path.write_bytes(path.read_bytes()[:-1])
-    with pytest.raises(ValueError, match=f"the pack {path} is damaged: delete it"):
-        load()
+    whole = path.read_bytes()
+    for damaged in (whole[:-1], whole + b"\0", b"", whole[:50], b"PK\3\4" + whole[4:], whole.replace(b"(7, 4,", b"(4, 7,"), whole.replace(b"|u1", b"|i1"),
+                    whole.replace(b"{", b"(", 1)):
+        path.write_bytes(damaged)
+        with pytest.raises(ValueError, match=f"the pack {path} is damaged: delete it"):
+            load()
 
 
 BUILD_IN_TWO_PARTS = """

@@ -197,6 +197,19 @@ def test_the_script_itself_killed(command, whole, tmp_path):
     assert_same_outcome(only_folder(tmp_path), whole("distill_DM")[0])
 
 
+@pytest.mark.parametrize("kept", (0, 10, None))
+def test_metrics_that_were_lost(command, copied, tmp_path, kept):
+    """What a checkpoint knows to have been logged is not there any more."""
+    path = copied / "metrics.jsonl"
+    if kept is None:
+        path.unlink()
+    else:
+        path.write_bytes(path.read_bytes()[:kept])
+    code, output = command("distill_DM", tmp_path)
+    assert code == 2 and str(path if kept is None else copied / "checkpoint.pt is damaged") in output and "Traceback" not in output
+    assert kept is None and not path.exists() or path.stat().st_size == kept
+
+
 def test_evaluating_more_often_does_not_change_the_set(command, whole, tmp_path):
     for script in ("distill_DM", "distill_s2d", "distill_s2d MTT"):
         reference, extra = whole(script)

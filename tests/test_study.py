@@ -294,6 +294,23 @@ def test_files_that_hold_no_set(tmp_path):
         load(tmp_path / "nowhere")
 
 
+@pytest.mark.parametrize("change, sentence", (
+    ({"frames": "many"}, "'many' is not a whole number of at least 1"), ({"frames": -8}, "'-8' is not a whole number"), ({"precision": "fp7"}, "--precision 'fp7' is none of"),
+    ({"validation": [1]}, "is not a share"), (None, "is damaged: delete its folder")))
+def test_settings_of_a_run_that_are_none(tmp_path, capsys, change, sentence):
+    """They are taken as if they were given on the command line."""
+    settings = {"frames": 5, "seed": 3, "data_path": "/a", "precision": "fp32", "validation": 0.0}
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps({"settings": settings, "chosen": {}}))
+    args = evaluate.parser().parse_args([str(tmp_path)])
+    assert (args.frames, args.seed, str(args.data_path), args.precision, args.validation) == (5, 3, "/a", "fp32", 0)
+    path.write_text(json.dumps({"settings": settings | change, "chosen": {}}) if change else "{")
+    with pytest.raises(SystemExit) as stop:
+        run_script(evaluate.main, evaluate.parser(), [str(tmp_path)])
+    printed = capsys.readouterr().err.splitlines()[-1]
+    assert stop.value.code == 2 and str(path) in printed and sentence in printed
+
+
 # ---------------------------------------------------------------- export
 
 @pytest.mark.parametrize("kind", ("pixels", "dynamic"))

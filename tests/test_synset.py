@@ -322,6 +322,29 @@ def test_a_static_memory_that_does_not_fit_is_refused(tmp_path, content, error):
     assert str(path) in str(raised.value)
 
 
+@pytest.mark.parametrize("zipped", (True, False))
+def test_a_flipped_bit_is_noticed(tmp_path, zipped):
+    """Of a number in a file of today's format: older ones have no checksums."""
+    path = tmp_path / "static.pt"
+    torch.save({"image": torch.full((6, 3, SIZE, SIZE), 0.7)}, path, _use_new_zipfile_serialization=zipped)
+    data = bytearray(path.read_bytes())
+    data[data.index(torch.tensor([0.7, 0.7]).numpy().tobytes())] ^= 4
+    path.write_bytes(data)
+    if zipped:
+        with pytest.raises(ValueError, match="static.pt is damaged: the checksum of .*data/0 is wrong"):
+            load_static(path, K, 2, SIZE)
+    else:
+        assert load_static(path, K, 2, SIZE).unique().numel() == 2
+
+
+@pytest.mark.parametrize("image", (
+    torch.zeros(1).expand(10 ** 12), torch.zeros(6, 3, SIZE, SIZE).to_sparse(), torch.zeros(6, 3, SIZE, SIZE, dtype=torch.complex64),
+    torch.zeros(6, 3, SIZE, SIZE, device="meta")), ids=("repeated by strides", "sparse", "complex", "meta"))
+def test_tensors_that_are_not_their_numbers_one_by_one(tmp_path, image):
+    with pytest.raises(ValueError, match="static.pt holds tensors that are sparse, quantised, complex or larger than what is stored"):
+        load_static(static_file(tmp_path / "static.pt", image=image), K, 2, SIZE)
+
+
 class Stranger:
     """What a file must not bring to life."""
 

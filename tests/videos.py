@@ -1,4 +1,5 @@
 """Real video files, small, made with PyAV: frame i is a grey of its own, with a bright left edge."""
+import fractions
 import os
 import signal
 import struct
@@ -8,21 +9,25 @@ import numpy as np
 
 CODECS = {".avi": "mpeg4", ".mp4": "h264", ".mov": "h264", ".mkv": "h264", ".webm": "vp8", ".wmv": "wmv2", ".flv": "flv"}
 
+MILLISECOND = fractions.Fraction(1, 1000)
+
 
 def grey(number):
     return 40 + 12 * (number % 16)
 
 
-def write_video(path, frames=12, size=(48, 36), rate=25, paint=None, gop=None, title="", **options):
+def write_video(path, frames=12, size=(48, 36), rate=25, paint=None, gop=None, title="", times=None, codec=None, **options):
     """A video file of that many frames of (width, height), in the codec that its suffix usually has. paint(pixels) changes what is shown; gop: frames from
-    one key frame to the next, in the order of showing; options: of the container."""
+    one key frame to the next, in the order of showing; times: when each is shown, in milliseconds; options: of the container."""
     path.parent.mkdir(parents=True, exist_ok=True)
     width, height = size
     with av.open(str(path), "w", options=options) as container:
         container.metadata["title"] = title
-        stream = container.add_stream(CODECS[path.suffix.lower()], rate=rate)
+        stream = container.add_stream(codec or CODECS[path.suffix.lower()], rate=rate)
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
         stream.bit_rate = 2_000_000
+        if times:
+            stream.codec_context.time_base = MILLISECOND
         if gop:
             stream.gop_size, stream.max_b_frames = gop, 0
         for number in range(frames):
@@ -30,7 +35,10 @@ def write_video(path, frames=12, size=(48, 36), rate=25, paint=None, gop=None, t
             pixels[:, :width // 4] = 250
             if paint:
                 paint(pixels)
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, "rgb24")))
+            frame = av.VideoFrame.from_ndarray(pixels, "rgb24")
+            if times:
+                frame.pts, frame.time_base = times[number], MILLISECOND
+            container.mux(stream.encode(frame))
         container.mux(stream.encode())
     return path
 
@@ -40,8 +48,9 @@ def write_streams(path, *streams):
     with av.open(str(path), "w") as container:
         added = []
         for (width, height), frames, disposition in streams:
-            stream = container.add_stream({".webm": "vp8"}.get(path.suffix, "mpeg4"), rate=25)
-            stream.width, stream.height, stream.pix_fmt, stream.disposition = width, height, "yuv420p", disposition
+            is_cover = disposition == av.stream.Disposition.attached_pic
+            stream = container.add_stream("mjpeg" if is_cover else {".webm": "vp8"}.get(path.suffix, "mpeg4"), rate=25)
+            stream.width, stream.height, stream.pix_fmt, stream.disposition = width, height, "yuvj420p" if is_cover else "yuv420p", disposition
             added.append((stream, frames))
         for number in range(max(frames for _, frames in added)):
             for stream, frames in added:
