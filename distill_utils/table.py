@@ -19,7 +19,7 @@ from networks import WIDTH
 from utils import atomic_write, read_config, run_script
 
 SETTINGS = ("ipc", "spc", "dpc", "n_syn", "interpolation", "n_real", "segments", "init", "lr_img", "lr_dynamic", "method", "network", "width", "pool", "storage", "dynamic_frames", "dynamic_size", "static_size", "static", "select", "dsa", "learn_label", "eval_protocol", "validation", "seed", "Iteration")
-WORDS = ("interpolation", "init", "method", "network", "storage", "static", "select", "dsa", "eval_protocol", "validation")  # of these: settings that may be words
+WORDS = ("interpolation", "init", "method", "network", "storage", "static", "select", "dsa", "eval_protocol", "learn_label", "validation")  # of these: words, or yes and no
 
 
 def read_results(folders):
@@ -47,7 +47,7 @@ def read_results(folders):
 
 
 def setting(name, value):
-    return value if value is None or name in WORDS and isinstance(value, str) else check_figure(value)
+    return value if value is None or name in WORDS and isinstance(value, (str, bool)) else check_figure(value)
 
 
 def best_on_validation(result):
