@@ -10,7 +10,10 @@ for argument in "$@"; do
 done
 install pytest pytest-xdist
 cd "$root"
-# The files of tests are shared by up to four processes of one thread each.
-cores=$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 1)
-export WANDB_MODE=disabled OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
-exec "$(find_python)" -m pytest -n $((cores < 4 ? cores : 4)) --dist loadfile "${arguments[@]}" tests
+# The files of tests are shared by up to four processes of one thread each, where pytest-xdist is there.
+if "$(find_python)" -c 'import xdist' 2>/dev/null; then
+  cores=$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 1)
+  arguments=(-n $((cores < 4 ? cores : 4)) --dist loadfile "${arguments[@]}")
+  export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
+fi
+WANDB_MODE=disabled exec "$(find_python)" -m pytest "${arguments[@]}" tests
