@@ -21,7 +21,7 @@ import pretend
 import utils
 
 SCRIPTS = {name: importlib.import_module(name) for name in (
-    "buffer", "distill_DC", "distill_DM", "distill_MTT", "distill_s2d", "distill_utils.coreset", "distill_utils.evaluate", "distill_utils.export",
+    "buffer", "distill_DC", "distill_DM", "distill_FRePo", "distill_MTT", "distill_s2d", "distill_utils.coreset", "distill_utils.evaluate", "distill_utils.export",
     "pretend", "ranks")}
 
 
