@@ -2,7 +2,7 @@
 # The whole story on a generated toy set, on a CPU, without a download: one real video per class; pixels learned by DM; still frames alone; still
 # frames that a dynamic memory moves, learned by MTT. Each for three random selections of real videos, all stored at 8 bits, and a table at the end.
 # Usage: bash sh/quickstart.sh [GPU] [any flag that all scripts have, such as --precision fp32]
-# Six and a half minutes on two cores of an AMD EPYC (Zen 3: AVX2, no AVX-512), after two and a half of installation; the announced seconds are of these.
+# Five minutes and a half on two cores of an AMD EPYC (Zen 3: AVX2, no AVX-512), after two and a half of installation; the announced seconds are of these.
 # It goes on where it stopped; what is finished is not computed again.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/launch.sh"
@@ -45,15 +45,15 @@ trap 'for job in $(jobs -p); do kill -- "-$job"; done 2>/dev/null' EXIT
 extra=("$@")
 module distill_utils.toy
 
-chapter 1 'random selection: one real video per class' '50 s'
+chapter 1 'random selection: one real video per class' '45 s'
 each baseline/coreset.sh random 1
-chapter 2 'DM: pixels learned by distribution matching' '80 s'
+chapter 2 'DM: pixels learned by distribution matching' '65 s'
 each baseline/DM.sh 1000 1 --init mean --batch_real 24 --Iteration 25 "${learned[@]}"
-chapter 3 'static memory: still frames learned by gradient matching' '80 s'
+chapter 3 'static memory: still frames learned by gradient matching' '75 s'
 each s2d/DC.sh 1 --init mean --lr_img 0.02 --batch_real 24 --Iteration 5 "${learned[@]}"
-chapter 4 'experts: networks trained on the real clips, a snapshot per epoch' '60 s'
+chapter 4 'experts: networks trained on the real clips, a snapshot per epoch' '55 s'
 bash "$root/sh/baseline/buffer.sh" "$gpu" toy "${all[@]}" --num_experts 2 --train_epochs 18 --batch_train 16 --test_clips 1 "${extra[@]}"
-chapter 5 'static-dynamic MTT: the still frames, moved by a dynamic memory that trajectory matching learns' '90 s'
+chapter 5 'static-dynamic MTT: the still frames, moved by a dynamic memory that trajectory matching learns' '80 s'
 each s2d/MTT.sh 150 1 --spc 1 --dpc 2 --init_dynamic motion --init_hal identity --lr_hal 0 --syn_steps 5 --no-train_lr --Iteration 12 "${learned[@]}" \
   --expert_epochs 5 --min_start_epoch 6 --max_start_epoch 13
 
