@@ -82,13 +82,16 @@ def whole(command):
         static = ("--path_static", whole("distill_DC")[0] / "distilled.pt") if script.startswith("distill_s2d") else ()
         return static + (("--buffer_path", whole("buffer")[0]) if script.endswith("MTT") else ())
 
+    def folders():
+        return {path for path in save_path.glob("*/*") if path.is_dir()}
+
     def whole(script):
         if script not in done:
             extra = needs(script)
-            before = set(save_path.glob("*/*/"))
+            before = folders()
             code, output = command(script, save_path, *extra)
             assert code == 0, output
-            new, = set(save_path.glob("*/*/")) - before
+            new, = folders() - before
             done[script] = new, extra
         return done[script]
     return whole

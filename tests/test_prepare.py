@@ -163,7 +163,7 @@ def test_motion_jpeg_of_cameras_stands_as_its_exif_says(tmp_path, suffix, orient
     assert found.shape == upright.shape and np.abs(found.astype(int) - upright).max() < 40
 
 
-NONE, DEFAULT, COVER = 0, 1, av.stream.Disposition.attached_pic  # dispositions
+NONE, DEFAULT, COVER = 0, 1, av.stream.Disposition.attached_pic.value  # dispositions
 THUMBNAIL, VIDEO, SMALL, COVERED = (32, 24), (48, 36), (24, 18), (320, 320)
 
 

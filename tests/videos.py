@@ -48,7 +48,7 @@ def write_streams(path, *streams):
     with av.open(str(path), "w") as container:
         added = []
         for (width, height), frames, disposition in streams:
-            is_cover = disposition == av.stream.Disposition.attached_pic
+            is_cover = disposition == av.stream.Disposition.attached_pic.value
             stream = container.add_stream("mjpeg" if is_cover else {".webm": "vp8"}.get(path.suffix, "mpeg4"), rate=25)
             stream.width, stream.height, stream.pix_fmt, stream.disposition = width, height, "yuvj420p" if is_cover else "yuv420p", disposition
             added.append((stream, frames))
