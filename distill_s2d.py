@@ -55,8 +55,6 @@ def initial_memories(run, args, clips, spc, dpc):
 
 
 def main(args):
-    if args.bytes and (args.spc or args.dpc):
-        raise ValueError("--bytes chooses --spc and --dpc as well as --ipc: leave them out")
     options.spend(args, budget.static_dynamic, "static_size", "dynamic_size", "dynamic_frames", "storage",
                   *(["learn_label"] if args.method == "FRePo" else []))
     spc, dpc = args.spc or 2 * args.ipc, args.dpc or 2 * args.ipc
@@ -108,7 +106,7 @@ def parser():
                        help="frames of a stored dynamic memory, stretched linearly to --frames where it is used (--frames)")
     group.add_argument("--dynamic_size", type=options.positive, metavar="S", help="its height and width in pixels, enlarged bilinearly to --size (--size)")
     options.add_storage(group)
-    options.add_bytes(group, "--ipc, --spc and --dpc, and those of --static_size, --dynamic_size and --dynamic_frames that are not given")
+    options.add_bytes(group, "--ipc, --spc and --dpc (and --static_size, --dynamic_size and --dynamic_frames where they are not given)")
     group.add_argument("--lr_dynamic", type=options.rate, default=1e-4, help="learning rate of the dynamic memory (%(default)s)")
     group.add_argument("--lr_hal", type=options.rate, default=1e-5, help="learning rate of the hallucinator (%(default)s)")
     group.add_argument("--train_static", action="store_true", help="learn the static memory too")

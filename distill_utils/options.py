@@ -128,7 +128,8 @@ def add_storage(group):
 
 def add_bytes(group, chooses):
     group.add_argument("--bytes", type=positive, metavar="B",
-                       help=f"the largest set that is stored in so many bytes: chooses {chooses}, as distill_utils/budget.py says, and prints them")
+                       help=f"the largest set that is stored in so many bytes: chooses {chooses}, in the place of what is given for it, as distill_utils/budget.py "
+                       "says, and prints it")
 
 
 def add_static_size(group):

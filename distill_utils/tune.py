@@ -49,6 +49,10 @@ METHODS = {
         "lr_pool": "log:3e-5:0.003",
         "lr_label": "log:0.0001:0.03",
     }),
+    "DC": Method("sh/s2d/DC.sh", "distill_DC", ("spc",), {
+        "lr_img": "log:0.001:10",
+        "init": "real,mean",
+    }),
     "s2d-DM": Method("sh/s2d/DM.sh", "distill_s2d", ("lr_dynamic", "ipc"), {
         "lr_dynamic": "log:0.01:10000",
         "lr_hal": "log:1e-6:0.01",

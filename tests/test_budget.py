@@ -59,6 +59,19 @@ def test_static_dynamic(size, storage, given):
     assert_largest(lambda extra: static_dynamic_set(**chosen | {name: chosen[name] + extra for name in ("ipc", "spc", "dpc")}, storage=storage), chosen, total, size)
 
 
+@pytest.mark.parametrize("storage", FORMATS)
+def test_learned_labels_count(storage):
+    """FRePo's, in the formats that sets keep them in."""
+    def with_labels(synset):
+        synset.soft_labels = torch.nn.Parameter(torch.zeros(len(synset), K))
+        return synset
+    chosen, total = budget.pixels(80_000, K, MANY, T, SIZE, n_syn=1, storage=storage, learn_label=True)
+    assert_largest(lambda extra: with_labels(pixel_set(chosen["ipc"] + extra, 1, storage=storage)), chosen, total, 80_000)
+    chosen, total = budget.static_dynamic(80_000, K, MANY, T, SIZE, storage=storage, learn_label=True)
+    assert_largest(lambda extra: with_labels(static_dynamic_set(**chosen | {name: chosen[name] + extra for name in ("ipc", "spc", "dpc")}, storage=storage)),
+                   chosen, total, 80_000)
+
+
 def static_dynamic_bytes(ipc, static_size, dynamic_size, dynamic_frames, storage="uint8"):
     return static_dynamic_set(ipc, ipc, ipc, static_size, dynamic_size, dynamic_frames, storage).bytes()
 
@@ -120,6 +133,7 @@ COMPACT = "--static real --init_dynamic residual --init_hal identity --storage u
     ("distill_utils.coreset", 200_000, [], "--ipc 2"),                                   # 88,752 bytes a clip of each of two classes
     ("distill_DM", 120_000, [*LEARN, "--storage", "uint8", "--n_syn", "2"], "--ipc 3"),  # the smaller class has three clips
     ("distill_DC", 25_000, ["--Iteration", "0", "--storage", "uint8"], "--spc 2"),
+    ("distill_FRePo", 120_000, [*LEARN[:4], "--storage", "uint8", "--n_syn", "2", "--batch_target", "4", "--pool_steps", "1"], "--ipc 3"),
     ("distill_s2d", 10_000, [*LEARN, *COMPACT], "--ipc 2 --spc 2 --dpc 2 --static_size 22 --dynamic_size 5 --dynamic_frames 4")))
 def test_the_run_is_that_of_the_explicit_flags(script, tmp_path, name, size, flags, explicit):
     code, printed = script(name, "--bytes", size, *flags)
@@ -138,7 +152,6 @@ def test_the_run_is_that_of_the_explicit_flags(script, tmp_path, name, size, fla
     ("distill_utils.coreset", ["--bytes", "88000"], "error: --bytes 88000 is too small: the smallest set, of --ipc 1, takes 88752"),
     ("distill_s2d", ["--bytes", "4000", *LEARN, *COMPACT],
      "error: --bytes 4000 is too small: the smallest set, of --ipc 1 --static_size 22 --dynamic_size 5 --dynamic_frames 4, takes "),
-    ("distill_s2d", ["--bytes", "90000", "--spc", "2", *LEARN], "error: --bytes chooses --spc and --dpc as well as --ipc: leave them out"),
     ("distill_DM", ["--bytes", "0", *LEARN], "argument --bytes: '0' is not a whole number of at least 1"),
     ("distill_DM", ["--bytes", "1000", "--dataset", "nonsense", *LEARN], "--dataset nonsense is unknown")))
 def test_refused(script, tmp_path, name, flags, sentence):

@@ -580,7 +580,7 @@ def test_random_selection_at_the_same_bytes(tmp_path):
 
 
 @pytest.mark.parametrize("other", ({"list_digest": "c"}, {"content_digest": "c"}, {"frames": 4}, {"size": 64}, {"test_clips": 1}, {"width": 128}, {"network": "r3d_18"},
-                                   {"epoch_eval_train": 500}, {"lr_net": 0.005}, {"dsa": "flip"}, {"batch_train": 8}))
+                                   {"epoch_eval_train": 500}, {"lr_net": 0.005}, {"dsa": "flip"}, {"batch_train": 8}, {"eval_protocol": "frepo"}))
 def test_only_like_is_compared(tmp_path, other):
     """Random runs of other data, networks or protocols are no measure; data set's own values may be given or not, and a learned step size be in --lr_net's place."""
     finished(tmp_path, "coreset_random_ipc1", 10.0, 1000, **other)

@@ -83,13 +83,15 @@ def started(tmp_path):
 
 # ---------------------------------------------------------------- flags and ranges
 
-def test_each_methods_ranges_are_its_scripts(launched=("coreset", "DM", "MTT", "FRePo", "s2d-DM", "s2d-MTT", "s2d-FRePo")):
-    assert tuple(tune.METHODS) == launched
+def test_each_methods_ranges_are_its_scripts():
+    assert set(tune.METHODS) == {"coreset", "DM", "MTT", "FRePo", "DC", "s2d-DM", "s2d-MTT", "s2d-FRePo"}
     for name, method in tune.METHODS.items():
         flags = tune.Flags(name, "toy")
         found, _ = tune.ranges(name, flags, {"train_static": True}, [])
         assert set(found) == set(method.search) and set(method.positionals) <= set(flags.read([]))
         assert set(tune.ranges(name, flags, {}, [])[0]) == set(method.search) - {"lr_static"}
+        line = re.search(rf"^# Usage: bash {method.launcher} (.*?) \[", (ROOT / method.launcher).read_text(), re.MULTILINE)
+        assert line[1].split()[2:] == [{"lr_img": "LR", "lr_dynamic": "LR"}.get(flag, flag.upper()) for flag in method.positionals]
 
 
 @pytest.mark.parametrize("search, sentence", (
@@ -248,4 +250,4 @@ def test_no_test_video_is_read(command, tmp_path):
 def test_help_names_what_is_searched(capsys):
     with pytest.raises(SystemExit):
         tune.parser().parse_args(["--help"])
-    assert "s2d-MTT   lr_dynamic=log:1:100000" in capsys.readouterr().out
+    assert re.search(r"s2d-MTT +lr_dynamic=log:1:100000", capsys.readouterr().out)
