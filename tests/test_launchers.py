@@ -634,13 +634,14 @@ def kind_of(flags):
 
 def test_frontier(study, tmp_path):
     """Every method at every budget for every seed, with flags that its script takes; settings of a file, and flags that reach all scripts."""
-    (tmp_path / "small.sh").write_text("budgets=(1000 2000)\nseeds=(4 5)\ncompact_DM=(--lr_dynamic 7 --lr_static 8 --Iteration 9)\n")
+    (tmp_path / "small.sh").write_text("budgets=(1000 2000)\nbeyond=(3000)\nseeds=(4 5)\ncompact_DM=(--lr_dynamic 7 --lr_static 8 --Iteration 9)\n")
     process, calls = study("sh/study/frontier.sh", "cpu", "toy", "--width", "32", RESULTS=str(tmp_path / "grid"), SETTINGS="small.sh")
     assert process.returncode == 0, process.stderr
     full, experts, *runs, final, page = calls
     flags = [parse(call) for call in (full, experts, *runs)]
     assert {(each["dataset"], each["width"], each["save_path"]) for each in flags} == {("toy", 32, tmp_path / "grid")}
-    assert [(each["bytes"], each["seed"], kind_of(each)) for each in flags[2:]] == [(size, seed, kind) for size in (1000, 2000) for seed in (4, 5) for kind in FRONTIER]
+    assert [(each["bytes"], each["seed"], kind_of(each)) for each in flags[2:]] == [(size, seed, kind) for size in (1000, 2000) for seed in (4, 5) for kind in FRONTIER] + [
+        (3000, 4, "random"), (3000, 5, "random")]
     assert {each["storage"] for each in flags[2:] if "storage" in each} == {"uint8"}
     assert flags[1]["train_epochs"] >= max(each["max_start_epoch"] + each["expert_epochs"] - 1 for each in flags if "syn_steps" in each)
     compact, = {(each["lr_dynamic"], each["lr_static"], each["Iteration"], each["static"], each["init_dynamic"], each["init_hal"], each["train_static"])
@@ -654,7 +655,7 @@ def test_frontier_goes_on_after_a_run_that_is_refused_or_fails(study, tmp_path):
     (tmp_path / "small.sh").write_text("budgets=(1000)\nseeds=(0)\n")
     for code, sentence in ((2, "left out, as the error above says: herding at 1000 bytes, seed 0"), (1, "failed: herding at 1000 bytes, seed 0")):
         process, calls = study("sh/study/frontier.sh", "cpu", "toy", SETTINGS="small.sh", FAILS="herding", CODE=str(code))
-        assert process.returncode == (code == 1) and process.stderr.splitlines() == [sentence] and len(calls) == 2 + len(FRONTIER) + 2
+        assert process.returncode == (code == 1) and process.stderr.splitlines() == [sentence] and len(calls) == 2 + len(FRONTIER) + 1 + 2
     process, calls = study("sh/study/frontier.sh", "cpu", "toy", SETTINGS="small.sh", FAILS="herding", CODE="130")
     assert process.returncode == 130 and len(calls) == 4
     process, calls = study("sh/study/frontier.sh", "cpu", "toy", SETTINGS="nowhere.sh")

@@ -11,6 +11,7 @@ shift 2
 
 results=${RESULTS:-$root/results/frontier}
 budgets=(150000 500000 1500000 5000000)       # bytes
+beyond=(8000000)                              # random selection alone, so that the largest sets lie between two of its runs in the table
 seeds=(0 1 2)                                 # of all that is random but the experts
 evaluation=(
   --num_eval 3                # networks of an evaluation
@@ -100,6 +101,11 @@ for bytes in "${budgets[@]}"; do
     run "static memory alone $at" s2d/DC.sh 2 "${stills[@]}" "${last[@]}" "${all[@]}"
     run "static-dynamic DM $at" s2d/DM.sh 10 1 "${compact[@]}" "${compact_DM[@]}" "${last[@]}" "${all[@]}"
     run "static-dynamic MTT $at" s2d/MTT.sh 1000 1 "${compact[@]}" "${trajectories[@]}" "${compact_MTT[@]}" "${last[@]}" "${all[@]}"
+  done
+done
+for bytes in "${beyond[@]}"; do
+  for seed in "${seeds[@]}"; do
+    run "random at $bytes bytes, seed $seed" baseline/coreset.sh random 1 "${selection[@]}" --bytes "$bytes" --seed "$seed" "${evaluation[@]}" "$@"
   done
 done
 
