@@ -25,6 +25,12 @@ FLAGS = {
 }
 
 
+def only_folder(save_path):
+    """The folder of the one run that results under `save_path` came from."""
+    folder, = (path for path in save_path.glob("*/*") if path.is_dir())  # "*/*/" finds files too before Python 3.11
+    return folder
+
+
 class Commands:
     """Runs the scripts with the flags of the tiny data in `folder`. Each call returns (exit code, all that was printed)."""
 

@@ -10,6 +10,7 @@ import numpy as np
 import pretend
 import pytest
 import torch
+from commands import only_folder
 from test_run import outcome
 
 import networks
@@ -216,7 +217,7 @@ def run(command, script, save_path, *flags):
     """The folder of a run that ended well."""
     code, printed = command(script, save_path, *flags)
     assert code == 0 and "result:" in printed, printed
-    folder, = save_path.glob("*/*/")
+    folder = only_folder(save_path)
     return folder
 
 
@@ -237,7 +238,7 @@ def test_goes_on_from_a_checkpoint(command, on_device, tmp_path, script):
     assert command(script, tmp_path, *flags, replace=-3 if script == "buffer" else -6)[0] == -9
     code, printed = command(script, tmp_path, *flags)
     assert code == 0 and "resumed at iteration 1" in printed, printed
-    folder, = tmp_path.glob("*/*/")
+    folder = only_folder(tmp_path)
     if script == "buffer":
         for number in range(2):
             assert same(*(utils.tensors(torch.load(place / f"replay_buffer_{number}.pt", weights_only=True)) for place in (folder, whole)), 0)
@@ -277,7 +278,7 @@ def test_goes_on_on_another_device(command, on_device, tmp_path, first, then):
     assert command("distill_DM", tmp_path, *flags, "--device", first, replace=-6)[0] == -9
     code, printed = command("distill_DM", tmp_path, *flags, "--device", then)
     assert code == 0 and "resumed at iteration 1" in printed, printed
-    folder, = tmp_path.glob("*/*/")
+    folder = only_folder(tmp_path)
     assert same(learned(folder), learned(whole))
 
 
@@ -285,7 +286,7 @@ def test_clips_that_do_not_fit_on_the_device(command, on_device, tmp_path):
     """They are read from the pack, a batch at a time, and are the same."""
     code, printed = command("distill_DM", tmp_path, *DEVICE, PRETEND_MEMORY=f"{2 ** 30} {2 ** 40}")
     assert code == 0, printed
-    folder, = tmp_path.glob("*/*/")
+    folder = only_folder(tmp_path)
     assert same(learned(folder), learned(on_device("distill_DM")[0]), 0)
 
 

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from commands import FLAGS
+from commands import FLAGS, only_folder
 from PIL import Image
 
 import utils
@@ -42,11 +42,6 @@ def outcome(folder):
     return {"set": leaves(torch.load(folder / "distilled.pt", weights_only=True)), "metrics": lines,
             "checkpoint": checkpoint, "result": leaves(json.loads((folder / "result.json").read_text())),
             "pictures": [(folder / name).read_bytes() for name in ("distilled.png", "distilled.gif")]}
-
-
-def only_folder(save_path):
-    folder, = save_path.glob("*/*/")
-    return folder
 
 
 def assert_same_outcome(folder, reference):

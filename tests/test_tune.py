@@ -7,6 +7,7 @@ import signal
 import time
 
 import pandas as pd
+from commands import only_folder
 import pytest
 
 from distill_utils import tune
@@ -231,7 +232,7 @@ def test_two_processes_share_a_study(study, tmp_path, monkeypatch):
 def test_no_test_video_is_read(command, tmp_path):
     """Of a run with --no_test; the same command without it adds the result of the same set."""
     code, output = command("distill_DM", tmp_path, "--validation", 0.4, "--no_test")
-    folder, = tmp_path.glob("*/*/")
+    folder = only_folder(tmp_path)
     assert code == 0 and "not tested" in output and not (folder / "result.json").exists(), output
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert [(line["iteration"], line["split"]) for line in lines] == [(0, "validation"), (2, "validation"), (3, "validation")]

@@ -5,6 +5,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from commands import only_folder
 from conftest import write_frames
 
 from distill_utils import table
@@ -143,7 +144,7 @@ def test_the_lists_own_validation_videos(command, tmp_path, script):
     for name, validation in (("own", "list"), ("own", "0"), ("without", "0")):
         code, output = command(script, tmp_path / f"{name} {validation}", "--list_path", tmp_path / f"{name}.csv", "--eval_it", 1, "--validation", validation)
         assert code == 0, output
-        folder, = (tmp_path / f"{name} {validation}").glob("*/*/")
+        folder = only_folder(tmp_path / f"{name} {validation}")
         results[name, validation] = torch.load(folder / "distilled.pt", weights_only=True), json.loads((folder / "result.json").read_text())
         lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
         assert {line["split"] for line in lines} == {"validation" if validation == "list" else "test"}
