@@ -7,8 +7,8 @@ import signal
 import time
 
 import pandas as pd
-from commands import only_folder
 import pytest
+from commands import only_folder
 
 from distill_utils import tune
 from utils import ROOT, run_script
