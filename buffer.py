@@ -15,8 +15,10 @@ from distill_utils import options
 from distill_utils.augment import NONE
 from distill_utils.compute import clips_at_once
 from distill_utils.evaluate import RealSet, predict, score, train_epoch
+from distill_utils.processes import gather, progress, rank, run_script, world_size
+from distill_utils.run import start_run
 from distill_utils.trajectories import check_epoch, expert_bytes, snapshot
-from utils import check_space, gather, peak_memory, progress, random_stream, rank, run_script, save, stream_seed, world_size
+from utils import check_space, peak_memory, random_stream, save, stream_seed
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -77,7 +79,7 @@ def epoch_range(text):
 def main(args):
     device = options.check(args)
     kept = kept_epochs(args)
-    run = options.start_run(args, "buffer")
+    run = start_run(args, "buffer")
     train, seen, _ = options.load_splits(args)
     dtype = DTYPES[args.buffer_dtype]
     size = expert_bytes(networks.build(args.network, train.K, train.T, train.size, args.width), len(kept), dtype)

@@ -8,15 +8,18 @@ Dataset condensation by gradient matching (DC, Zhao et al. 2021, arXiv 2006.0592
 import torch
 import torch.nn.functional as F
 
+from distill_utils import budget, options
 from distill_utils.augment import NONE, augment, augment_each, draw_siamese
 from distill_utils.clips import coin_flips
 from distill_utils.compute import autocast
 from distill_utils.evaluate import evaluate
-from distill_utils import budget, options
+from distill_utils.processes import own, run_script, sum_gradients, sum_over_ranks
 from distill_utils.record import finish, record
-from distill_utils.synset import StillSet, check_divides, initial_static
+from distill_utils.run import start_run
+from distill_utils.starts import initial_static
+from distill_utils.synset import StillSet, check_divides
 from networks import ConvNet
-from utils import own, run_script, seed_everything, sum_gradients, sum_over_ranks
+from utils import seed_everything
 
 LOOPS = {1: (1, 1), 2: (1, 1), 5: (1, 1), 10: (10, 50), 20: (20, 25), 30: (30, 20), 40: (40, 15), 50: (50, 10)}  # spc: outer, inner
 
@@ -107,7 +110,7 @@ def main(args):
     check_divides(args.ipc or args.spc, spc=args.spc)
     device = options.check(args, args.spc)
     outer_loop, inner_loop = loops(args.spc, args.outer_loop, args.inner_loop)
-    run = options.start_run(args, f"DC_spc{args.spc}")
+    run = start_run(args, f"DC_spc{args.spc}")
     seed_everything(args.seed)
 
     # One random frame of each training video; the test is of whole clips, for which a frame is repeated.

@@ -8,18 +8,20 @@ import torch
 from torch import nn
 
 import networks
+from distill_utils import budget, options
 from distill_utils.augment import NONE, augment, draw_siamese, groups_of
 from distill_utils.clips import coin_flips
 from distill_utils.compute import KnownGradient, autocast, clips_at_once
 from distill_utils.coreset import add_start_options, choose
 from distill_utils.evaluate import evaluate
-from distill_utils import budget, options
 from distill_utils.pool import Pool, pool_path
+from distill_utils.processes import own, run_script, sum_over_ranks
 from distill_utils.record import finish, record
-from distill_utils.synset import initial_pixels
+from distill_utils.run import start_run
+from distill_utils.starts import initial_pixels
 from distill_utils.temporal import random_segment
 from networks.convnet3d import LEAST_FRAMES
-from utils import own, random_stream, run_script, seed_everything, stream_seed, sum_over_ranks
+from utils import random_stream, seed_everything, stream_seed
 
 
 class DistributionMatching(nn.Module):
@@ -145,7 +147,7 @@ def main(args):
     options.spend(args, budget.pixels, "n_syn", "interpolation", "storage")
     options.check(args, args.ipc)
     prepare(args)
-    run = options.start_run(args, f"DM_ipc{args.ipc}_lr{args.lr_img:g}")
+    run = start_run(args, f"DM_ipc{args.ipc}_lr{args.lr_img:g}")
     seed_everything(args.seed)
 
     # Real clips, and the videos that are to stand for them.

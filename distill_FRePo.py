@@ -13,15 +13,17 @@ import torch.nn.functional as F
 from torch import nn
 
 import networks
+from distill_utils import budget, options
 from distill_utils.augment import NONE, augment_each
 from distill_utils.clips import coin_flips
 from distill_utils.compute import KnownGradient, autocast, clips_at_once
 from distill_utils.coreset import add_start_options, choose
 from distill_utils.evaluate import evaluate
-from distill_utils import budget, options
+from distill_utils.processes import own, progress, run_script, sum_gradients, sum_over_ranks
 from distill_utils.record import finish, record
-from distill_utils.synset import initial_pixels
-from utils import own, progress, run_script, seed_everything, sum_gradients, sum_over_ranks
+from distill_utils.run import start_run
+from distill_utils.starts import initial_pixels
+from utils import seed_everything
 
 RIDGE = 1e-6  # λ in shares of the mean diagonal of K_ss
 
@@ -213,7 +215,7 @@ def add_matching_options(parser):
 def main(args):
     options.spend(args, budget.pixels, "n_syn", "interpolation", "storage", "learn_label")
     options.check(args, args.ipc)
-    run = options.start_run(args, f"FRePo_ipc{args.ipc}_lr{args.lr_img:g}")
+    run = start_run(args, f"FRePo_ipc{args.ipc}_lr{args.lr_img:g}")
     seed_everything(args.seed)
 
     # Real clips, and the videos that are to stand for them.

@@ -20,13 +20,15 @@ from distill_utils.compute import DiskStack, KnownGradient, autocast, clips_at_o
 from distill_utils.coreset import add_start_options, choose
 from distill_utils.evaluate import evaluate
 from distill_utils.last_good import LastGood
+from distill_utils.processes import own, run_script, sum_over_ranks, world_size
 from distill_utils.record import finish, record
-from distill_utils.synset import initial_pixels
+from distill_utils.run import differing, find_run, start_run
+from distill_utils.starts import initial_pixels
 from distill_utils.temporal import random_segment
 from distill_utils.trajectories import Experts, buffer_files
 from networks import FlatNetwork
 from networks.convnet3d import LEAST_FRAMES
-from utils import own, random_stream, run_script, seed_everything, sum_over_ranks, world_size
+from utils import random_stream, seed_everything
 
 LEAST_STEP_SIZE = 0.001  # α never falls below
 REPLAYS = ("auto", "all", "none")  # which inner steps are computed a second time
@@ -190,9 +192,9 @@ def prepare(args):
     same = ("frames", "size", "stride", "train_clips", "data_path", "list_path", "frames_path", "frame_names", "n_real", "segments", "width",
             "validation", "dsa")
     if not args.buffer_path:
-        args.buffer_path = options.find_run(args, "buffer", same, "buffer of experts", ["bash", "sh/baseline/buffer.sh", "GPU", args.dataset],
+        args.buffer_path = find_run(args, "buffer", same, "buffer of experts", ["bash", "sh/baseline/buffer.sh", "GPU", args.dataset],
                                             "--buffer_path")
-    elif (args.buffer_path / "config.json").exists() and (other := options.differing(
+    elif (args.buffer_path / "config.json").exists() and (other := differing(
             args, args.buffer_path, ("frames", "size", "n_real", "segments", "width", "validation", "dsa"))):
         raise ValueError(f"the experts in {args.buffer_path} were trained on other data or otherwise, or are other networks: another {' and '.join(other)}")
     elif (args.buffer_path / "config.json").exists() and not (args.buffer_path / "result.json").exists():
@@ -259,7 +261,7 @@ def main(args):
     options.spend(args, budget.pixels, "n_syn", "interpolation", "storage")
     options.check(args, args.ipc)
     files = prepare(args)
-    run = options.start_run(args, f"MTT_ipc{args.ipc}_lr{args.lr_img:g}", *files)
+    run = start_run(args, f"MTT_ipc{args.ipc}_lr{args.lr_img:g}", *files)
     seed_everything(args.seed)
 
     # Real clips, and the videos that are to stand for them.

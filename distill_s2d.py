@@ -6,19 +6,20 @@ The static memory S of distill_DC.py stays frozen; the dynamic memory D and the 
 """
 import pathlib
 
-import torch
-
 import distill_DM
 import distill_FRePo
 import distill_MTT
+from distill_utils import budget, options
 from distill_utils.coreset import add_start_options, choose
 from distill_utils.evaluate import evaluate
-from distill_utils import budget, options
 from distill_utils.last_good import LastGood
+from distill_utils.processes import run_script
 from distill_utils.record import finish, record
-from distill_utils.synset import StaticDynamicSet, check_divides, initial_dynamic, load_static, real_memories
+from distill_utils.run import find_run, start_run
+from distill_utils.starts import initial_dynamic, real_memories
+from distill_utils.synset import StaticDynamicSet, check_divides, load_static
 from networks import Hallucinator
-from utils import load, run_script, seed_everything
+from utils import load, seed_everything
 
 METHODS = {"DM": distill_DM, "MTT": distill_MTT, "FRePo": distill_FRePo}
 
@@ -26,7 +27,7 @@ METHODS = {"DM": distill_DM, "MTT": distill_MTT, "FRePo": distill_FRePo}
 def find_static(args, spc):
     """The static memory that distill_DC.py made of the same data with as many frames per class."""
     same = "data_path", "list_path", "frames_path", "frame_names", "size", "stride", "train_clips", "seed", "validation", "static_size", "dsa"
-    folder = options.find_run(args, f"DC_spc{spc}", same, f"static memory of {spc} frames per class",
+    folder = find_run(args, f"DC_spc{spc}", same, f"static memory of {spc} frames per class",
                               ["bash", "sh/s2d/DC.sh", "GPU", args.dataset, str(spc)], "--path_static")
     return folder / "distilled.pt"
 
@@ -65,7 +66,7 @@ def main(args):
         args.path_static = args.path_static or find_static(args, spc)
         load(args.path_static)  # refuses what is no file of tensors
         files = [args.path_static, *files]
-    run = options.start_run(args, f"s2d_{args.method}_ipc{args.ipc}_lr{args.lr_dynamic:g}", *files)
+    run = start_run(args, f"s2d_{args.method}_ipc{args.ipc}_lr{args.lr_dynamic:g}", *files)
     seed_everything(args.seed)
 
     # Real clips; the static memory, and the dynamic memory and hallucinator that are to move it.

@@ -24,8 +24,10 @@ from PIL import Image, ImageOps
 from distill_utils.compute import stays_on_device
 from distill_utils.datasets import DATA_PATH, LIST, DataSet, clip_frames, clip_positions, find_dataset, read_videos
 from distill_utils.frames import as_rgb, content_digest, find_folders, frame_names
+from distill_utils.machine import cores
+from distill_utils.processes import progress
 from distill_utils.temporal import repeated_frames
-from utils import check_space, cores, has_own_memory, lock, progress, read_json, save_json
+from utils import check_space, has_own_memory, lock, read_json, save_json
 
 MEAN = torch.tensor((0.485, 0.456, 0.406)).view(3, 1, 1)
 STD = torch.tensor((0.229, 0.224, 0.225)).view(3, 1, 1)

@@ -7,8 +7,9 @@ import tempfile
 
 import torch
 
+from distill_utils.machine import memory_limits
 from networks import WIDTH
-from utils import TEXT, accelerator_memory, memory_limits
+from utils import TEXT, accelerator_memory
 
 PRECISIONS = ("fp32", "tf32", "bf16")
 

@@ -9,14 +9,17 @@ between embeddings of a network trained on the full set.
 import torch
 
 import networks
+from distill_utils import budget, options
 from distill_utils.augment import groups_of
 from distill_utils.compute import autocast, clips_at_once
-from distill_utils import budget, options
 from distill_utils.evaluate import RealSet, evaluate, train
+from distill_utils.processes import broadcast, progress, rank, run_script
 from distill_utils.record import finish, record
+from distill_utils.run import content_digest, list_digest, start_run
+from distill_utils.starts import random_numbers
 from distill_utils.storage import PIXELS
-from distill_utils.synset import PixelSet, load_set, random_numbers
-from utils import broadcast, finite, load, progress, random_stream, rank, run_script, save, seed_everything, stream_seed
+from distill_utils.synset import PixelSet, load_set
+from utils import finite, load, random_stream, save, seed_everything, stream_seed
 
 
 def herding(features, count):
@@ -75,7 +78,7 @@ def embed_all(net, clips, precision, width=networks.WIDTH):
 
 def feature_network(run, args, clips):
     """A ConvNet3D trained on all clips, from a file beside the runs where one of the same settings is there."""
-    values = [args.feature_epochs, args.feature_lr, args.feature_batch, args.seed, args.precision, options.list_digest(args), options.content_digest(args), clips.T,
+    values = [args.feature_epochs, args.feature_lr, args.feature_batch, args.seed, args.precision, list_digest(args), content_digest(args), clips.T,
               clips.size, args.stride, args.train_clips, args.width, *groups_of(args.dsa)]
     path = run.folder.parent / f"feature_network_{stream_seed(*values):015x}.pt"
     if path.exists():
@@ -99,7 +102,7 @@ def feature_network(run, args, clips):
 def main(args):
     options.spend(args, budget.real_clips)
     options.check(args, args.ipc)
-    run = options.start_run(args, f"coreset_{args.method}_ipc{args.ipc}")
+    run = start_run(args, f"coreset_{args.method}_ipc{args.ipc}")
     seed_everything(args.seed)
     clips, seen, test = options.load_splits(args)
     run.resume()

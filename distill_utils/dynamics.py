@@ -11,8 +11,8 @@ import pathlib
 import numpy as np
 import pandas as pd
 
+from distill_utils.processes import run_script
 from distill_utils.table import read_results
-from utils import run_script
 
 
 def class_dynamics(rows):

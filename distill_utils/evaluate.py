@@ -17,13 +17,14 @@ import networks
 from distill_utils.augment import NONE, augment_each
 from distill_utils.clips import coin_flips
 from distill_utils.compute import autocast, clips_at_once
-from distill_utils.options import (DATA_PATHS, add_evaluation_options, check, content_digest, digest, evaluation_values, list_digest, load_data, load_splits,
-                                   positive, script_parser, start_run, tail)
+from distill_utils.options import add_evaluation_options, check, evaluation_values, load_data, load_splits, positive, script_parser
+from distill_utils.processes import broadcast, gather, own, progress, rank, run_script, sentence
 from distill_utils.record import FIGURES, check_figure, finish, logged
+from distill_utils.run import DATA_PATHS, content_digest, digest, list_digest, read_config, start_run, tail
 from distill_utils.synset import load_set, regression_labels
 from distill_utils.temporal import random_segment
 from networks.convnet3d import LEAST_FRAMES
-from utils import broadcast, gather, own, progress, random_stream, rank, read_config, read_json, run_script, save_json, seed_everything, sentence
+from utils import random_stream, read_json, save_json, seed_everything
 
 
 def evaluate(synset, test, *, network="ConvNet3D", num_eval=3, epochs=500, lr=0.01, batch_size=256, seed=0, precision="fp32",

@@ -19,8 +19,9 @@ from PIL import Image
 
 from distill_utils.clips import denormalize
 from distill_utils.options import positive
+from distill_utils.processes import run_script
 from distill_utils.synset import load_set
-from utils import atomic_write, run_script, save
+from utils import atomic_write, save
 
 
 @torch.no_grad()

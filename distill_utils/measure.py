@@ -14,8 +14,9 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from distill_utils.compute import autocast, set_precision
+from distill_utils.machine import cores
 from networks.convnet3d import convolution
-from utils import TEXT, accelerator_memory, cores, has_own_memory, peak_memory, synchronize
+from utils import TEXT, accelerator_memory, has_own_memory, peak_memory, synchronize
 
 CHOOSING = ("aten::index_select", "aten::index", "aten::gather")
 

@@ -1,28 +1,19 @@
 """The groups of flags that the scripts share, and what the scripts make of them."""
 import argparse
-import csv
-import glob
-import hashlib
-import io
-import itertools
 import math
 import os
 import pathlib
-import shlex
 import shutil
 
 from distill_utils.augment import GROUPS, NONE, groups_of
+from distill_utils.clips import load_clips
 from distill_utils.compute import PRECISIONS, set_precision
-from distill_utils.clips import load_clips, relative, select
 from distill_utils.datasets import DATASETS, LIST, read_videos
+from distill_utils.processes import broadcast, first_goes_ahead
 from distill_utils.storage import FORMATS
 from networks import INTERPOLATIONS, NETWORKS, WIDTH, build
-from utils import ROOT, Run, broadcast, find_device, first_goes_ahead, read_config
+from utils import ROOT, find_device
 
-# Flags that change no result, so that they do not choose the run's folder.
-DATA_PATHS = ("data_path", "list_path", "frames_path")
-WITHOUT_EFFECT = ("save_path", "pack_path", "pack", "device", "workers", "wandb", "checkpoint_seconds", "bytes", "no_test",
-                  *DATA_PATHS, "path_static", "buffer_path")  # the paths by their content, not by where it lies
 PROTOCOLS = ("standard", "frepo")  # of evaluation
 WANDB_MODES = ("online", "offline", "disabled")
 
@@ -212,84 +203,6 @@ def number(text, kind, least, most, description):
     if not least <= value <= most:
         raise argparse.ArgumentTypeError(f"{text!r} is not {description}" + (f" and at most {most}" if kind is int and value > most else ""))
     return value
-
-
-def dataset_label(args):
-    """Name of the data set in the run folders; a custom set goes by the name of its folder."""
-    return f"custom-{args.data_path.resolve().name}" if args.dataset == "custom" and args.data_path else args.dataset
-
-
-def start_run(args, name, *files):
-    """The run folder <save_path>/<data set>/<name>_<hash of the settings, of the list, of the frames and of `files`>."""
-    settings = {key: as_setting(value) for key, value in vars(args).items()}
-    settings |= {"list_digest": list_digest(args), "content_digest": content_digest(args), "digest": digest(map(tail, files))}
-    return Run(settings, args.save_path / dataset_label(args), name, WITHOUT_EFFECT, args.wandb, args.checkpoint_seconds)
-
-
-def as_setting(value):
-    return str(value.resolve()) if isinstance(value, pathlib.Path) else value
-
-
-def digest(contents):
-    return hashlib.sha256(b"".join(contents)).hexdigest()[:16]
-
-
-def list_digest(args):
-    """Of the labels, splits and folders of the list, wherever the folders lie."""
-    videos, _ = list_videos(args)
-    rows = io.StringIO()
-    csv.writer(rows, lineterminator="\n").writerows([videos.columns, *zip(relative(videos.folder), *(videos[name] for name in videos.columns[1:]))])
-    return digest([rows.getvalue().encode()])
-
-
-def content_digest(args):
-    """Of the frames of the training and test videos: what tells them from others that a list of the same text names."""
-    splits = list_videos(args)[0].split.unique()
-    return "-".join(select(args.dataset, split=split, **selection_values(args)).content(args.pack_path) for split in ("train", "test") if split in splits)
-
-
-def tail(path, size=2 ** 20):
-    """What tells a file from others without reading gigabytes: its size and its last MB, where torch.save has the checksums of its tensors."""
-    with open(path, "rb") as file:
-        file.seek(max(0, os.stat(path).st_size - size))
-        return str(os.stat(path).st_size).encode() + file.read()
-
-
-def find_run(args, name, same, wanted, launcher, flag):
-    """Folder of the finished run `name`_<hash> of the same list, frames and settings `same`; ValueError says how to make it. Where the data lie
-    is in the command that it says, and makes no other data.
-
-    wanted: what it is, in words; launcher: its command's first words; flag: the one that names a folder or file instead.
-    """
-    folder, mine, content, defaults = args.save_path / dataset_label(args), vars(args), content_digest(args), script_parser("")
-    add_temporal_options(defaults)
-    add_width(defaults)
-    places = (args.save_path, ROOT / "results")  # a study has a folder of its own, and the experts of all
-    labels = (glob.escape(folder.name), *(["custom-*"] if args.dataset == "custom" else []))  # a custom set's folder may have had another name
-    for place, label in itertools.product(places, labels):
-        found = [path.parent for path in sorted(place.glob(f"{label}/{name}_*/result.json")) if not differing(args, path.parent, same, content)]
-        if found:
-            break
-    if not found:
-        given = [word for key in (*same, "save_path") if mine[key] != defaults.get_default(key) for word in (f"--{key}", str(mine[key]))]
-        raise ValueError(f"no finished {wanted} for these data in {folder}: run `{shlex.join(launcher + given)}` first, or give {flag}")
-    if len(found) > 1:
-        raise ValueError(f"several fit as {wanted}: choose one by {flag}: {', '.join(map(str, found))}")
-    return found[0]
-
-
-def differing(args, folder, same, content=None):
-    """Which of the settings `same`, "list", and "content" of the frames where it is given, are not those that the run in `folder` was made with; None
-    stands for the data set's own. Where data lie counts only where a run of an older version did not note what they are."""
-    made, row = read_config(folder / "config.json")["settings"], DATASETS[args.dataset]
-    mine = vars(args) | {"list_digest": list_digest(args), "content_digest": content}
-    own = {"frames": row.T, "size": row.size, "stride": row.stride, "segments": 1, "width": WIDTH, "validation": 0.0, "dsa": NONE,
-           "static_size": args.size or row.size}
-
-    def value(settings, key):
-        return own.get(key) if settings.get(key) is None else as_setting(settings[key])
-    left_out = DATA_PATHS if content and "content_digest" in made else ("content_digest",)
-    return [key.removesuffix("_digest") for key in (*same, "list_digest", "content_digest") if key not in left_out and value(mine, key) != value(made, key)]
 
 
 def list_videos(args):

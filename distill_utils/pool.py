@@ -8,7 +8,8 @@ import numpy as np
 import torch
 
 from distill_utils.clips import locked
-from utils import broadcast, check_space, gather, progress, rank, with_path, world_size
+from distill_utils.processes import broadcast, gather, progress, rank, world_size
+from utils import check_space, with_path
 
 POOL_FORMAT = 1  # a new number makes all pools new
 

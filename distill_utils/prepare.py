@@ -25,9 +25,11 @@ from distill_utils import lists
 from distill_utils.datasets import DATA_PATH, DATASETS
 from distill_utils.decode import Picture, make_folder
 from distill_utils.frames import is_visible
+from distill_utils.machine import cores
 from distill_utils.options import count, number, positive, seed
+from distill_utils.processes import progress, run_script
 from distill_utils.workers import in_processes
-from utils import atomic_write, cores, lock_folder, progress, read_json, run_script, save_json
+from utils import atomic_write, lock_folder, read_json, save_json
 
 
 @dataclasses.dataclass(frozen=True)

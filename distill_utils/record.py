@@ -3,8 +3,9 @@ import itertools
 
 from distill_utils.datasets import DATASETS
 from distill_utils.pictures import save_pictures
+from distill_utils.processes import broadcast, gather, rank
 from distill_utils.synset import load_set
-from utils import broadcast, gather, peak_memory, rank, read_json, save
+from utils import peak_memory, read_json, save
 
 FIGURES = ("top1", "top1_std", "top5", "top5_std", "video_top1", "video_top1_std", "bytes", "bytes_fp32", "seconds_per_iteration", "steps", "peak_memory", "seconds")
 

@@ -25,10 +25,12 @@ from distill_utils.clips import denormalize
 from distill_utils.dynamics import class_dynamics
 from distill_utils.export import gif
 from distill_utils.options import positive
+from distill_utils.processes import run_script
 from distill_utils.record import check_figure
+from distill_utils.run import git_commit
 from distill_utils.synset import StaticDynamicSet, load_set
 from distill_utils.table import accuracy, compared, mark, read_results
-from utils import TEXT, atomic_write, git_commit, random_stream, run_script
+from utils import TEXT, atomic_write, random_stream
 
 matplotlib.rcdefaults()  # not a matplotlibrc of the user's, which may want LaTeX
 matplotlib.rcParams["text.parse_math"] = False  # a dollar in a class's name is one

@@ -14,9 +14,11 @@ import numpy as np
 import pandas as pd
 
 from distill_utils.datasets import DATASETS
+from distill_utils.processes import run_script
 from distill_utils.record import FIGURES, check_figure, read_result
+from distill_utils.run import read_config
 from networks import WIDTH
-from utils import atomic_write, read_config, run_script
+from utils import atomic_write
 
 SETTINGS = ("ipc", "spc", "dpc", "n_syn", "interpolation", "n_real", "segments", "init", "lr_img", "lr_dynamic", "method", "network", "width", "pool", "storage", "dynamic_frames", "dynamic_size", "static_size", "static", "select", "dsa", "learn_label", "eval_protocol", "validation", "seed", "Iteration")
 WORDS = ("interpolation", "init", "method", "network", "storage", "static", "select", "dsa", "eval_protocol", "learn_label", "validation")  # of these: words, or yes and no

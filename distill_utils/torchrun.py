@@ -15,7 +15,8 @@ from torch.distributed import run
 from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
-from utils import PEER_ENDED, cores, speak_plainly
+from distill_utils.machine import cores
+from distill_utils.processes import PEER_ENDED, speak_plainly
 
 HERE = "--nnodes", "1", "--rdzv_backend", "c10d", "--rdzv_endpoint", "127.0.0.1:0", "--rdzv_id", "here", "--local_addr", "127.0.0.1"
 GOES_ON = "the same command goes on from the last checkpoint, with any number of processes"

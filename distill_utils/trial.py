@@ -10,7 +10,7 @@ import sys
 
 from optuna.trial import TrialState
 
-from utils import read_config
+from distill_utils.run import read_config
 
 # The command, in whose group of processes all are killed once standard input ends: that is, when the process that started it does, however that ends.
 WATCHED = 'exec 3<&0; (read -r <&3; kill -KILL 0) & "$@" < /dev/null 3<&-'

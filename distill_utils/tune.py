@@ -22,8 +22,10 @@ from optuna.trial import TrialState
 
 from distill_utils import options
 from distill_utils.datasets import DATASETS
+from distill_utils.processes import run_script
+from distill_utils.run import WITHOUT_EFFECT, as_setting, dataset_label, list_digest
 from distill_utils.trial import run_folder, run_trial
-from utils import ROOT, atomic_write, lock, run_script, stream_seed
+from utils import ROOT, atomic_write, lock, stream_seed
 
 Method = collections.namedtuple("Method", "launcher script positionals search")
 
@@ -289,9 +291,9 @@ def run_next(study, trial, words, file, args, flags):
 def study_folder(args, settings, texts):
     """Of the data, the method, all settings that have an effect, and the ranges."""
     paths = {"path_static", "buffer_path"}
-    chosen = {name: options.as_setting(value) for name, value in vars(settings).items() if name not in set(options.WITHOUT_EFFECT) - paths - {"bytes"}}
-    name = stream_seed(args.method, sorted(chosen.items()), sorted(texts.items()), options.list_digest(settings))
-    return args.save_path.absolute() / options.dataset_label(settings) / f"tune_{args.method}_{f'{name:015x}'[:8]}"
+    chosen = {name: as_setting(value) for name, value in vars(settings).items() if name not in set(WITHOUT_EFFECT) - paths - {"bytes"}}
+    name = stream_seed(args.method, sorted(chosen.items()), sorted(texts.items()), list_digest(settings))
+    return args.save_path.absolute() / dataset_label(settings) / f"tune_{args.method}_{f'{name:015x}'[:8]}"
 
 
 def report(study, place):

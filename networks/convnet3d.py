@@ -4,7 +4,6 @@ from torch import nn
 
 from .standardize import standardize
 
-
 WIDTH = 128  # the paper's, 3,647,666 parameters at K = 50
 LEAST_FRAMES = 8  # what its poolings leave something of; `embed` alone needs half of it
 

@@ -28,10 +28,12 @@ from distill_utils.compute import PRECISIONS, clips_at_once, set_precision
 from distill_utils.datasets import read_lists
 from distill_utils.evaluate import evaluate
 from distill_utils.measure import alternate, count, in_precision, machine, memory_apart, quartiles, references
-from distill_utils.synset import initial_pixels
+from distill_utils.processes import run_script, world_size
+from distill_utils.run import as_setting, list_digest
+from distill_utils.starts import initial_pixels
 from distill_utils.trajectories import snapshot
 from distill_utils.workers import CRASHED, alone
-from utils import ROOT, check_space, find_device, has_own_memory, run_script, save, save_json, seed_everything, world_size
+from utils import ROOT, check_space, find_device, has_own_memory, save, save_json, seed_everything
 
 RATES = ("matmul", "flop", 0), ("convolution", "flop", 0), ("copy", "bytes", 1)
 SECTIONS = ("loading", "dm", "mtt", "evaluation", "experts")
@@ -136,7 +138,7 @@ class Workload:
         def start_up():
             read_lists.cache_clear()
             flags = self.parse(distill_DM)
-            options.list_digest(flags)
+            list_digest(flags)
             return [options.load_data(flags, split) for split in ("train", "test")]
         return start_up
 
@@ -265,7 +267,7 @@ def main(args):
     print("\nthis machine: " + ", ".join(f"{' '.join(filter(None, name))} {rate / 1e12:.3g} T{'B' if kind == 'bytes' else 'FLOP'}/s"
                                          for name, (kind, rate) in rates.items()))
     print(shown(rows))
-    save_json({"machine": about, "created": start, "settings": {name: options.as_setting(value) for name, value in vars(args).items()},
+    save_json({"machine": about, "created": start, "settings": {name: as_setting(value) for name, value in vars(args).items()},
                "rates": [{"name": name, "precision": precision, "of": kind, "per_second": rate} for (name, precision), (kind, rate) in rates.items()],
                "rows": rows}, out)
     print(f"all figures: {out}")

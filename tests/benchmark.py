@@ -34,7 +34,8 @@ from distill_utils.datasets import read_videos
 from distill_utils.decode import Picture, make_folder
 from distill_utils.evaluate import RealSet, predict, train, train_epoch
 from distill_utils.frames import frame_names
-from distill_utils.synset import PixelSet, random_numbers
+from distill_utils.starts import random_numbers
+from distill_utils.synset import PixelSet
 from distill_utils.workers import in_processes
 from networks import FlatNetwork
 from utils import random_stream

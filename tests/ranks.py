@@ -9,6 +9,8 @@ import sys
 import torch
 
 sys.path[:0] = [str(pathlib.Path(__file__).resolve().parent.parent), str(pathlib.Path(__file__).resolve().parent)]
+from fakes import TinyNet, random_clips
+
 import distill_DC
 import networks
 from distill_DM import DistributionMatching
@@ -17,10 +19,10 @@ from distill_MTT import TrajectoryMatching
 from distill_utils import clips as clips_module
 from distill_utils.augment import GROUPS, NONE
 from distill_utils.evaluate import evaluate
+from distill_utils.processes import broadcast, rank, sum_gradients
+from distill_utils.run import Run
 from distill_utils.synset import PixelSet, StaticDynamicSet, StillSet
-from fakes import TinyNet, random_clips
 from networks import ConvNet, FlatNetwork, Hallucinator
-from utils import Run, broadcast, rank, sum_gradients
 
 K, T, SIZE = 3, 4, 8
 ALL = "_".join(GROUPS)

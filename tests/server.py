@@ -14,11 +14,11 @@ import sys
 import traceback
 
 sys.path[:0] = [str(pathlib.Path(__file__).resolve().parent.parent), str(pathlib.Path(__file__).resolve().parent)]
-import torch._dynamo  # which an optimizer's first step imports: here once, not in each child
-import torchvision.utils  # the first picture
-
 import pretend
-import utils
+import torch._dynamo  # noqa: F401  which an optimizer's first step imports: here once, not in each child
+import torchvision.utils  # noqa: F401  the first picture
+
+from distill_utils.processes import run_script
 
 SCRIPTS = {name: importlib.import_module(name) for name in (
     "buffer", "distill_DC", "distill_DM", "distill_FRePo", "distill_MTT", "distill_s2d", "distill_utils.coreset", "distill_utils.evaluate", "distill_utils.export",
@@ -67,7 +67,7 @@ def run(script, arguments, output, environment, replace, call):
     if "pretend" in arguments:
         pretend.register()
     try:
-        utils.run_script(SCRIPTS[script].main, SCRIPTS[script].parser(), arguments)
+        run_script(SCRIPTS[script].main, SCRIPTS[script].parser(), arguments)
         return 0
     except SystemExit as stop:
         return stop.code or 0

@@ -8,7 +8,6 @@ import sys
 import pytest
 import torch
 from fakes import PRECISIONS
-from test_launchers import launch
 
 import networks
 from distill_utils.measure import count, memory_of, quartiles

@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from distill_utils import budget
+from distill_utils.processes import run_script
 from distill_utils.storage import FORMATS, PIXELS
 from distill_utils.synset import PixelSet, StaticDynamicSet, StillSet
 from networks import Hallucinator, Interpolation
-from utils import run_script
 
 K, T, SIZE, MANY = 3, 8, 16, 10_000
 BUDGETS = (9_000, 31_415, 250_000)

@@ -18,8 +18,8 @@ import networks
 import utils
 from distill_utils import options
 from distill_utils.compute import KnownGradient
+from distill_utils.processes import run_script
 from distill_utils.synset import load_static
-from utils import run_script
 
 LOOPS = ("--outer_loop", 1, "--inner_loop", 1)
 SMALL = "--frames 8 --size 43 --width 8 --test_clips 1 --device cpu --num_eval 1 --epoch_eval_train 1 --eval_it 2 --Iteration 2".split()

@@ -12,6 +12,7 @@ import sys
 import pytest
 from conftest import write_frames
 
+from distill_utils.run import start_run
 from utils import ROOT
 
 LAUNCHERS = {path.relative_to(ROOT).as_posix(): path for path in sorted(ROOT.glob("sh/*/*.sh")) if path.parent.name != "study"}
@@ -333,7 +334,7 @@ def test_static_dynamic_finds_the_static_memory_of_its_launcher(launch, monkeypa
     """DC.sh with SPC = 2·IPC and DM.sh with the same flags mean the same data: the one takes what the other leaves."""
     from distill_DC import parser as dc_parser
     from distill_s2d import find_static, parser
-    from distill_utils.options import start_run
+
     monkeypatch.chdir(tmp_path)
     data = tmp_path / "my videos"
     (data / "frames").mkdir(parents=True)
@@ -384,7 +385,7 @@ def test_trajectory_matching_finds_the_experts_of_its_launcher(launch, monkeypat
     """On both launchers, with the data set's own values given or not; experts of other data are refused."""
     import buffer
     from distill_MTT import prepare
-    from distill_utils.options import start_run
+
     monkeypatch.chdir(tmp_path)
     (tmp_path / "toy").mkdir()
     (tmp_path / "toy" / "toy_splits1.csv").write_text("folder_name,label,split\na,walk,train\n")

@@ -23,10 +23,12 @@ import torch
 from torch.distributed import run as torch_run
 
 import utils
-from distill_utils import compute, torchrun, workers
+from distill_utils import compute, machine, processes, torchrun, workers
 from distill_utils.clips import locked
+from distill_utils.processes import run_script
+from distill_utils.run import Run, git_commit, read_config
 from distill_utils.toy import make_toy
-from utils import ROOT, run_script
+from utils import ROOT
 
 SCRIPTS = ("buffer", "distill_DC", "distill_DM", "distill_MTT", "distill_s2d",
            *(f"distill_utils.{name}" for name in ("coreset", "dynamics", "evaluate", "export", "inspect", "prepare", "report", "table", "tune")))
@@ -46,16 +48,16 @@ def test_a_git_that_does_not_work(monkeypatch, tmp_path, content, mode):
         (tmp_path / "git").write_text(content)
         (tmp_path / "git").chmod(mode)
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert utils.git_commit() is None
+    assert git_commit() is None
 
 
 @pytest.mark.parametrize("names", (("GIT_DIR",), ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE")))
 def test_the_commit_is_ours_also_within_a_hook_of_another(monkeypatch, tmp_path, names):
-    ours = utils.git_commit()
+    ours = git_commit()
     subprocess.run(["git", "init", "-q", tmp_path], check=True)
     for name in names:
         monkeypatch.setenv(name, str(tmp_path / ("" if name == "GIT_WORK_TREE" else ".git")))
-    assert utils.git_commit() == ours
+    assert git_commit() == ours
 
 
 # ---------------------------------------------------------------- locks
@@ -135,7 +137,7 @@ def container(monkeypatch, tmp_path):
         for file, content in files.items():
             (mounted / file).parent.mkdir(parents=True, exist_ok=True)
             (mounted / file).write_text(content + "\n")
-        monkeypatch.setattr(utils, "CONTROL_GROUPS", (mine, mounted))
+        monkeypatch.setattr(machine, "CONTROL_GROUPS", (mine, mounted))
         monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(64)), raising=False)
         monkeypatch.setattr(os, "sysconf", {"SC_PAGE_SIZE": 1, "SC_PHYS_PAGES": 256 * GB}.__getitem__)
         return expected
@@ -145,7 +147,7 @@ def container(monkeypatch, tmp_path):
 @pytest.mark.parametrize("name", LIMITS)
 def test_what_a_container_grants(container, name):
     cores, memory = container(name)
-    assert utils.cores() == cores
+    assert machine.cores() == cores
     assert compute.total_memory(torch.device("cpu")) == memory
 
 
@@ -154,7 +156,7 @@ def test_systems_that_do_not_tell_where_a_process_may_run(container, monkeypatch
     container("no Linux")
     monkeypatch.delattr(os, "sched_getaffinity")
     monkeypatch.setattr(os, "cpu_count", lambda: count)
-    assert utils.cores() == cores
+    assert machine.cores() == cores
 
 
 def test_memory_budgets_are_shares_of_the_containers(container):
@@ -244,14 +246,14 @@ def c_locale():
 
 
 def test_files_are_utf8_whatever_the_locale(c_locale, tmp_path):
-    run = utils.Run({"name": "é ± 日本"}, tmp_path, "run")
+    run = Run({"name": "é ± 日本"}, tmp_path, "run")
     run.say("± 日本 \udcff")
     with utils.atomic_write(tmp_path / "page", "w") as file:
         file.write("± \udcff")
     run.lock.close()
     assert (run.folder / "log.txt").read_text(encoding="utf-8").splitlines()[-1].endswith("± 日本 \\udcff")
     assert (tmp_path / "page").read_text(encoding="utf-8") == "± \\udcff"
-    assert utils.read_config(run.folder / "config.json")["settings"]["name"] == "é ± 日本"
+    assert read_config(run.folder / "config.json")["settings"]["name"] == "é ± 日本"
 
 
 # ---------------------------------------------------------------- sockets and semaphores
@@ -315,10 +317,10 @@ def test_a_process_ends_with_its_parent_on_any_system(monkeypatch):
     monkeypatch.setattr(os, "getppid", lambda: next(parents))
     monkeypatch.setattr(time, "sleep", lambda seconds: None)
     monkeypatch.setattr(os, "_exit", ended.append)
-    thread = threading.Thread(target=utils.end_with, args=(7,))
+    thread = threading.Thread(target=processes.end_with, args=(7,))
     thread.start()
     thread.join()
-    assert ended == [utils.PEER_ENDED]
+    assert ended == [processes.PEER_ENDED]
 
 
 @pytest.mark.parametrize("safe", ("", "1"))

@@ -11,8 +11,8 @@ from torch import nn
 import networks
 from distill_DC import GradientMatching, loops, row_distance
 from distill_DM import DistributionMatching
-from distill_utils.clips import normalize
 from distill_utils import compute
+from distill_utils.clips import normalize
 from distill_utils.compute import KnownGradient, clips_at_once
 from distill_utils.synset import PixelSet, StaticDynamicSet, StillSet
 from networks import Hallucinator

@@ -1,7 +1,6 @@
 """Networks: against formulas written out in float64, and what must hold for any weights."""
 import copy
 
-import fakes  # noqa: F401: one thread
 import pytest
 import torch
 import torch.nn.functional as F

@@ -3,16 +3,15 @@ import contextlib
 import copy
 import os
 
-import numpy as np
 import pytest
 import torch
 from fakes import random_clips
-from test_matching import K, LABELS, SIZE, T, close, nets, plain_distribution_matching, seeded, static_dynamic  # noqa: F401 (fixtures)
+from test_matching import LABELS, SIZE, K, T, close, nets, plain_distribution_matching, seeded, static_dynamic  # noqa: F401 (fixtures)
 
 import distill_DM
-import utils
 from distill_DM import DistributionMatching
 from distill_utils import pool as pool_module
+from distill_utils import processes
 from distill_utils.clips import coin_flips, load_clips
 from distill_utils.pool import Pool, pool_path
 from distill_utils.synset import PixelSet
@@ -172,7 +171,7 @@ def test_a_full_disk_is_named_and_leaves_whole_means(tmp_path, monkeypatch):
     monkeypatch.setattr(pool_module.os, "fsync", full)
     with pytest.raises(OSError) as caught:
         Pool(tmp_path / "pool.f32", 2, (2, 4), lambda number: torch.zeros(2, 4))
-    assert utils.sentence(caught.value) == f"no space left on the disk for {tmp_path / 'pool.f32'}"
+    assert processes.sentence(caught.value) == f"no space left on the disk for {tmp_path / 'pool.f32'}"
     monkeypatch.undo()
     monkeypatch.setattr(pool_module, "check_space", lambda folder, size, what, remedy: pytest.fail(f"{size} bytes"))
     with pytest.raises(BaseException, match="160 bytes"):
@@ -184,7 +183,7 @@ def test_a_pool_without_a_pack_is_refused(tiny, tmp_path, capsys, script, flags)
     module = __import__(script)
     torch.save({"image": torch.zeros(2, 3, 43, 43)}, tmp_path / "static.pt")
     with contextlib.suppress(SystemExit):
-        utils.run_script(module.main, module.parser(), [
+        processes.run_script(module.main, module.parser(), [
             "--dataset", "custom", "--data_path", str(tiny), "--frames", "8", "--size", "43", "--save_path", str(tmp_path / "runs"), "--device", "cpu",
             *flags, *(("--path_static", str(tmp_path / "static.pt")) if script == "distill_s2d" else ()), "--pool", "2", "--no_pack"])
     assert "error: --pool keeps its class means beside the pack: leave out --no_pack, or --pool" in capsys.readouterr().err

@@ -23,7 +23,8 @@ from distill_utils.clips import load_clips
 from distill_utils.datasets import choose_groups, clip_frames, read_videos
 from distill_utils.decode import Broken, Picture, extract, frames
 from distill_utils.frames import frame_names
-from utils import ROOT, run_script
+from distill_utils.processes import run_script
+from utils import ROOT
 
 PLAIN = Picture((48, 36))
 
@@ -828,8 +829,8 @@ def test_links_to_disks_that_are_not_there(own, tmp_path, command):
 
 def test_a_video_is_made_of_its_own_file_only(tmp_path, command):
     """Others of the same name in other classes are no replacements."""
-    for label, frames in (("run", 20), ("walk", 6)):
-        write_video(tmp_path / "videos" / label / "001.mp4", frames)
+    for label, length in (("run", 20), ("walk", 6)):
+        write_video(tmp_path / "videos" / label / "001.mp4", length)
         write_video(tmp_path / "videos" / label / "002.mp4", 3)
     write_video(tmp_path / "videos" / "a" / "run" / "001.mp4", 9)
     write_video(tmp_path / "videos" / "a" / "2.mp4", 9)

@@ -13,7 +13,7 @@ import ranks
 import torch
 from conftest import HANG
 
-import utils
+from distill_utils.processes import own
 from utils import ROOT
 
 PYTHON = [sys.executable, "-m"]
@@ -213,17 +213,18 @@ def test_bad_input_is_one_sentence_of_all(script, launcher, flags, message):
 FAILS = """
 import os, signal, sys, time
 sys.path.insert(0, {root!r})
-import torch, utils
+import torch
+from distill_utils import processes
 def main(args):
-    if utils.rank() == 1:
+    if processes.rank() == 1:
         {fault}
-    print("said by", utils.rank())
-    utils.sum_over_ranks(torch.zeros(1))
+    print("said by", processes.rank())
+    processes.sum_over_ranks(torch.zeros(1))
     {then}
     time.sleep({limit})
 parser = __import__("argparse").ArgumentParser(prog="fails")
 parser.add_argument("--device", default="cpu")
-utils.run_script(main, parser)
+processes.run_script(main, parser)
 """
 
 
@@ -254,7 +255,7 @@ def test_the_process_that_failed_is_the_one_that_is_heard(failing, fault, proces
 @pytest.mark.slow
 def test_a_failure_of_the_work_together_is_told(failing):
     """As NCCL's where two processes are given the same GPU: a RuntimeError within a collective."""
-    then = "utils.dist.all_reduce = lambda tensor: (_ for _ in ()).throw(RuntimeError('duplicate GPU detected')); utils.sum_over_ranks(torch.zeros(1))"
+    then = "processes.dist.all_reduce = lambda tensor: (_ for _ in ()).throw(RuntimeError('duplicate GPU detected')); processes.sum_over_ranks(torch.zeros(1))"
     _, errors = finished(failing("pass", then), 3)
     assert errors.splitlines()[-1] == "fails: error: the work with the other processes failed: duplicate GPU detected"
 
@@ -271,12 +272,12 @@ def test_no_process_outlives_torchrun(failing, tmp_path):
 
 
 def test_shares_are_whole_and_the_first_has_the_most(monkeypatch):
-    for processes in range(1, 9):
-        monkeypatch.setattr(utils, "world_size", lambda: processes)
+    for size in range(1, 9):
+        monkeypatch.setattr("distill_utils.processes.world_size", lambda size=size: size)
         for count in range(12):
             shares = []
-            for number in range(processes):
-                monkeypatch.setattr(utils, "rank", lambda number=number: number)
-                shares.append(utils.own(count))
+            for number in range(size):
+                monkeypatch.setattr("distill_utils.processes.rank", lambda number=number: number)
+                shares.append(own(count))
             assert [number for share in shares for number in share] == list(range(count))
             assert len(shares[0]) == max(map(len, shares)) <= min(map(len, shares)) + 1

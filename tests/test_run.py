@@ -20,7 +20,8 @@ from PIL import Image
 
 import utils
 from distill_utils.clips import denormalize
-from utils import ROOT, Run, atomic_write
+from distill_utils.run import WITHOUT_EFFECT, Run, git_commit, start_run
+from utils import ROOT, atomic_write
 
 COSTS = ("seconds", "seconds_per_iteration", "peak_memory")
 
@@ -343,10 +344,10 @@ def test_settings_choose_the_folder(tmp_path):
 
 def test_every_flag_with_an_effect_chooses_another_folder(command, whole, tmp_path, monkeypatch):
     from distill_DM import parser
-    from distill_utils.options import WITHOUT_EFFECT, start_run
+
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("distill_utils.options.list_videos", lambda args: (pd.DataFrame({"folder": ["a"]}), ["a"]))
-    monkeypatch.setattr("distill_utils.options.content_digest", lambda args: "of the same frames")
+    monkeypatch.setattr("distill_utils.run.list_videos", lambda args: (pd.DataFrame({"folder": ["a"]}), ["a"]))
+    monkeypatch.setattr("distill_utils.run.content_digest", lambda args: "of the same frames")
     common = command.arguments("distill_DM", tmp_path, ["--wandb", "disabled"])
 
     def folder(*flags):
@@ -364,7 +365,7 @@ def test_every_flag_with_an_effect_chooses_another_folder(command, whole, tmp_pa
 
 def test_an_edited_list_or_static_memory_is_another_run(tiny, tmp_path):
     from distill_DM import parser
-    from distill_utils.options import start_run
+
     static = tmp_path / "static.pt"
     arguments = parser().parse_args(["--dataset", "custom", "--data_path", str(tiny), "--save_path", str(tmp_path), "--wandb", "disabled"])
     names = []
@@ -380,7 +381,7 @@ def test_an_edited_list_or_static_memory_is_another_run(tiny, tmp_path):
 
 def test_the_folder_of_the_working_directory_does_not_matter(command, tmp_path, monkeypatch):
     from distill_DM import parser
-    from distill_utils.options import start_run
+
     names = []
     for folder, data in ((command.folder, "data"), (command.folder.parent, f"{command.folder.name}/data")):
         monkeypatch.chdir(folder)
@@ -417,7 +418,7 @@ def test_config(whole):
     assert config["versions"]["torch"] == importlib.metadata.version("torch")
     assert set(config["versions"]) == {"torch", "torchvision", "numpy"}
     assert config["command"][0] == "distill_DM.py" and "--lr_img" in config["command"]
-    assert config["git"] == utils.git_commit() and config["python"] == sys.version.split()[0]
+    assert config["git"] == git_commit() and config["python"] == sys.version.split()[0]
 
 
 def test_the_distilled_set(whole):
@@ -450,8 +451,8 @@ def test_pictures(whole):
 
 
 def test_without_git_there_is_no_commit(monkeypatch, tmp_path):
-    monkeypatch.setattr(utils, "ROOT", tmp_path)
-    assert utils.git_commit() is None
+    monkeypatch.setattr("distill_utils.run.ROOT", tmp_path)
+    assert git_commit() is None
 
 
 # ---------------------------------------------------------------- wandb

@@ -15,7 +15,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-import torch.nn.functional as F
 from conftest import write_frames
 from fakes import TinyNet, random_clips
 from PIL import Image
@@ -25,10 +24,12 @@ import distill_DM
 import networks
 from distill_utils import coreset, dynamics, evaluate, export, report, table
 from distill_utils.clips import coin_flips, denormalize
-from distill_utils.synset import Distilled, PixelSet, StaticDynamicSet, StillSet, initial_pixels, load, load_set
+from distill_utils.processes import run_script
+from distill_utils.starts import initial_pixels
+from distill_utils.synset import PixelSet, StaticDynamicSet, StillSet, load, load_set
 from distill_utils.temporal import kept_frames, random_segment, repeated_frames
 from networks import Hallucinator, Interpolation
-from utils import ROOT, run_script, save, save_json
+from utils import ROOT, save, save_json
 
 K = 3
 

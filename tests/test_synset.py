@@ -6,8 +6,8 @@ import torch
 from fakes import random_clips
 
 from distill_utils.clips import normalize
-from distill_utils.synset import (PixelSet, StaticDynamicSet, StillSet, check_divides, initial_dynamic, initial_static,
-                                  initial_videos, load_static, random_numbers)
+from distill_utils.starts import initial_dynamic, initial_static, initial_videos, random_numbers
+from distill_utils.synset import PixelSet, StaticDynamicSet, StillSet, check_divides, load_static
 from networks import Hallucinator
 
 K, T, SIZE = 3, 4, 6

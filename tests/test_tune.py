@@ -11,7 +11,8 @@ import pytest
 from commands import only_folder
 
 from distill_utils import tune
-from utils import ROOT, run_script
+from distill_utils.processes import run_script
+from utils import ROOT
 
 # A launcher GPU DATASET LR IPC [FLAG …] whose run's folder is a function of its flags and whose accuracy is best at LR 100; it goes on where it stopped.
 FAKE = r"""

@@ -1,0 +1,345 @@
+"""The run folder: what a run is called, what it writes, how it resumes, and how finished runs are found."""
+import contextlib
+import csv
+import glob
+import hashlib
+import importlib.metadata
+import io
+import itertools
+import json
+import math
+import os
+import pathlib
+import shlex
+import subprocess
+import sys
+import time
+
+import torch
+from tqdm import tqdm
+
+from distill_utils.augment import NONE
+from distill_utils.clips import relative, select
+from distill_utils.datasets import DATASETS
+from distill_utils.options import add_temporal_options, add_width, list_videos, script_parser, selection_values
+from distill_utils.processes import broadcast, gather, progress, rank, sum_gradients, world_size
+from networks import WIDTH
+from utils import ROOT, append, finite, load, lock_folder, random_state, read_json, save, save_json, set_random_state, synchronize, tensors
+
+# Flags that change no result, so that they do not choose the run's folder.
+DATA_PATHS = ("data_path", "list_path", "frames_path")
+WITHOUT_EFFECT = ("save_path", "pack_path", "pack", "device", "workers", "wandb", "checkpoint_seconds", "bytes", "no_test",
+                  *DATA_PATHS, "path_static", "buffer_path")  # the paths by their content, not by where it lies
+
+
+class Run:
+    """One run's folder, a function of its settings: config.json, metrics.jsonl, log.txt, checkpoint.pt and results.
+
+    The same settings lead to the same folder and go on from its checkpoint, bitwise as if never stopped. `settings` are all flags;
+    those named in `without_effect` (paths, device, logging) do not choose the folder. Of several processes the first one reads and writes.
+    """
+
+    COUNTERS = ("iteration", "seconds", "steps", "refused", "logged", "loss", "evaluated", "start", "best", "result")
+
+    def __init__(self, settings, save_path, name, without_effect=(), wandb_mode="disabled", checkpoint_seconds=60):
+        chosen = {key: value for key, value in sorted(settings.items()) if key not in without_effect}
+        self.id = hashlib.sha256(json.dumps(chosen).encode()).hexdigest()[:8]
+        self.folder = pathlib.Path(save_path).absolute() / f"{name}_{self.id}"
+        self.metrics, self.wandb = self.folder / "metrics.jsonl", None
+        self.iteration, self.seconds, self.steps, self.refused, self.logged, self.loss = 0, 0.0, 0, 0, 0, None
+        self.evaluated = None                                    # iteration of the last evaluation
+        self.start, self.best, self.result = None, None, None    # value of the evaluation at iteration 0, the best one, the last one
+        self.checkpoint_seconds, self.saved_at = checkpoint_seconds, time.monotonic()
+        self.stateful = {}
+        if rank() == 0:
+            self.claim_folder()
+            self.write_config(settings, chosen)
+            self.start_wandb(wandb_mode, settings, f"{name}_{self.id}")
+        processes = f", {world_size()} processes" if world_size() > 1 else ""
+        self.say(f"run folder: {self.folder}{processes}")
+
+    def claim_folder(self):
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.lock = lock_folder(self.folder)
+        for leftover in self.folder.glob(".*.tmp"):  # of a write that was killed
+            leftover.unlink()
+
+    def write_config(self, settings, chosen):
+        path = self.folder / "config.json"
+        if path.exists():
+            if read_config(path)["chosen"] != json.loads(json.dumps(chosen)):
+                raise ValueError(f"{path} has other settings than this command: delete its folder, or give another --save_path")
+            return
+        versions = {package: importlib.metadata.version(package) for package in ("torch", "torchvision", "numpy")}
+        save_json({"command": sys.argv, "settings": settings, "chosen": chosen, "python": sys.version.split()[0], "versions": versions,
+                   "git": git_commit(), "created": time.strftime("%Y-%m-%dT%H:%M:%S")}, path)
+
+    def start_wandb(self, mode, settings, name):
+        if mode == "disabled":
+            return
+        import wandb  # slow to import, and not needed when disabled
+        try:
+            if mode == "online" and not wandb.login(prompt=False):
+                raise ValueError("--wandb online needs an account: run `wandb login` first, or give --wandb offline")
+            self.wandb = wandb.init(project="video-distillation", name=name, id=self.id, resume="allow", dir=self.folder, mode=mode,
+                                    config=settings, settings=wandb.Settings(silent=True, console="off"))
+            self.wandb.define_metric("*", step_metric="iteration")
+        except wandb.Error as error:
+            raise ValueError(f"--wandb {mode} does not work here: give --wandb offline or disabled ({error})") from error
+
+    def say(self, text):
+        if rank() > 0:
+            return
+        tqdm.write(text)
+        append(self.folder / "log.txt", f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}")
+
+    def log(self, **values):
+        """One line of metrics.jsonl, and the same to wandb."""
+        if rank() > 0:
+            return
+        line = {"iteration": self.iteration, **values}
+        append(self.metrics, json.dumps(line))
+        self.logged += 1
+        if self.wandb:
+            self.wandb.log(line, step=self.logged)  # wandb drops a number that it has seen: what is computed again after a kill
+
+    def resume(self, **stateful):
+        """Take up the checkpoint, if there is one; `stateful` are the things with a state_dict that make up the run's state.
+
+        All processes start from the first one's bits, and from its checkpoint, however many wrote it.
+        """
+        self.stateful = stateful
+        path = self.folder / "checkpoint.pt"
+        if rank() == 0 and path.exists():
+            self.resume_from(path)
+        elif rank() == 0:
+            self.metrics.write_bytes(b"")
+        state = broadcast(self.state())
+        if rank() > 0:
+            self.set_state(state)
+
+    def resume_from(self, path):
+        try:
+            state = load(path)
+            self.set_state(state)
+            metrics_bytes = state["metrics_bytes"]
+            if self.metrics.stat().st_size < metrics_bytes:
+                raise ValueError(f"{self.metrics.name} lacks lines that were logged before")
+        except (ValueError, LookupError, TypeError, AttributeError, RuntimeError) as error:
+            raise ValueError(f"{path} is damaged: delete its folder to start anew ({error})") from error
+        with open(self.metrics, "ab") as file:
+            file.truncate(metrics_bytes)  # what was logged after the checkpoint is computed and logged again
+        self.say(f"resumed at iteration {self.iteration}")
+
+    def state(self):
+        """All that the rest of the run depends on: what is learned, random state, counters."""
+        return {name: thing.state_dict() for name, thing in self.stateful.items()} | {name: getattr(self, name) for name in self.COUNTERS} | {
+            "random": random_state()}
+
+    def set_state(self, state):
+        for name, thing in self.stateful.items():
+            thing.load_state_dict(state[name])
+        set_random_state(state["random"])
+        for name in self.COUNTERS:
+            setattr(self, name, state[name])
+
+    def iterations(self, total, desc="distilling", unit="it", at_once=1):
+        """Yield iteration numbers up to and including `total`: the last is for the final evaluation, no step follows it.
+
+        Those between are `at_once` apart.
+        """
+        with progress(total=total, initial=self.iteration, desc=desc, unit=unit) as self.bar:
+            while self.iteration < total:
+                yield self.iteration
+                following = min(self.iteration + at_once, total)
+                self.bar.update(following - self.iteration)
+                if time.monotonic() - self.saved_at > self.checkpoint_seconds:
+                    self.checkpoint(following)
+                self.iteration = following
+            yield total
+
+    def due(self, every, total):
+        """Whether this iteration is to be evaluated: the first and every so many (none of these where `every` exceeds `total`), and the last."""
+        due = (every <= total and self.iteration % every == 0 or self.iteration == total) and self.evaluated != self.iteration
+        if due:
+            self.check_finite()
+            self.check_same()
+        return due
+
+    def checkpoint(self, iteration=None):
+        """Write the state before the step of `iteration` (by default this one)."""
+        self.check_finite()
+        if rank() == 0:
+            with open(self.metrics, "ab") as metrics:
+                os.fsync(metrics.fileno())  # not to be behind the checkpoint, even where the machine stops
+                size = metrics.tell()
+            save({**self.state(), "iteration": self.iteration if iteration is None else iteration, "metrics_bytes": size}, self.folder / "checkpoint.pt")
+        self.saved_at = time.monotonic()
+
+    def check_finite(self):
+        """ValueError when anything that is learned is not finite, before it is written anywhere."""
+        for name, thing in self.stateful.items():
+            if not finite(tensors(thing.state_dict())):
+                raise ValueError(f"the {name} is not finite at iteration {self.iteration}: lower the learning rate "
+                                 f"(the last good checkpoint stays in {self.folder})")
+
+    def check_same(self):
+        """ValueError when what is learned is not the same, to the bit, in all processes."""
+        if world_size() == 1:
+            return
+        found = [tensor for thing in self.stateful.values() for tensor in tensors(thing.state_dict())]
+        sums = gather([[int(tensor.reshape(-1).view(torch.uint8).sum(dtype=torch.int64)) for tensor in found]])
+        if any(each != sums[0] for each in sums):
+            raise ValueError(f"the processes do not have the same state at iteration {self.iteration}: start again from the checkpoint in {self.folder}")
+
+    @contextlib.contextmanager
+    def timed_step(self, steps=1):
+        """Counts the seconds of a step, or of several that are taken side by side, evaluation and checkpoints apart."""
+        start = time.perf_counter()
+        yield
+        synchronize()
+        self.seconds, self.steps = self.seconds + time.perf_counter() - start, self.steps + steps
+
+    def step(self, loss_of, optimizer, last_good=None):
+        """One step down the gradient of loss_of(): a loss of all processes, the same in each, whose gradients are their shares.
+
+        With a LastGood, a step that leads to a loss that is not finite is taken back and counted.
+        """
+        with self.timed_step():
+            optimizer.zero_grad()
+            loss = loss_of()
+            if last_good is None:
+                self.check_loss(loss)
+            if loss.isfinite():
+                loss.backward()
+                sum_gradients(optimizer)
+            if last_good is None:
+                optimizer.step()
+            elif last_good.step(loss):
+                self.check_loss(loss)
+            else:
+                self.refused += 1
+                self.bar.set_postfix(loss=loss.item(), refused=self.refused, refresh=False)
+
+    def check_loss(self, loss):
+        """Remember the loss, a tensor or a number; ValueError when it is not finite."""
+        self.loss = torch.as_tensor(loss).item()
+        if not math.isfinite(self.loss):
+            raise ValueError(f"the loss is {self.loss} at iteration {self.iteration}: lower the learning rate "
+                             f"(the last good checkpoint stays in {self.folder})")
+        self.bar.set_postfix(loss=f"{self.loss:.4g}", refresh=False)
+
+    def keep_best(self, value, **result):
+        """Remember the best evaluation along the way, and the first; returns the best."""
+        if self.iteration == 0:
+            self.start = value
+        if self.best is None or value > self.best["value"]:
+            self.best = {"value": value, "iteration": self.iteration, **result}
+        return self.best
+
+    def finish(self, **result):
+        path = self.folder / "result.json"
+        if rank() == 0 and not path.exists():  # a finished run that is started again changes nothing
+            save_json({"iteration": self.iteration, **result, "steps": self.steps, "refused": self.refused,
+                       "seconds_per_iteration": self.seconds / self.steps if self.steps else None}, path)
+        if self.wandb:
+            self.wandb.finish()
+
+
+def read_config(path):
+    """The config.json of a run: the command, its settings, and the chosen ones, those that have an effect."""
+    try:
+        config = read_json(path)
+        return {name: dict(config[name]) for name in ("settings", "chosen")}
+    except (ValueError, LookupError, TypeError):
+        raise ValueError(f"{path} is damaged: delete its folder, or give another --save_path") from None
+
+
+def git_commit():
+    """The commit of this code; None where there is no git, or none that knows it."""
+    ours = {name: value for name, value in os.environ.items() if name not in ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE")}  # of a hook: another's
+    try:
+        answer = subprocess.run(["git", "-C", ROOT, "describe", "--always", "--dirty", "--abbrev=40"], env=ours, capture_output=True, text=True)
+    except OSError:
+        return None
+    return answer.stdout.strip() or None
+
+
+# ---------------------------------------------------------------- runs by their flags
+
+def dataset_label(args):
+    """Name of the data set in the run folders; a custom set goes by the name of its folder."""
+    return f"custom-{args.data_path.resolve().name}" if args.dataset == "custom" and args.data_path else args.dataset
+
+
+def start_run(args, name, *files):
+    """The run folder <save_path>/<data set>/<name>_<hash of the settings, of the list, of the frames and of `files`>."""
+    settings = {key: as_setting(value) for key, value in vars(args).items()}
+    settings |= {"list_digest": list_digest(args), "content_digest": content_digest(args), "digest": digest(map(tail, files))}
+    return Run(settings, args.save_path / dataset_label(args), name, WITHOUT_EFFECT, args.wandb, args.checkpoint_seconds)
+
+
+def as_setting(value):
+    return str(value.resolve()) if isinstance(value, pathlib.Path) else value
+
+
+def digest(contents):
+    return hashlib.sha256(b"".join(contents)).hexdigest()[:16]
+
+
+def list_digest(args):
+    """Of the labels, splits and folders of the list, wherever the folders lie."""
+    videos, _ = list_videos(args)
+    rows = io.StringIO()
+    csv.writer(rows, lineterminator="\n").writerows([videos.columns, *zip(relative(videos.folder), *(videos[name] for name in videos.columns[1:]))])
+    return digest([rows.getvalue().encode()])
+
+
+def content_digest(args):
+    """Of the frames of the training and test videos: what tells them from others that a list of the same text names."""
+    splits = list_videos(args)[0].split.unique()
+    return "-".join(select(args.dataset, split=split, **selection_values(args)).content(args.pack_path) for split in ("train", "test") if split in splits)
+
+
+def tail(path, size=2 ** 20):
+    """What tells a file from others without reading gigabytes: its size and its last MB, where torch.save has the checksums of its tensors."""
+    with open(path, "rb") as file:
+        file.seek(max(0, os.stat(path).st_size - size))
+        return str(os.stat(path).st_size).encode() + file.read()
+
+
+def find_run(args, name, same, wanted, launcher, flag):
+    """Folder of the finished run `name`_<hash> of the same list, frames and settings `same`; ValueError says how to make it. Where the data lie
+    is in the command that it says, and makes no other data.
+
+    wanted: what it is, in words; launcher: its command's first words; flag: the one that names a folder or file instead.
+    """
+    folder, mine, content, defaults = args.save_path / dataset_label(args), vars(args), content_digest(args), script_parser("")
+    add_temporal_options(defaults)
+    add_width(defaults)
+    places = (args.save_path, ROOT / "results")  # a study has a folder of its own, and the experts of all
+    labels = (glob.escape(folder.name), *(["custom-*"] if args.dataset == "custom" else []))  # a custom set's folder may have had another name
+    for place, label in itertools.product(places, labels):
+        found = [path.parent for path in sorted(place.glob(f"{label}/{name}_*/result.json")) if not differing(args, path.parent, same, content)]
+        if found:
+            break
+    if not found:
+        given = [word for key in (*same, "save_path") if mine[key] != defaults.get_default(key) for word in (f"--{key}", str(mine[key]))]
+        raise ValueError(f"no finished {wanted} for these data in {folder}: run `{shlex.join(launcher + given)}` first, or give {flag}")
+    if len(found) > 1:
+        raise ValueError(f"several fit as {wanted}: choose one by {flag}: {', '.join(map(str, found))}")
+    return found[0]
+
+
+def differing(args, folder, same, content=None):
+    """Which of the settings `same`, "list", and "content" of the frames where it is given, are not those that the run in `folder` was made with; None
+    stands for the data set's own. Where data lie counts only where a run of an older version did not note what they are."""
+    made, row = read_config(folder / "config.json")["settings"], DATASETS[args.dataset]
+    mine = vars(args) | {"list_digest": list_digest(args), "content_digest": content}
+    own = {"frames": row.T, "size": row.size, "stride": row.stride, "segments": 1, "width": WIDTH, "validation": 0.0, "dsa": NONE,
+           "static_size": args.size or row.size}
+
+    def value(settings, key):
+        return own.get(key) if settings.get(key) is None else as_setting(settings[key])
+    left_out = DATA_PATHS if content and "content_digest" in made else ("content_digest",)
+    return [key.removesuffix("_digest") for key in (*same, "list_digest", "content_digest") if key not in left_out and value(mine, key) != value(made, key)]

@@ -1,0 +1,119 @@
+"""Starts of synthetic sets: real clips, means of them, or noise."""
+import torch
+import torch.nn.functional as F
+
+from distill_utils.synset import PixelSet, enlargement
+from distill_utils.temporal import kept_frames
+from networks import Interpolation
+
+
+def random_numbers(clips, ipc):
+    """Numbers of `ipc` random training clips of each class, (K·ipc,), in class order."""
+    index = clips.class_batch(ipc)
+    scarce = (torch.bincount(clips.labels[index], minlength=clips.K) < ipc).nonzero().flatten().tolist()
+    if scarce:
+        raise ValueError(f"class {clips.class_names[scarce[0]]} has fewer training clips than the {ipc} asked for: "
+                         "lower --ipc, --spc or --dpc, or give more --train_clips")
+    return index
+
+
+def mean_videos(clips, ipc):
+    """Means of real clips, (K·ipc, T, 3, H, W) in class order: each class's clips, shuffled, are dealt out to its videos, which are the means."""
+    index, means = clips.class_batch(len(clips)), []
+    for label in range(clips.K):
+        for part in index[clips.labels[index] == label].tensor_split(ipc):
+            means.append(sum(clips.draw(few).sum(0) for few in part.split(16)) / len(part))
+    return torch.stack(means)
+
+
+def initial_videos(clips, ipc, init, chosen=None):
+    """Start of a PixelSet, (K·ipc, T, 3, H, W): `real` clips, `mean`s of real clips, `noise` from N(0, 1), or one real frame `still`, repeated.
+
+    chosen: numbers of the real clips, (K·ipc,) in class order; None: random ones.
+    """
+    videos = clips.draw(random_numbers(clips, ipc) if chosen is None else chosen)
+    return {"real": lambda: videos, "mean": lambda: mean_videos(clips, ipc), "noise": lambda: torch.randn(videos.shape).to(videos.device),
+            "still": lambda: videos[:, :1].expand_as(videos).clone()}[init]()
+
+
+def initial_pixels(clips, ipc, init, n_syn=None, interpolation="duplicate", storage="fp32", chosen=None):
+    """Start of a PixelSet: `n_syn` evenly spaced frames (None: all T) of the initial videos, stretched by `interpolation`."""
+    videos = initial_videos(clips, ipc, init, chosen)
+    if n_syn in (None, clips.T) and interpolation != "parametric":
+        return PixelSet(videos, clips.K, storage=storage).to(clips.device)
+    kept = videos[:, kept_frames(clips.T, n_syn or clips.T)]
+    return PixelSet(kept, clips.K, Interpolation(interpolation, kept.shape[1], clips.T), storage).to(clips.device)
+
+
+def initial_static(clips, spc, init, size=None):
+    """Start of the static memory (K, spc, 3, size, size) from clips of one frame: `real` frames, `mean`s of them or `noise`."""
+    if init == "noise":
+        side = size or clips.size
+        return torch.randn(clips.K, spc, 3, side, side).to(clips.device)
+    return shrink(initial_videos(clips, spc, init), size=size).squeeze(1).unflatten(0, (clips.K, spc))
+
+
+def real_memories(clips, chosen, ipc, spc, dpc, frame="mean", static_size=None, frames=None, size=None):
+    """Static and dynamic memory of the clips `chosen`, (K·max(spc, dpc),) in class order: the mean frame of a clip, or its middle one, and the grey
+    residual that moves it. Each slot owns as many clips as it has memories of the kind that it has more of."""
+    videos = clips.draw(chosen).unflatten(0, (clips.K, ipc, -1))                    # (K, N, group, T, 3, H, W)
+    still = videos.mean(3) if frame == "mean" else videos[:, :, :, clips.T // 2]
+    still = shrink(still[:, :, :spc // ipc], size=static_size)                      # (K, N, spc/N, 3, h, h)
+    members = torch.arange(dpc // ipc)
+    shown = enlargement(still, clips.size).to(still.device)(still)[:, :, members % (spc // ipc)]
+    residual = (videos[:, :, members] - shown.unsqueeze(3)).mean(4, keepdim=True)   # (K, N, dpc/N, T, 1, H, W)
+    return still.flatten(1, 2), shrink(residual.flatten(1, 2), frames, size)
+
+
+def initial_dynamic(clips, static, ipc, dpc, init, frames=None, size=None, chosen=None):
+    """Start of the dynamic memory (K, dpc, n, 1, h, h), n = `frames` and h = `size` (None: T and the clips'): `noise` from N(0, 1), the `residual` or the
+    `motion` of real clips, averaged over the frames and pixels that a stored value stands for.
+
+    The residual is the grey difference between a real clip's frames and the static memory (K, spc, 3, h', h') that it is to move, so that
+    static plus dynamic memory is the clip but for the motion of its colours. Each static memory gets the clips of its class that have
+    the frame nearest to it: of any other clip the residual would show the still picture's negative.
+
+    The motion is the grey difference between the frames of a real clip, one of `chosen` or a random one, and their own mean: what moves, without the
+    clip's background.
+    """
+    K, spc = static.shape[:2]
+    if init == "noise":
+        side = size or clips.size
+        return torch.randn(K, dpc, frames or clips.T, 1, side, side).to(clips.device)
+    if init == "motion":
+        videos = clips.draw(random_numbers(clips, dpc) if chosen is None else chosen)
+        return shrink((videos - videos.mean(1, keepdim=True)).mean(2, keepdim=True).unflatten(0, (K, dpc)), frames, size)
+    if clips.counts().min() < dpc:
+        raise ValueError(f"class {clips.class_names[clips.counts().argmin()]} has fewer training clips than --dpc {dpc}: "
+                         "lower it, or give more --train_clips")
+    static, dynamic = enlargement(static, clips.size)(static).to(clips.device), []
+    for label in range(K):
+        index, taken = (clips.labels == label).nonzero().flatten(), []
+        distance = frame_distance(clips, index, static[label])                      # (spc, clips of the class)
+        for number in range(dpc):
+            slot, member = divmod(number, dpc // ipc)
+            partner = slot * (spc // ipc) + member % (spc // ipc)
+            nearest = next(i for i in distance[partner].argsort().tolist() if i not in taken)
+            taken.append(nearest)
+            residual = clips.draw(index[[nearest]])[0] - static[label, partner]
+            dynamic.append(residual.mean(1, keepdim=True))                          # (T, 1, H, W)
+    return shrink(torch.stack(dynamic).unflatten(0, (K, dpc)), frames, size)
+
+
+def shrink(videos, frames=None, size=None):
+    """Videos (..., T, C, H, W) averaged to `frames` frames of `size` pixels (None: as they are)."""
+    *_, T, C, H, W = videos.shape
+    frames, size = frames or T, size or H
+    if (frames, size) == (T, H):
+        return videos
+    channels_first = videos.flatten(0, -5).transpose(1, 2)                          # (B, C, T, H, W)
+    return F.adaptive_avg_pool3d(channels_first, (frames, size, size)).transpose(1, 2).reshape(*videos.shape[:-4], frames, C, size, size)
+
+
+def frame_distance(clips, index, frames):
+    """Mean squared difference of frames (M, 3, H, W) to the nearest frame of each clip, (M, len(index)) on the CPU."""
+    rows = []
+    for part in index.split(16):
+        drawn = clips.draw(part)                                                    # (B, T, 3, H, W)
+        rows.append(torch.stack([(drawn - frame).square().mean((2, 3, 4)).amin(1) for frame in frames]))
+    return torch.cat(rows, 1).cpu()
