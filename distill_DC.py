@@ -1,7 +1,7 @@
-"""Static learning: still frames whose gradients are those of real frames. The result is the static memory.
+"""Static learning: learn still frames that give the gradients of real frames. The result is the static memory.
 
-Dataset condensation by gradient matching (DC, Zhao et al. 2021, arXiv 2006.05929) on single frames, METHOD 4. Per class the distance is
-Σ over layers Σ over output rows of 1 − cos(g_syn, g_real).
+Dataset condensation by gradient matching (DC, Zhao et al. 2021, arXiv 2006.05929) on single frames, METHOD 4.
+The distance of a class is Σ over layers Σ over output rows of 1 − cos(g_syn, g_real).
 
     bash sh/s2d/DC.sh GPU DATASET SPC
 """
@@ -21,13 +21,15 @@ from distill_utils.synset import StillSet, check_divides
 from networks import ConvNet
 from utils import seed_everything
 
-LOOPS = {1: (1, 1), 2: (1, 1), 5: (1, 1), 10: (10, 50), 20: (20, 25), 30: (30, 20), 40: (40, 15), 50: (50, 10)}  # spc: outer, inner
+LOOPS = {1: (1, 1), 2: (1, 1), 5: (1, 1), 10: (10, 50), 20: (20, 25), 30: (30, 20), 40: (40, 15),
+         50: (50, 10)}  # spc: (outer_loop, inner_loop)
 
 
 class GradientMatching:
-    """One iteration of DC on a StillSet: gradient matching steps on its frames, interleaved with training a fresh ConvNet on them.
+    """One iteration of DC on a StillSet: matching steps on the frames, with training of a fresh ConvNet between steps.
 
-    By the strategy `dsa` a step augments the real and the synthetic frames of a class by the same draw, and the training each frame by itself.
+    With a `dsa` strategy, a matching step applies the same augmentation draw to the real and the synthetic frames of a
+    class; the network's training augments each frame independently.
     """
 
     def __init__(self, clips, batch_real, outer_loop, inner_loop, lr_net, batch_train, precision, dsa=NONE):
@@ -35,7 +37,7 @@ class GradientMatching:
         self.lr_net, self.batch_train, self.precision, self.dsa = lr_net, batch_train, precision, dsa
 
     def iterate(self, synset, optimizer, check_loss):
-        """`outer_loop` steps of the frames; returns the mean loss per class and step."""
+        """Take `outer_loop` steps on the frames; return the mean loss per class and step."""
         net = ConvNet(self.clips.K, self.clips.size).to(self.clips.device)
         net_optimizer, total = torch.optim.SGD(net.parameters(), lr=self.lr_net, momentum=0.5), 0
         for step in range(self.outer_loop):
@@ -45,14 +47,15 @@ class GradientMatching:
             sum_gradients(optimizer)
             optimizer.step()
             total += loss
-            if step < self.outer_loop - 1:  # the network is thrown away after the last step
+            if step < self.outer_loop - 1:  # the network is not used after the last step
                 self.train(net, net_optimizer, synset)
         return total / (self.outer_loop * synset.K)
 
     def match(self, net, synset):
-        """Sum over classes of the distance; leaves its gradient in the frames, class by class, so that one graph is alive at a time.
+        """Return the distance summed over classes, and add its gradient to the frames.
 
-        Of several processes each takes some of the classes, of the same frames that one would draw; the sum is that of all, the gradients are shares.
+        Works class by class, so that only one graph is in memory. Several ranks share the classes; they draw the same
+        frames as a single process. The returned sum is over all ranks; a rank's gradient covers its own classes only.
         """
         total, index = synset.static.new_zeros(()), self.clips.class_batch(self.batch_real)
         labels, flips = self.clips.labels[index], coin_flips(len(index))
@@ -67,7 +70,10 @@ class GradientMatching:
         return sum_over_ranks(total).item()
 
     def gradient(self, net, frames, label, draw, create_graph=False):
-        """Gradient of the cross-entropy of one class's frames, augmented, with respect to the weights of two or more axes."""
+        """Return the gradient of the cross-entropy of one class's augmented frames.
+
+        It is with respect to the weights of two or more axes.
+        """
         weights = [parameter for parameter in net.parameters() if parameter.dim() > 1]
         labels = torch.full((len(frames),), label)
         frames = augment(frames, draw, labels)
@@ -77,7 +83,7 @@ class GradientMatching:
         return torch.autograd.grad(loss, weights, create_graph=create_graph)
 
     def train(self, net, optimizer, synset):
-        """`inner_loop` epochs of the network on the frames, each augmented by itself."""
+        """Train the network for `inner_loop` epochs on the frames; each frame is augmented independently."""
         frames = synset.decode(synset.static.detach().flatten(0, 1))
         labels = torch.arange(synset.K, device=frames.device).repeat_interleave(len(frames) // synset.K)
         for _ in range(self.inner_loop):
@@ -91,16 +97,17 @@ class GradientMatching:
 
 
 def row_distance(synthetic, real):
-    """Σ over output rows of 1 − cos, each row flattened over all its other axes (arXiv 2006.05929, equation 10)."""
+    """Return Σ over output rows of 1 − cos, each row flattened over its other axes (arXiv 2006.05929, equation 10)."""
     synthetic, real = synthetic.flatten(1), real.flatten(1)
-    # The product of norms plus a small number: a dead filter's row has no direction and must not give nan.
+    # Add a small number to the product of norms: the row of a dead filter is zero, and must not give nan.
     return (1 - (synthetic * real).sum(1) / (synthetic.norm(dim=1) * real.norm(dim=1) + 1e-6)).sum()
 
 
 def loops(spc, outer_loop, inner_loop):
-    """The paper's loops by number of frames per class, where the flags give none."""
+    """Return outer_loop and inner_loop: the given values, or the paper's for this spc."""
     if spc not in LOOPS and None in (outer_loop, inner_loop):
-        raise ValueError(f"--spc {spc} has no loops in the paper (it has {', '.join(map(str, LOOPS))}): give --outer_loop and --inner_loop")
+        raise ValueError(f"--spc {spc} has no loops in the paper (it has {', '.join(map(str, LOOPS))}): "
+                         "give --outer_loop and --inner_loop")
     outer, inner = LOOPS.get(spc, (None, None))
     return outer_loop or outer, inner_loop or inner
 
@@ -113,12 +120,12 @@ def main(args):
     run = start_run(args, f"DC_spc{args.spc}")
     seed_everything(args.seed)
 
-    # One random frame of each training video; the test is of whole clips, for which a frame is repeated.
+    # One random frame of each training video. The test clips are whole; the evaluated videos repeat a frame.
     train, seen, test = options.load_splits(args, T=1)
     static = initial_static(train, args.spc, args.init, args.static_size)
     synset = StillSet(static, args.ipc or args.spc, seen.T, seen.size, args.storage).to(device)
-    matching = GradientMatching(train, args.batch_real, outer_loop, inner_loop, args.lr_net, args.batch_train, args.precision,
-                                args.dsa)
+    matching = GradientMatching(train, args.batch_real, outer_loop, inner_loop, args.lr_net, args.batch_train,
+                                args.precision, args.dsa)
     optimizer = torch.optim.SGD(synset.parameters(), lr=args.lr_img, momentum=0.5)
     run.resume(synset=synset, optimizer=optimizer)
 
@@ -139,10 +146,14 @@ def parser():
     group = parser.add_argument_group("static learning")
     options.add_batch_real(group, 256)
     group.add_argument("--spc", type=options.positive, default=2, help="frames per class (%(default)s)")
-    group.add_argument("--ipc", type=options.positive, help="in evaluation, videos per class that share the frames: each draws one of spc/ipc (spc)")
+    group.add_argument("--ipc", type=options.positive,
+                       help="videos per class in evaluation; they share the frames, each draws one of its spc/ipc "
+                       "(spc)")
     group.add_argument("--lr_img", type=options.rate, default=0.1, help="learning rate of the frames (%(default)s)")
-    group.add_argument("--outer_loop", type=options.positive, help="steps of the frames per network (the paper's for spc)")
-    group.add_argument("--inner_loop", type=options.positive, help="epochs of the network between two steps (the paper's for spc)")
+    group.add_argument("--outer_loop", type=options.positive,
+                       help="steps on the frames per network (the paper's for this spc)")
+    group.add_argument("--inner_loop", type=options.positive,
+                       help="epochs of network training between two steps (the paper's for this spc)")
     group.add_argument("--init", default="real", choices=("real", "mean", "noise"),
                        help="start from real frames, means of the class's frames, or noise (%(default)s)")
     options.add_static_size(group)

@@ -1,6 +1,7 @@
-"""Distribution matching: videos whose class means in random feature spaces are those of the real clips.
+"""Distribution matching: learn videos whose class means in random feature spaces equal those of the real clips.
 
-DM (Zhao & Bilen 2023, arXiv 2110.04181) on pixels, METHOD 5. Loss = Σ_c ‖ mean_b embed(clip_cb) − mean_n embed(video_cn) ‖².
+DM (Zhao & Bilen 2023, arXiv 2110.04181) on pixels, METHOD 5.
+Loss = Σ_c ‖ mean_b embed(clip_cb) − mean_n embed(video_cn) ‖².
 
     bash sh/baseline/DM.sh GPU DATASET LR IPC
 """
@@ -25,35 +26,39 @@ from utils import random_stream, seed_everything, stream_seed
 
 
 class DistributionMatching(nn.Module):
-    """`matching(synset)` is the loss in the feature space of one random ConvNet3D.
+    """`matching(synset)` returns the loss in the feature space of one random ConvNet3D.
 
-    Without a pool the network is fresh at each step and the real means are of random clips. With `pool` = P each step draws one of P networks, whose
-    means of all real clips were computed once (METHOD 13).
+    Without a pool, each step uses a fresh network and random real clips. With `pool` = P, each step draws one of P
+    networks, whose means over all real clips are computed once (METHOD 13).
 
-    By the strategy `dsa` a step augments the real clips and the videos of a class by the same draw; with a pool the draw is the network's own.
+    With a `dsa` strategy, a step applies the same augmentation draw to the real clips and the videos of a class. With a
+    pool, the draw belongs to the network.
 
-    The real branch never holds more than `clips_at_once` clips and the synthetic one, whose graph takes more, half as many, so that memory does
-    not grow with the number of classes. Of several processes each takes some of the classes, of the same clips and videos that one would draw.
+    The real branch holds at most `clips_at_once` clips. The synthetic branch needs more memory for its graph and holds
+    half as many. So memory does not grow with the number of classes. Several ranks share the classes; they draw the
+    same clips and videos as a single process.
     """
 
-    def __init__(self, clips, batch_real, precision="fp32", segments=1, width=networks.WIDTH, compile=False, pool=0, dsa=NONE):
+    def __init__(self, clips, batch_real, precision="fp32", segments=1, width=networks.WIDTH, compile=False, pool=0,
+                 dsa=NONE):
         super().__init__()
         self.clips, self.batch_real, self.precision, self.segments = clips, batch_real, precision, segments
-        self.width, self.compiled, self.dsa, self.at_once = width, compile, dsa, clips_at_once(clips.T, clips.size, clips.device, width)
+        self.width, self.compiled, self.dsa, self.at_once = width, compile, dsa, clips_at_once(
+            clips.T, clips.size, clips.device, width)
         self.pool = None
         if pool:
             path = pool_path(clips, precision, segments, width, compile, *groups_of(dsa))
             self.pool = Pool(path, pool, (clips.K, self.features()), self.pool_means)
 
     def forward(self, synset):
-        classes = own(synset.K)                                            # of a range, first to last
+        classes = own(synset.K)                                            # a range
         if self.pool:
             number = int(torch.randint(len(self.pool), ()))
             net, frames, draw = self.pool_network(number)
             real = self.pool.means(number)[classes.start:classes.stop].to(self.clips.device)
         else:
             net, frames, draw = self.fresh_network()
-            real = self.real_means(net, frames, draw, classes, self.clips.class_batch(self.batch_real))   # (classes, F)
+            real = self.real_means(net, frames, draw, classes, self.clips.class_batch(self.batch_real))  # (classes, F)
         labels = torch.arange(classes.start, classes.stop).repeat_interleave(synset.N)
         rows = slice(classes.start * synset.N, classes.stop * synset.N)
         videos = synset(torch.arange(len(synset)), rows)[0][:, frames]     # (classes·N, T, 3, H, W), in class order
@@ -62,37 +67,43 @@ class DistributionMatching(nn.Module):
             rows = slice(start * synset.N, (start + step) * synset.N)
             piece = videos[rows].detach().requires_grad_()
             means = self.embed(net, augment(piece, draw, labels[rows])).unflatten(0, (-1, synset.N)).mean(1)
-            distance = (real[start:start + step] - means).square().sum()   # this piece's terms of the sum over c
+            distance = (real[start:start + step] - means).square().sum()   # this piece's part of the sum over c
             gradient[rows], = torch.autograd.grad(distance, piece)
             loss += distance.detach()
         return KnownGradient.apply(sum_over_ranks(loss), [gradient], videos)
 
     def fresh_network(self):
-        """A network of random weights; and for a step, of clips and videos alike, the frames and the draw of the augmentation."""
+        """Return a network with random weights, a frame index for clips and videos, and an augmentation draw."""
         net = networks.build("ConvNet3D", self.clips.K, self.clips.T, self.clips.size, self.width, self.compiled)
         frames = random_segment(self.clips.T, self.segments, LEAST_FRAMES // 2)
         return net.to(self.clips.device).requires_grad_(False), frames, draw_siamese(self.dsa, self.clips.K)
 
     def pool_network(self, number):
-        """As fresh_network, of that number in the pool: the same at each call."""
+        """As fresh_network, for a network of the pool: returns the same for each call with the same number."""
         with random_stream(stream_seed("pool", number)):
             return self.fresh_network()
 
     def pool_means(self, number):
-        """Mean embedding of all clips of each class, each mirrored with probability 1/2, in the pool's network of that number: (K, F)."""
+        """Return the class means (K, F) of all clips in network `number` of the pool.
+
+        Each clip is mirrored with probability 1/2.
+        """
         net, frames, draw = self.pool_network(number)
         with random_stream(stream_seed("pool clips", number)):
             return self.real_means(net, frames, draw, range(self.clips.K), torch.arange(len(self.clips)))
 
     def features(self):
-        """F, the length of an embedding."""
+        """Return F, the length of an embedding."""
         with random_stream(0), torch.inference_mode():
             net, frames, _ = self.fresh_network()
             return self.embed(net, self.clips.draw(torch.arange(1))[:, frames]).shape[1]
 
     @torch.inference_mode()
     def real_means(self, net, frames, draw, classes, index):
-        """Mean embedding of the clips `index` of each of the `classes`, each mirrored with probability 1/2: (classes, F)."""
+        """Return the mean embedding of the clips `index` for each of `classes`, a range: (classes, F).
+
+        Each clip is mirrored with probability 1/2.
+        """
         labels, flips = self.clips.labels[index], coin_flips(len(index))
         ours = (labels >= classes.start) & (labels < classes.stop)
         index, labels, flips = index[ours], labels[ours], flips[ours]
@@ -103,30 +114,31 @@ class DistributionMatching(nn.Module):
             features = self.embed(net, augment(clips, draw, labels[part]))
             membership = torch.nn.functional.one_hot(labels[part] - classes.start, len(classes)).T
             sums = sums + membership.to(features) @ features
-        return sums / torch.bincount(labels - classes.start, minlength=len(classes))[:, None].to(self.clips.device)
+        return sums / torch.bincount(labels - classes.start,
+                                     minlength=len(classes))[:, None].to(self.clips.device)
 
     def embed(self, net, clips):
         with autocast(clips.device, self.precision):
             return net.embed(clips).to(clips.dtype)
 
     def eval_lr(self):
-        """The learning rate that networks are trained with on the set, where no flag gives one."""
+        """Return the evaluation's learning rate if no flag gives one."""
         return 0.01
 
     def warning(self, result):
-        """Nothing to say of an evaluation."""
+        """Return None: this method has no warning about an evaluation."""
 
 
 def prepare(args):
-    """Files besides the clips that the matching reads; none."""
+    """Check the flags, and return the files that the matching reads besides the clips: none."""
     if args.pool and not args.pack:
-        raise ValueError("--pool keeps its class means beside the pack: leave out --no_pack, or --pool")
+        raise ValueError("--pool stores its class means beside the packed clips: leave out --no_pack, or --pool")
     return []
 
 
 def make_matching(args, clips):
-    return DistributionMatching(clips.reduced(args.n_real), args.batch_real, args.precision, args.segments, args.width, args.compile,
-                                args.pool, args.dsa)
+    return DistributionMatching(clips.reduced(args.n_real), args.batch_real, args.precision, args.segments, args.width,
+                                args.compile, args.pool, args.dsa)
 
 
 def make_optimizer(args, synset, groups, momentum):
@@ -137,20 +149,21 @@ def add_matching_options(parser):
     group = parser.add_argument_group("distribution matching")
     options.add_batch_real(group, 64)
     group.add_argument("--pool", type=options.count, default=0, metavar="P",
-                       help="random networks whose class means over all real clips are computed once and kept beside the packs; each step draws one of them "
-                       "and costs only the synthetic videos. To explore with: where P is much smaller than --Iteration the videos fit these networks and no others. "
-                       "0: a fresh network and random clips at each step, as in the paper (%(default)s)")
+                       help="number of random networks whose class means over all real clips are computed once and "
+                       "stored beside the packs; each step draws one of them and computes only the synthetic videos. "
+                       "For exploring: if P is much smaller than --Iteration, the videos fit these networks only. 0: a "
+                       "fresh network and random clips in each step, as in the paper (%(default)s)")
 
 
 def main(args):
-    # Everything that can be refused is, before long work starts.
+    # Check all settings before long work starts.
     options.spend(args, budget.pixels, "n_syn", "interpolation", "storage")
     options.check(args, args.ipc)
     prepare(args)
     run = start_run(args, f"DM_ipc{args.ipc}_lr{args.lr_img:g}")
     seed_everything(args.seed)
 
-    # Real clips, and the videos that are to stand for them.
+    # Real clips, and the synthetic videos that are learned from them.
     train, seen, test = options.load_splits(args)
     chosen = choose(run, args, train, args.ipc, args.select)
     synset = initial_pixels(train, args.ipc, args.init, args.n_syn, args.interpolation, args.storage, chosen)

@@ -1,7 +1,9 @@
-"""Neural feature regression: videos from whose features, in a pool of networks of different ages, kernel ridge regression predicts the real labels.
+"""Neural feature regression: learn videos whose features let kernel ridge regression predict the labels of real clips.
 
-FRePo (Zhou et al. 2022, arXiv 2206.00719) on pixels, METHOD 14. φ = embed, s the set and t a batch of real clips:
-p = K_ts (K_ss + λI)⁻¹ y_s, K_ss = φ(s)φ(s)ᵀ, K_ts = φ(t)φ(s)ᵀ, λ = 1e-6 · tr(K_ss) / |s|; loss = mean over t of ‖p − y_t‖² − mean over s of min(y₍₁₎ − y₍₂₎, 1/K).
+FRePo (Zhou et al. 2022, arXiv 2206.00719) on pixels, METHOD 14. The features come from a pool of networks of different
+ages. With φ = embed, s the set, and t a batch of real clips:
+p = K_ts (K_ss + λI)⁻¹ y_s, K_ss = φ(s)φ(s)ᵀ, K_ts = φ(t)φ(s)ᵀ, λ = 1e-6 · tr(K_ss) / |s|;
+loss = mean over t of ‖p − y_t‖² − mean over s of min(y₍₁₎ − y₍₂₎, 1/K).
 
     bash sh/baseline/FRePo.sh GPU DATASET LR IPC
 """
@@ -25,30 +27,41 @@ from distill_utils.run import start_run
 from distill_utils.starts import initial_pixels
 from utils import seed_everything
 
-RIDGE = 1e-6  # λ in shares of the mean diagonal of K_ss
+RIDGE = 1e-6  # λ divided by the mean diagonal entry of K_ss
 
 
 def predict(of_set, of_real, labels):
-    """Kernel ridge regression: predictions (B, K) for features of_real (B, F) from features of_set (n, F) and labels (n, K)."""
+    """Return predictions (B, K) of kernel ridge regression.
+
+    of_real: features (B, F) of the real clips. of_set: features (n, F) of the set. labels: of the set, (n, K).
+    """
     K_ss, K_ts = of_set @ of_set.T, of_real @ of_set.T
     ridge = RIDGE * K_ss.diagonal().mean() * torch.eye(len(K_ss), dtype=K_ss.dtype, device=K_ss.device)
     return K_ts @ torch.linalg.solve(K_ss + ridge, labels)
 
 
 def margin(labels):
-    """Mean over the labels (n, K) of min(largest − second largest entry, 1/K): rewarded, it keeps learned labels apart."""
+    """Return the mean over labels (n, K) of min(largest − second largest entry, 1/K).
+
+    The loss rewards it, so that learned labels keep a clear maximum.
+    """
     first, second = labels.topk(2, 1).values.unbind(1)
     return (first - second).clamp(max=1 / labels.shape[1]).mean()
 
 
 class Learner:
-    """A network of the pool, its optimizer, and how many steps it has taken; `missing` are those that it is to take before it is first used."""
+    """A network of the pool, its optimizer, and its age, the number of steps taken.
+
+    missing: steps to take before the network is first used.
+    """
 
     def __init__(self, net, lr, missing=0):
-        self.net, self.optimizer, self.age, self.missing = net, torch.optim.Adam(net.parameters(), lr=lr), 0, missing
+        self.net, self.optimizer, self.age, self.missing = (
+            net, torch.optim.Adam(net.parameters(), lr=lr), 0, missing)
 
     def state(self):
-        return {"net": self.net.state_dict(), "optimizer": self.optimizer.state_dict(), "age": self.age, "missing": self.missing}
+        return {"net": self.net.state_dict(), "optimizer": self.optimizer.state_dict(), "age": self.age,
+                "missing": self.missing}
 
     def set_state(self, state):
         self.net.load_state_dict(state["net"])
@@ -57,21 +70,26 @@ class Learner:
 
 
 class FeatureRegression(nn.Module):
-    """`matching(synset)` is the loss in the features of one network of the pool, drawn at random; once the set has moved, that network takes a step on it.
+    """`matching(synset)` returns the loss in the features of one randomly drawn network of the pool.
 
-    A network takes `steps` Adam steps on the set and is made anew. Those of the first pool are of ages spread over these steps: each catches up when it
-    is first drawn. The features of real clips and of the set are computed in pieces without a graph, the regression in float64 on the CPU, and then
-    the way back piece by piece, so that memory does not grow with the batch. Of several processes each takes some of the real clips, and some of the
-    videos on the way back. By the strategy `dsa` each video is augmented by itself wherever a network sees it.
+    After the set's update, that network takes one step on the set. A network takes `steps` Adam steps on the set and is
+    then replaced by a fresh one. The ages of the first pool are spread over these steps: each network takes its missing
+    steps when it is first drawn.
+
+    The features of real clips and of the set are computed in pieces without a graph, the regression in float64 on the
+    CPU, and then the backward pass piece by piece. So memory does not grow with the batch. Several ranks share the real
+    clips, and the videos of the backward pass. With a `dsa` strategy, each video is augmented independently whenever a
+    network sees it.
     """
 
-    def __init__(self, clips, batch_target, precision="fp32", width=networks.WIDTH, pool=10, steps=100, lr_pool=1e-4, dsa=NONE):
+    def __init__(self, clips, batch_target, precision="fp32", width=networks.WIDTH, pool=10, steps=100, lr_pool=1e-4,
+                 dsa=NONE):
         super().__init__()
         self.dsa = dsa
         self.clips, self.batch_target, self.precision, self.width = clips, batch_target, precision, width
         self.steps, self.lr_pool, self.at_once = steps, lr_pool, clips_at_once(clips.T, clips.size, clips.device, width)
         self.pool = [self.new_learner(missing=number * steps // pool) for number in range(pool)]
-        self.behind = None                                                 # number of the network that has not followed the set's last step
+        self.behind = None             # number of the network that has not yet taken its step on the updated set
 
     def forward(self, synset):
         if self.behind is not None:
@@ -80,7 +98,7 @@ class FeatureRegression(nn.Module):
         self.catch_up(number, synset)
         net, n = self.pool[number].net, len(synset)
 
-        # Features without a graph, and the regression's gradient by those of the set.
+        # Features without a graph, and the gradient of the regression with respect to the set's features.
         videos = self.show(synset)
         labels = synset.scores()                                           # (n, K)
         of_set = wide(self.features(net, videos.detach().split(self.at_once))).requires_grad_()
@@ -89,12 +107,13 @@ class FeatureRegression(nn.Module):
         ours = slice(ours.start, ours.stop)
         of_real = wide(self.features(net, self.draw(index[ours], flips[ours])))
         known = wide(labels).detach().requires_grad_()
-        errors = predict(of_set, of_real, known) - (F.one_hot(self.clips.labels[index[ours]], self.clips.K) - 1 / self.clips.K)
-        loss = errors.square().sum() / len(index) - margin(known) * len(errors) / len(index)   # this process's share
+        errors = predict(of_set, of_real, known) - (
+            F.one_hot(self.clips.labels[index[ours]], self.clips.K) - 1 / self.clips.K)
+        loss = errors.square().sum() / len(index) - margin(known) * len(errors) / len(index)   # this rank's share
         by_features, by_labels = torch.autograd.grad(loss, (of_set, known))
         by_features = sum_over_ranks(by_features.to(videos))
 
-        # The way back to the videos, some of them in each process.
+        # Backward pass to the videos, shared by the ranks.
         gradient, rows = torch.zeros_like(videos), own(n)
         for part in torch.arange(rows.start, rows.stop).split(max(1, self.at_once // 2)):
             piece = videos[part].detach().requires_grad_()
@@ -105,12 +124,15 @@ class FeatureRegression(nn.Module):
 
     def catch_up(self, number, synset):
         learner = self.pool[number]
-        for _ in progress(range(learner.missing), desc="a network catches up", unit="step", leave=False):
+        for _ in progress(range(learner.missing), desc="missing steps of a network", unit="step", leave=False):
             self.follow(number, synset)
         learner.missing = 0
 
     def follow(self, number, synset):
-        """One step of a network of the pool down the mean squared error on the set as it is, without dropout; of the last step a new network comes."""
+        """Train a network of the pool for one step on the current set; after its last step, replace it by a fresh one.
+
+        The loss is the mean squared error on the set's labels, without dropout.
+        """
         learner, self.behind = self.pool[number], None
         videos, labels = self.show(synset).detach(), synset.scores().detach().to(self.clips.device)
         learner.optimizer.zero_grad()
@@ -130,17 +152,17 @@ class FeatureRegression(nn.Module):
         return Learner(net.to(self.clips.device).eval(), self.lr_pool, missing)
 
     def show(self, synset):
-        """All videos of the set, augmented, (n, T, 3, H, W)."""
+        """Return all videos of the set, augmented, (n, T, 3, H, W)."""
         return augment_each(synset(torch.arange(len(synset)))[0], self.dsa)
 
     def draw(self, index, flips):
-        """The real clips, in pieces."""
+        """Yield the real clips in pieces."""
         for part, flip in zip(index.split(self.at_once), flips.split(self.at_once)):
             yield self.clips.draw(part, flip=flip)
 
     @torch.no_grad()
     def features(self, net, pieces):
-        """Embeddings of all clips of the pieces, (B, F)."""
+        """Return the embeddings of all clips in `pieces`, (B, F)."""
         return torch.cat([self.embed(net, piece) for piece in pieces])
 
     def embed(self, net, clips):
@@ -148,11 +170,11 @@ class FeatureRegression(nn.Module):
             return net.embed(clips).to(clips.dtype)
 
     def eval_lr(self):
-        """The learning rate that networks are trained with on the set, where no flag gives one."""
+        """Return the evaluation's learning rate if no flag gives one."""
         return 0.01
 
     def warning(self, result):
-        """Nothing to say of an evaluation."""
+        """Return None: this method has no warning about an evaluation."""
 
     def get_extra_state(self):
         return {"pool": [learner.state() for learner in self.pool], "behind": self.behind}
@@ -164,12 +186,15 @@ class FeatureRegression(nn.Module):
 
 
 def wide(tensor):
-    """In float64 on the CPU: the regression is small, ill-conditioned, and the same everywhere there."""
+    """Return the tensor as float64 on the CPU.
+
+    The regression is small and ill-conditioned, and this makes its result the same on every machine.
+    """
     return tensor.to("cpu", torch.float64)
 
 
 class CosineAdam(torch.optim.Adam):
-    """Adam whose learning rates fall to a tenth along half a cosine over so many steps."""
+    """Adam with learning rates that decay to a tenth along half a cosine over `iterations` steps."""
 
     def __init__(self, groups, iterations):
         super().__init__(groups)
@@ -180,22 +205,23 @@ class CosineAdam(torch.optim.Adam):
     def step(self, closure=None):
         for group in self.param_groups:
             share = min(1.0, group["taken"] / self.iterations)
-            group |= {"lr": group["full_lr"] * (0.55 + 0.45 * math.cos(math.pi * share)), "taken": group["taken"] + 1}
+            group |= {"lr": group["full_lr"] * (0.55 + 0.45 * math.cos(math.pi * share)),
+                      "taken": group["taken"] + 1}
         return super().step(closure)
 
 
 def prepare(args):
-    """Files besides the clips that the matching reads; none."""
+    """Return the files that the matching reads besides the clips: none."""
     return []
 
 
 def make_matching(args, clips):
-    return FeatureRegression(clips.reduced(args.n_real), args.batch_target, args.precision, args.width, args.num_pool, args.pool_steps, args.lr_pool,
-                             args.dsa)
+    return FeatureRegression(clips.reduced(args.n_real), args.batch_target, args.precision, args.width, args.num_pool,
+                             args.pool_steps, args.lr_pool, args.dsa)
 
 
 def make_optimizer(args, synset, groups, momentum):
-    """Adam for what the set learns, its labels among it; `momentum` is SGD's."""
+    """Return Adam for what the set learns, including its labels; `momentum` is for SGD only and not used."""
     if args.learn_label:
         synset.soft_labels = nn.Parameter(synset.scores().to(next(synset.parameters()).device))
         groups = [*groups, {"params": [synset.soft_labels], "lr": args.lr_label}]
@@ -204,12 +230,18 @@ def make_optimizer(args, synset, groups, momentum):
 
 def add_matching_options(parser):
     group = parser.add_argument_group("neural feature regression")
-    group.add_argument("--batch_target", type=options.positive, default=512, metavar="B", help="real clips that are predicted in a step (%(default)s)")
-    group.add_argument("--num_pool", type=options.positive, default=10, help="networks of the pool (%(default)s)")
-    group.add_argument("--pool_steps", type=options.positive, default=100, help="steps on the set after which a network is made anew (%(default)s)")
-    group.add_argument("--lr_pool", type=options.rate, default=1e-4, help="learning rate of these networks, Adam's (%(default)s)")
-    group.add_argument("--learn_label", action=argparse.BooleanOptionalAction, default=True, help="learn the set's labels, and keep them with it (%(default)s)")
-    group.add_argument("--lr_label", type=options.rate, default=1e-3, help="their learning rate (%(default)s)")
+    group.add_argument("--batch_target", type=options.positive, default=512, metavar="B",
+                       help="real clips to predict per step (%(default)s)")
+    group.add_argument("--num_pool", type=options.positive, default=10,
+                       help="number of networks in the pool (%(default)s)")
+    group.add_argument("--pool_steps", type=options.positive, default=100,
+                       help="steps on the set after which a network of the pool is replaced by a fresh one "
+                       "(%(default)s)")
+    group.add_argument("--lr_pool", type=options.rate, default=1e-4,
+                       help="learning rate of these networks, with Adam (%(default)s)")
+    group.add_argument("--learn_label", action=argparse.BooleanOptionalAction, default=True,
+                       help="learn the labels of the set, and store them with it (%(default)s)")
+    group.add_argument("--lr_label", type=options.rate, default=1e-3, help="learning rate of the labels (%(default)s)")
 
 
 def main(args):
@@ -218,7 +250,7 @@ def main(args):
     run = start_run(args, f"FRePo_ipc{args.ipc}_lr{args.lr_img:g}")
     seed_everything(args.seed)
 
-    # Real clips, and the videos that are to stand for them.
+    # Real clips, and the synthetic videos that are learned from them.
     train, seen, test = options.load_splits(args)
     chosen = choose(run, args, train, args.ipc, args.select)
     synset = initial_pixels(train, args.ipc, args.init, args.n_syn, args.interpolation, args.storage, chosen)

@@ -1,7 +1,8 @@
-"""Trajectory matching: videos on which a student takes the way that experts took on the real clips.
+"""Trajectory matching: learn videos that train a student along the trajectories of experts trained on the real clips.
 
-MTT (Cazenavette et al. 2022, arXiv 2203.11932) on pixels, METHOD 5. A student starts at an expert's epoch t and takes n = syn_steps steps
-θ_{i+1} = θ_i − α ∇CE(θ_i; videos). Loss = ‖θ_n − θ*_{t+M}‖² / ‖θ*_t − θ*_{t+M}‖², M = expert_epochs, equation 2.
+MTT (Cazenavette et al. 2022, arXiv 2203.11932) on pixels, METHOD 5. A student starts at an expert's epoch t and takes
+n = syn_steps steps θ_{i+1} = θ_i − α ∇CE(θ_i; videos).
+Loss = ‖θ_n − θ*_{t+M}‖² / ‖θ*_t − θ*_{t+M}‖², M = expert_epochs, equation 2.
 
     bash sh/baseline/buffer.sh GPU DATASET; bash sh/baseline/MTT.sh GPU DATASET LR IPC
 """
@@ -30,57 +31,68 @@ from networks import FlatNetwork
 from networks.convnet3d import LEAST_FRAMES
 from utils import random_stream, seed_everything
 
-LEAST_STEP_SIZE = 0.001  # α never falls below
-REPLAYS = ("auto", "all", "none")  # which inner steps are computed a second time
+LEAST_STEP_SIZE = 0.001  # lower limit of α
+REPLAYS = ("auto", "all", "none")  # which inner steps the backward pass computes again
 
 
 class TrajectoryMatching(nn.Module):
-    """`matching(synset)` is the loss of one expert and one start; its parameter is the step size α.
+    """`matching(synset)` returns the loss of one expert and one start epoch; its parameter is the step size α.
 
-    The gradient is that of the unrolled steps. The way back needs the graph of each step. The graphs of the last steps are kept, as many as
-    the memory budget holds. Of the steps before them only the vectors θ are kept, on a CPU on disk, and the way back computes these steps a
-    second time, so that memory stays within the budget for any n. A step draws from a random stream of its own, so both times are the same.
-    `replay` all computes every step a second time, none keeps every graph; loss and gradient do not depend on it, but for rounding.
-    The student sees each video of a step augmented by itself, by the strategy `dsa`, as the experts saw the real clips.
-    Loss and gradient are the means over `trajectories`, each of an expert and a start of its own; several processes share them.
+    The gradient is that of the unrolled steps. The backward pass needs the graph of each step. The graphs of the last
+    steps are kept, as many as fit in the memory budget. Of the earlier steps only the vectors θ are kept (on a CPU: on
+    disk), and the backward pass computes these steps again. So memory stays within the budget for any n. Each step
+    draws from its own random stream, so both computations are the same. `replay`: "all" computes every step twice,
+    "none" keeps every graph; loss and gradient do not depend on it, except for rounding.
+
+    With a `dsa` strategy, each video of a step is augmented independently, as the real clips were for the experts.
+
+    Loss and gradient are means over `trajectories`, each with its own expert and start epoch. Several ranks share them.
     """
 
-    def __init__(self, experts, student, clips, *, syn_steps, expert_epochs, max_start_epoch, step_size, learn_step_size, batch_syn=None,
-                 precision="fp32", segments=1, trajectories=1, width=networks.WIDTH, replay="auto", min_start_epoch=0, expand=0,
-                 current_max_start_epoch=None, experts_top1=None, dsa=NONE):
+    def __init__(self, experts, student, clips, *, syn_steps, expert_epochs, max_start_epoch, step_size,
+                 learn_step_size, batch_syn=None, precision="fp32", segments=1, trajectories=1, width=networks.WIDTH,
+                 replay="auto", min_start_epoch=0, expand=0, current_max_start_epoch=None, experts_top1=None, dsa=NONE):
         super().__init__()
         self.experts, self.student, self.device, self.precision = experts, student, clips.device, precision
         self.syn_steps, self.expert_epochs, self.batch_syn = syn_steps, expert_epochs, batch_syn
-        self.start_epochs = min_start_epoch, max_start_epoch               # of the starts: the first, and the first that is none
-        self.expand, self.current_max_start_epoch, self.experts_top1 = expand, current_max_start_epoch or min_start_epoch + 1, experts_top1
+        self.start_epochs = min_start_epoch, max_start_epoch               # the first, and one past the last
+        self.expand, self.current_max_start_epoch, self.experts_top1 = (
+            expand, current_max_start_epoch or min_start_epoch + 1, experts_top1)
         self.segments, self.trajectories, self.replay, self.dsa = segments, trajectories, replay, dsa
         self.clip = clips.T, clips.size, width
-        self.at_once = max(1, clips_at_once(clips.T, clips.size, clips.device, width) // 2)  # a graph of gradients takes twice the memory
+        # Half as many as in a forward pass: a graph of gradients takes twice the memory.
+        self.at_once = max(1, clips_at_once(clips.T, clips.size, clips.device, width) // 2)
         self.students = DiskStack() if self.device.type == "cpu" else []
         self.step_size = nn.Parameter(torch.tensor(float(step_size)), requires_grad=learn_step_size)
         self.register_buffer("visits", torch.tensor(0))
 
     def eval_lr(self):
-        """The learning rate that networks are trained with on the set, where no flag gives one: α."""
+        """Return α, the evaluation's learning rate if no flag gives one."""
         return max(self.step_size.item(), LEAST_STEP_SIZE)
 
     def warning(self, result):
-        """A sentence where networks trained on the set, whose evaluation is `result`, know as much as the experts that are to teach it; else None."""
+        """Return a warning if the networks of an evaluation `result` are as accurate as the experts; else None."""
         if self.experts_top1 is None or result["top1"] < self.experts_top1:
             return None
-        return (f"warning: networks trained on the set reach {result['top1']:.1f} % top1, the experts {self.experts_top1:.1f} % at the last epoch that is matched: "
-                "they have nothing to teach; train them longer and raise --max_start_epoch and --min_start_epoch")
+        return (f"warning: networks trained on the set reach {result['top1']:.1f} % top1, the experts "
+                f"{self.experts_top1:.1f} % at the last matched epoch, so the set cannot learn more from them: "
+                "train the experts longer, and raise --max_start_epoch and --min_start_epoch")
 
     def start_range(self):
-        """The first epoch that a student may start at, and the first that is none: with `expand` it moves on by one every so many steps (DATM, METHOD 16)."""
+        """Return the range of a student's start epoch: the first, and one past the last.
+
+        With `expand` = E, the end moves on by one epoch every E steps (DATM, METHOD 16).
+        """
         first, end = self.start_epochs
         steps = int(self.visits) // self.trajectories
-        return first, min(end, self.current_max_start_epoch + steps // self.expand) if self.expand else end
+        return first, (min(end, self.current_max_start_epoch + steps // self.expand)
+                       if self.expand else end)
 
     def forward(self, synset):
         with torch.no_grad():
             self.step_size.clamp_(min=LEAST_STEP_SIZE)
-        plans = [(int(torch.randint(*self.start_range(), ())), self.plan(len(synset))) for _ in range(self.trajectories)]
+        plans = [(int(torch.randint(*self.start_range(), ())), self.plan(len(synset)))
+                 for _ in range(self.trajectories)]
         learned = [parameter for parameter in synset.parameters() if parameter.requires_grad]
         gradients = [torch.zeros_like(parameter) for parameter in (*learned, self.step_size)]
         loss = torch.zeros_like(self.step_size)
@@ -91,28 +103,35 @@ class TrajectoryMatching(nn.Module):
         return KnownGradient.apply(sum_over_ranks(loss) / self.trajectories, gradients, *learned, self.step_size)
 
     def match(self, synset, learned, gradients, visit, first, steps):
-        """The loss of one trajectory, (); its gradients by what the set has `learned`, and last by α, are added to `gradients`."""
-        start, target = (vector.to(self.device) for vector in self.experts.draw(visit, (first, first + self.expert_epochs)))
+        """Return the loss () of one trajectory, and add its gradients to `gradients`.
+
+        The gradients are with respect to each tensor of `learned`, and last with respect to α.
+        """
+        start, target = (vector.to(self.device)
+                         for vector in self.experts.draw(visit, (first, first + self.expert_epochs)))
         theta, alpha, graphs = start, self.step_size.item(), []
         replayed = len(steps) - self.count_kept(len(synset), len(theta))
-        self.students.clear()                                              # θ of the replayed steps, each (P,)
+        self.students.clear()                                              # will hold θ (P,) of the replayed steps
         for number, (index, seed) in enumerate(steps):
             if number < replayed:
                 self.students.append(theta)
-            gradient = self.step_gradient(theta, synset, index, seed, graphs if number >= replayed else None)
+            gradient = self.step_gradient(theta, synset, index, seed,
+                                          graphs if number >= replayed else None)
             theta = theta.sub(gradient, alpha=alpha)
         scale = (start - target).square().sum()
         remaining = theta.sub_(target)
         loss = remaining.square().sum() / scale
         if not loss.isfinite():
-            return loss                                                    # there is nothing to go back along
+            return loss                                                    # no backward pass: the step is refused
 
-        # With the gradient v of the loss by θ_{i+1} and g = ∇CE(θ_i; videos): that by α is −v·g, that by whatever g depends on is −α ∂(v·g).
+        # Let v be the gradient of the loss with respect to θ_{i+1}, and g = ∇CE(θ_i; videos). Then the gradient with
+        # respect to α is −v·g, and with respect to anything that g depends on it is −α ∂(v·g).
         *by_set, by_alpha = gradients
         v = remaining.mul_(2 / scale)
         for number, (index, seed) in reversed(list(enumerate(steps))):
             with random_stream(seed):
-                step = graphs.pop() if graphs else self.compute_step(self.students.pop(), synset, index, create_graph=True)
+                step = graphs.pop() if graphs else self.compute_step(self.students.pop(), synset, index,
+                                                                     create_graph=True)
                 product, by_theta, by_learned = self.pull_back(v, *step, learned, onwards=number > 0)
             by_alpha -= product
             for gradient, piece in zip(by_set, by_learned):
@@ -121,21 +140,22 @@ class TrajectoryMatching(nn.Module):
         return loss
 
     def plan(self, videos):
-        """Each step's video numbers, shuffled batches of all, and the seed of its random numbers."""
+        """Return for each step its video numbers (shuffled batches of all videos) and its random seed."""
         batches = []
         while len(batches) < self.syn_steps:
             batches += torch.randperm(videos).split(self.batch_syn or videos)
         return list(zip(batches, torch.randint(2 ** 62, (self.syn_steps,)).tolist()))
 
     def count_kept(self, videos, parameters):
-        """Of how many of the last steps the graphs are kept, for a set of so many videos."""
+        """Return how many of the last steps keep their graphs, for a set of this many videos."""
         if self.replay != "auto":
             return {"all": 0, "none": self.syn_steps}[self.replay]
         batch = min(self.batch_syn or videos, videos)
-        return min(self.syn_steps, count_kept_steps(batch, self.at_once, *self.clip, parameters, self.device, self.dsa != NONE))
+        return min(self.syn_steps, count_kept_steps(batch, self.at_once, *self.clip, parameters, self.device,
+                                                    self.dsa != NONE))
 
     def step_gradient(self, theta, synset, index, seed, graphs=None):
-        """g = ∇CE(θ; videos), (P,); where `graphs` is a list, the step with its graph is appended to it."""
+        """Return g = ∇CE(θ; videos), (P,); if `graphs` is a list, append the step with its graph to it."""
         with random_stream(seed):
             *leaves, pieces = self.compute_step(theta, synset, index, create_graph=graphs is not None)
             gradient = sum(pieces)
@@ -144,21 +164,26 @@ class TrajectoryMatching(nn.Module):
         return gradient.detach()
 
     def compute_step(self, theta, synset, index, create_graph):
-        """Videos; the same as a leaf; θ as a leaf; and the pieces that add up to g = ∇CE(θ; videos), (P,), computed one by one when asked for.
+        """Return the videos; a leaf copy of them; θ as a leaf; and the pieces of g = ∇CE(θ; videos), (P,).
 
-        The caller asks for them within the step's random stream: the network's dropout draws from it.
+        The pieces add up to g. They are a generator, which computes each piece on request. Consume it within the step's
+        random stream, because the network's dropout draws from it.
         """
         theta = theta.detach().requires_grad_()
         with torch.set_grad_enabled(create_graph):
             videos, labels = self.draw(synset, index)
         leaf = videos.detach().requires_grad_(create_graph)
-        pieces = (torch.autograd.grad(loss, theta, create_graph=create_graph)[0] for loss in self.losses(theta, leaf, labels))
+        pieces = (torch.autograd.grad(loss, theta, create_graph=create_graph)[0]
+                  for loss in self.losses(theta, leaf, labels))
         return videos, leaf, theta, pieces
 
     def pull_back(self, v, videos, leaf, theta, pieces, learned, onwards):
-        """v·g, its gradient by θ (zeros where it does not go `onwards`), and those by what the set has `learned`, from what compute_step gave."""
+        """Return v·g, its gradient with respect to θ, and those with respect to the tensors `learned`.
+
+        The step's tensors are the result of compute_step. With `onwards` False the gradient with respect to θ is zero.
+        """
         product, by_theta, by_videos = 0, torch.zeros_like(theta), torch.zeros_like(leaf)
-        wanted = (leaf, theta) if onwards else (leaf,)                     # nothing lies before θ_0
+        wanted = (leaf, theta) if onwards else (leaf,)                     # θ_0 needs no gradient
         for gradient in pieces:
             for total, piece in zip((by_videos, by_theta), torch.autograd.grad(gradient, wanted, v)):
                 total += piece
@@ -166,12 +191,12 @@ class TrajectoryMatching(nn.Module):
         return product, by_theta, torch.autograd.grad(videos, learned, by_videos, materialize_grads=True)
 
     def draw(self, synset, index):
-        """Videos of a step, or a random segment of them, augmented, and their labels."""
+        """Return the augmented videos of a step, or a random segment of them, and their labels."""
         videos, labels = synset(index)
         return augment_each(videos[:, random_segment(videos.shape[1], self.segments, LEAST_FRAMES)], self.dsa), labels
 
     def losses(self, theta, videos, labels):
-        """Cross-entropy of the batch in pieces that add up to its mean, each of at most `at_once` videos."""
+        """Yield the mean cross-entropy of the batch in pieces that add up to it, each of at most `at_once` videos."""
         for part, target in zip(videos.split(self.at_once), labels.split(self.at_once)):
             with autocast(videos.device, self.precision):
                 logits = self.student(theta, part).to(theta.dtype)
@@ -179,46 +204,56 @@ class TrajectoryMatching(nn.Module):
 
 
 def prepare(args):
-    """Files besides the clips that the matching reads: the buffer's."""
+    """Check the flags, and return the files that the matching reads besides the clips: the experts' files."""
     if args.lr_teacher < LEAST_STEP_SIZE:
-        raise ValueError(f"--lr_teacher {args.lr_teacher:g} must be at least {LEAST_STEP_SIZE}, below which the step size never falls")
+        raise ValueError(f"--lr_teacher {args.lr_teacher:g} must be at least {LEAST_STEP_SIZE}, the lower limit of the "
+                         "step size")
     if args.min_start_epoch >= args.max_start_epoch:
-        raise ValueError(f"--min_start_epoch {args.min_start_epoch} must be below --max_start_epoch {args.max_start_epoch}")
+        raise ValueError(f"--min_start_epoch {args.min_start_epoch} must be below --max_start_epoch "
+                         f"{args.max_start_epoch}")
     if args.current_max_start_epoch and not args.min_start_epoch < args.current_max_start_epoch <= args.max_start_epoch:
-        raise ValueError(f"--current_max_start_epoch {args.current_max_start_epoch} must be above --min_start_epoch {args.min_start_epoch} "
-                         f"and at most --max_start_epoch {args.max_start_epoch}")
+        raise ValueError(f"--current_max_start_epoch {args.current_max_start_epoch} must be above --min_start_epoch "
+                         f"{args.min_start_epoch} and at most --max_start_epoch {args.max_start_epoch}")
     if args.current_max_start_epoch and not args.expand:
-        raise ValueError("--current_max_start_epoch is where --expand starts: give --expand too")
-    same = ("frames", "size", "stride", "train_clips", "data_path", "list_path", "frames_path", "frame_names", "n_real", "segments", "width",
-            "validation", "dsa")
+        raise ValueError("--current_max_start_epoch is the start value of --expand: give --expand too")
+    same = ("frames", "size", "stride", "train_clips", "data_path", "list_path", "frames_path", "frame_names", "n_real",
+            "segments", "width", "validation", "dsa")
     if not args.buffer_path:
-        args.buffer_path = find_run(args, "buffer", same, "buffer of experts", ["bash", "sh/baseline/buffer.sh", "GPU", args.dataset],
-                                            "--buffer_path")
+        args.buffer_path = find_run(args, "buffer", same, "buffer of experts",
+                                    ["bash", "sh/baseline/buffer.sh", "GPU", args.dataset], "--buffer_path")
     elif (args.buffer_path / "config.json").exists() and (other := differing(
             args, args.buffer_path, ("frames", "size", "n_real", "segments", "width", "validation", "dsa"))):
-        raise ValueError(f"the experts in {args.buffer_path} were trained on other data or otherwise, or are other networks: another {' and '.join(other)}")
+        raise ValueError(f"the experts in {args.buffer_path} were trained with a different {' and '.join(other)}: give "
+                         "the same settings, or another --buffer_path")
     elif (args.buffer_path / "config.json").exists() and not (args.buffer_path / "result.json").exists():
-        raise ValueError(f"the experts in {args.buffer_path} are not finished: let buffer.py end first")
+        raise ValueError(f"the experts in {args.buffer_path} are not finished: let buffer.py finish first")
     return buffer_files(args.buffer_path)
 
 
 def make_matching(args, clips):
     net = networks.build("ConvNet3D", clips.K, clips.T, clips.size, args.width).to(clips.device)
     if args.trajectories_per_step < world_size():
-        print(f"{args.trajectories_per_step} of {world_size()} processes match, as a step has no more trajectories; all evaluate "
-              f"(--trajectories_per_step {world_size()} employs all, and is another algorithm)")
+        print(f"{args.trajectories_per_step} of {world_size()} processes do the matching, because a step has no more "
+              "trajectories; all take part in evaluation "
+              f"(--trajectories_per_step {world_size()} uses all, but changes the algorithm)")
     experts = Experts(buffer_files(args.buffer_path), [parameter.shape for parameter in net.parameters()],
                       args.max_start_epoch + args.expert_epochs, args.seed, args.min_start_epoch)
-    return TrajectoryMatching(experts, FlatNetwork(net), clips, syn_steps=args.syn_steps, expert_epochs=args.expert_epochs,
-                              max_start_epoch=args.max_start_epoch, step_size=args.lr_teacher, learn_step_size=args.train_lr,
-                              batch_syn=args.batch_syn, precision=args.precision, segments=args.segments,
+    return TrajectoryMatching(experts, FlatNetwork(net), clips, syn_steps=args.syn_steps,
+                              expert_epochs=args.expert_epochs, max_start_epoch=args.max_start_epoch,
+                              step_size=args.lr_teacher, learn_step_size=args.train_lr, batch_syn=args.batch_syn,
+                              precision=args.precision, segments=args.segments,
                               trajectories=args.trajectories_per_step, width=args.width, replay=args.replay,
-                              min_start_epoch=args.min_start_epoch, expand=args.expand, current_max_start_epoch=args.current_max_start_epoch,
-                              experts_top1=experts_top1(args, args.max_start_epoch + args.expert_epochs - 1), dsa=args.dsa).to(clips.device)
+                              min_start_epoch=args.min_start_epoch, expand=args.expand,
+                              current_max_start_epoch=args.current_max_start_epoch,
+                              experts_top1=experts_top1(args, args.max_start_epoch + args.expert_epochs - 1),
+                              dsa=args.dsa).to(clips.device)
 
 
 def experts_top1(args, epoch):
-    """Mean top-1 of the experts after `epoch`, in percent, on the clips that evaluations along the way are on; None where their folder does not tell."""
+    """Return the mean top-1 of the experts after `epoch`, in percent, or None if their run folder does not have it.
+
+    It is on the videos of the intermediate evaluations: validation videos with --validation, else test videos.
+    """
     path, split = args.buffer_path / "metrics.jsonl", "validation" if args.validation else "test"
     try:
         metrics = pd.read_json(path, lines=True)
@@ -235,26 +270,37 @@ def make_optimizer(args, synset, groups, momentum):
 def add_matching_options(parser):
     group = parser.add_argument_group("trajectory matching")
     group.add_argument("--buffer_path", type=pathlib.Path,
-                       help="folder of replay_buffer_<n>.pt (the one that sh/baseline/buffer.sh made of the same data)")
-    group.add_argument("--syn_steps", type=options.positive, default=10, help="steps of the student, n (%(default)s)")
-    group.add_argument("--expert_epochs", type=options.positive, default=1, help="epochs of the expert that they are to match, M (%(default)s)")
+                       help="folder of replay_buffer_<n>.pt (the one from sh/baseline/buffer.sh for the same data)")
+    group.add_argument("--syn_steps", type=options.positive, default=10,
+                       help="number of student steps, n (%(default)s)")
+    group.add_argument("--expert_epochs", type=options.positive, default=1,
+                       help="number of expert epochs that the student's steps must match, M (%(default)s)")
     group.add_argument("--min_start_epoch", type=options.count, default=0,
-                       help="the student starts at this epoch of the expert or a later one; later epochs teach what is harder (%(default)s)")
-    group.add_argument("--max_start_epoch", type=options.positive, default=10, help="the student starts at an epoch below this (%(default)s)")
+                       help="the student starts at this epoch of the expert or later; later epochs teach harder "
+                       "features (%(default)s)")
+    group.add_argument("--max_start_epoch", type=options.positive, default=10,
+                       help="the student starts at an epoch below this (%(default)s)")
     group.add_argument("--expand", type=options.count, default=0, metavar="E",
-                       help="every E steps the students may start one epoch later, from --current_max_start_epoch up to --max_start_epoch: easy epochs first "
-                       "(%(default)s: all from the first step on)")
-    group.add_argument("--current_max_start_epoch", type=options.positive, help="with --expand, the bound at the first step (min_start_epoch + 1)")
+                       help="increase the upper bound of the start epoch by one every E steps, from "
+                       "--current_max_start_epoch up to --max_start_epoch: easy epochs first (%(default)s: the full "
+                       "range from the first step)")
+    group.add_argument("--current_max_start_epoch", type=options.positive,
+                       help="upper bound of the start epoch at the first step, with --expand (min_start_epoch + 1)")
     group.add_argument("--trajectories_per_step", type=options.positive, default=1,
-                       help="of which loss and gradient are the mean; several GPUs share them (%(default)s, the paper's)")
+                       help="trajectories per step; loss and gradient are their means; several GPUs share them "
+                       "(%(default)s, as in the paper)")
     group.add_argument("--replay", default="auto", choices=REPLAYS,
-                       help="inner steps that the way back computes a second time. auto: keep the graphs of as many of the last steps as the memory "
-                       "budget holds (a quarter of the RAM, or half of the GPU's memory), replay the others. all: replay every step, least memory. "
-                       "none: keep all graphs, most memory, the plain unrolled graph. They differ by rounding only (%(default)s)")
-    group.add_argument("--batch_syn", type=options.positive, help="videos of a student's step (all)")
-    group.add_argument("--lr_teacher", type=options.rate, default=0.01, help="step size of the student, α, at the start (%(default)s)")
-    group.add_argument("--train_lr", action=argparse.BooleanOptionalAction, default=True, help="learn the step size (%(default)s)")
-    group.add_argument("--lr_lr", type=options.rate, default=1e-5, help="learning rate of the step size (%(default)s)")
+                       help="which inner steps the backward pass computes again, to save memory. auto: keep the graphs "
+                       "of as many of the last steps as fit in the memory budget (a quarter of the RAM, or half of the "
+                       "GPU's memory), and replay the others. all: replay every step, least memory. none: keep all "
+                       "graphs, most memory, the plain unrolled graph. They differ only by rounding (%(default)s)")
+    group.add_argument("--batch_syn", type=options.positive, help="videos per student step (all)")
+    group.add_argument("--lr_teacher", type=options.rate, default=0.01,
+                       help="initial step size of the student, α (%(default)s)")
+    group.add_argument("--train_lr", action=argparse.BooleanOptionalAction, default=True,
+                       help="learn the step size (%(default)s)")
+    group.add_argument("--lr_lr", type=options.rate, default=1e-5,
+                       help="learning rate of the step size (%(default)s)")
 
 
 def main(args):
@@ -264,19 +310,21 @@ def main(args):
     run = start_run(args, f"MTT_ipc{args.ipc}_lr{args.lr_img:g}", *files)
     seed_everything(args.seed)
 
-    # Real clips, and the videos that are to stand for them.
+    # Real clips, and the synthetic videos that are learned from them.
     train, seen, test = options.load_splits(args)
     chosen = choose(run, args, train, args.ipc, args.select)
     synset = initial_pixels(train, args.ipc, args.init, args.n_syn, args.interpolation, args.storage, chosen)
     matching = make_matching(args, train)
-    groups = [*synset.param_groups(args.lr_img, args.lr_interpolation), {"params": list(matching.parameters()), "lr": args.lr_lr}]
+    groups = [*synset.param_groups(args.lr_img, args.lr_interpolation),
+              {"params": list(matching.parameters()), "lr": args.lr_lr}]
     optimizer = make_optimizer(args, synset, groups, momentum=0.5)
     last_good = LastGood(optimizer)
     run.resume(synset=synset, matching=matching, optimizer=optimizer, last_good=last_good)
 
     for _ in run.iterations(args.Iteration):
         if run.due(args.eval_it, args.Iteration):
-            record(run, synset, seen, evaluate(synset, seen, **options.evaluation_values(args, matching.eval_lr())), matching)
+            record(run, synset, seen,
+                   evaluate(synset, seen, **options.evaluation_values(args, matching.eval_lr())), matching)
         if run.iteration == args.Iteration:
             break
         run.step(lambda: matching(synset), optimizer, last_good)

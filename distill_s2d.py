@@ -1,6 +1,7 @@
-"""Static-dynamic disentanglement: motion is compensated on top of a static memory (Wang et al. CVPR 2024, arXiv 2312.00362, METHOD 3 and 5).
+"""Static-dynamic disentanglement: learn motion on top of a static memory.
 
-The static memory S of distill_DC.py stays frozen; the dynamic memory D and the hallucinator H are learned by a matching: x = H(S, D).
+Wang et al., CVPR 2024, arXiv 2312.00362, METHOD 3 and 5. The static memory S of distill_DC.py stays frozen. A matching
+learns the dynamic memory D and the hallucinator H: x = H(S, D).
 
     bash sh/s2d/DM.sh GPU DATASET LR IPC; bash sh/s2d/MTT.sh GPU DATASET LR IPC; bash sh/s2d/FRePo.sh GPU DATASET LR IPC
 """
@@ -25,30 +26,37 @@ METHODS = {"DM": distill_DM, "MTT": distill_MTT, "FRePo": distill_FRePo}
 
 
 def find_static(args, spc):
-    """The static memory that distill_DC.py made of the same data with as many frames per class."""
-    same = "data_path", "list_path", "frames_path", "frame_names", "size", "stride", "train_clips", "seed", "validation", "static_size", "dsa"
+    """Return the file of the static memory that distill_DC.py learned from the same data with spc frames per class."""
+    same = ("data_path", "list_path", "frames_path", "frame_names", "size", "stride", "train_clips", "seed",
+            "validation", "static_size", "dsa")
     folder = find_run(args, f"DC_spc{spc}", same, f"static memory of {spc} frames per class",
-                              ["bash", "sh/s2d/DC.sh", "GPU", args.dataset, str(spc)], "--path_static")
+                      ["bash", "sh/s2d/DC.sh", "GPU", args.dataset, str(spc)], "--path_static")
     return folder / "distilled.pt"
 
 
 def clips_needed(args, spc, dpc):
-    """Real clips per class that the memories start from."""
+    """Return the number of real clips per class that the memories start from."""
     if args.static == "real":
         return max(spc, dpc)
     if args.select != "random" and args.init_dynamic != "motion":
-        raise ValueError(f"--select {args.select} is of no use here: it chooses the clips of --static real or of --init_dynamic motion")
+        raise ValueError(f"--select {args.select} has no effect here: use it with --static real or --init_dynamic "
+                         "motion, whose clips it chooses")
     return 1 if args.init_dynamic == "noise" else dpc
 
 
 def initial_memories(run, args, clips, spc, dpc):
-    """Static memory (K, spc, 3, h, h), learned by distill_DC.py or of real clips, and the start of the dynamic memory that moves it (K, dpc, n, 1, h', h')."""
+    """Return the start of the static memory (K, spc, 3, h, h) and of the dynamic memory (K, dpc, n, 1, h', h').
+
+    The static memory comes from distill_DC.py or from real clips.
+    """
     compact = args.dynamic_frames, args.dynamic_size
-    chosen = None if args.static == "DC" and args.init_dynamic != "motion" else choose(run, args, clips, clips_needed(args, spc, dpc), args.select)
+    chosen = (None if args.static == "DC" and args.init_dynamic != "motion"
+              else choose(run, args, clips, clips_needed(args, spc, dpc), args.select))
     if args.static == "DC":
         static = load_static(args.path_static, clips.K, spc, args.static_size or clips.size)
     else:
-        static, residual = real_memories(clips, chosen, args.ipc, spc, dpc, args.static_frame, args.static_size, *compact)
+        static, residual = real_memories(clips, chosen, args.ipc, spc, dpc, args.static_frame, args.static_size,
+                                         *compact)
         if args.init_dynamic == "residual":
             return static, residual
         chosen = None
@@ -64,15 +72,16 @@ def main(args):
     files = METHODS[args.method].prepare(args)
     if args.static == "DC":
         args.path_static = args.path_static or find_static(args, spc)
-        load(args.path_static)  # refuses what is no file of tensors
+        load(args.path_static)  # refuse files without tensors early
         files = [args.path_static, *files]
     run = start_run(args, f"s2d_{args.method}_ipc{args.ipc}_lr{args.lr_dynamic:g}", *files)
     seed_everything(args.seed)
 
-    # Real clips; the static memory, and the dynamic memory and hallucinator that are to move it.
+    # Real clips; the static memory; and the dynamic memory and hallucinator, which are learned.
     train, seen, test = options.load_splits(args)
     static, dynamic = initial_memories(run, args, train, spc, dpc)
-    synset = StaticDynamicSet(static, dynamic, Hallucinator(args.init_hal), args.ipc, train.T, train.size, args.storage).to(device)
+    synset = StaticDynamicSet(static, dynamic, Hallucinator(args.init_hal), args.ipc, train.T, train.size,
+                              args.storage).to(device)
     matching = METHODS[args.method].make_matching(args, train)
     groups = synset.param_groups(args.lr_dynamic, args.lr_hal, args.lr_static if args.train_static else 0.0)
     groups.append({"params": list(matching.parameters()), "lr": args.lr_lr, "momentum": 0.5})
@@ -82,7 +91,8 @@ def main(args):
 
     for _ in run.iterations(args.Iteration):
         if run.due(args.eval_it, args.Iteration):
-            record(run, synset, seen, evaluate(synset, seen, **options.evaluation_values(args, matching.eval_lr())), matching)
+            record(run, synset, seen,
+                   evaluate(synset, seen, **options.evaluation_values(args, matching.eval_lr())), matching)
         if run.iteration == args.Iteration:
             break
         run.step(lambda: matching(synset), optimizer, last_good)
@@ -94,33 +104,45 @@ def parser():
     options.add_evaluation_options(parser, eval_it=400, lr_net=None)
     options.add_distillation_options(parser, 5000)
     group = parser.add_argument_group("static-dynamic disentanglement")
-    group.add_argument("--method", default="DM", choices=METHODS, help="the matching (%(default)s)")
+    group.add_argument("--method", default="DM", choices=METHODS, help="matching method (%(default)s)")
     group.add_argument("--spc", type=options.positive, help="static memories per class (2·ipc)")
     group.add_argument("--dpc", type=options.positive, help="dynamic memories per class (2·ipc)")
     group.add_argument("--static", default="DC", choices=("DC", "real"),
-                       help="static memory: learned by distill_DC.py, or frames of the real clips that --select chooses, each moved by its own clip's residual "
-                       "where --init_dynamic is residual (%(default)s)")
-    group.add_argument("--static_frame", default="mean", choices=("mean", "middle"), help="which frame of a real clip (%(default)s)")
-    group.add_argument("--path_static", type=pathlib.Path, help="static memory file (the one that sh/s2d/DC.sh made for the same data and spc)")
+                       help="source of the static memory. DC: learned by distill_DC.py. real: frames of the real clips "
+                       "that --select chooses; with --init_dynamic residual, each is moved by its own clip's residual "
+                       "(%(default)s)")
+    group.add_argument("--static_frame", default="mean", choices=("mean", "middle"),
+                       help="frame of a real clip used with --static real (%(default)s)")
+    group.add_argument("--path_static", type=pathlib.Path,
+                       help="file of the static memory (the one from sh/s2d/DC.sh for the same data and spc)")
     options.add_static_size(group)
     group.add_argument("--dynamic_frames", type=options.positive, metavar="N",
-                       help="frames of a stored dynamic memory, stretched linearly to --frames where it is used (--frames)")
-    group.add_argument("--dynamic_size", type=options.positive, metavar="S", help="its height and width in pixels, enlarged bilinearly to --size (--size)")
+                       help="frames of a stored dynamic memory; it is stretched linearly to --frames when used "
+                       "(--frames)")
+    group.add_argument("--dynamic_size", type=options.positive, metavar="S",
+                       help="height and width of a stored dynamic memory in pixels; it is enlarged bilinearly to "
+                       "--size when used (--size)")
     options.add_storage(group)
-    options.add_bytes(group, "--ipc, --spc and --dpc (and --static_size, --dynamic_size and --dynamic_frames where they are not given)")
-    group.add_argument("--lr_dynamic", type=options.rate, default=1e-4, help="learning rate of the dynamic memory (%(default)s)")
-    group.add_argument("--lr_hal", type=options.rate, default=1e-5, help="learning rate of the hallucinator (%(default)s)")
+    options.add_bytes(group, "--ipc, --spc and --dpc (and --static_size, --dynamic_size and --dynamic_frames where "
+                      "they are not given)")
+    group.add_argument("--lr_dynamic", type=options.rate, default=1e-4,
+                       help="learning rate of the dynamic memory (%(default)s)")
+    group.add_argument("--lr_hal", type=options.rate, default=1e-5,
+                       help="learning rate of the hallucinator (%(default)s)")
     group.add_argument("--train_static", action="store_true", help="learn the static memory too")
-    group.add_argument("--lr_static", type=options.rate, default=1.0, help="its learning rate then (%(default)s)")
+    group.add_argument("--lr_static", type=options.rate, default=1.0,
+                       help="learning rate of the static memory with --train_static (%(default)s)")
     group.add_argument("--init_dynamic", default="noise", choices=("noise", "residual", "motion"),
-                       help="N(0, 1); residual: the grey difference between a real clip's frames and the static memory; motion: that between a real "
-                       "clip's frames and their own mean, which leaves out the clip's background (%(default)s)")
+                       help="start of the dynamic memory. noise: N(0, 1). residual: grey difference between a real "
+                       "clip's frames and the static memory. motion: grey difference between a real clip's frames and "
+                       "their own mean, which leaves out the clip's background (%(default)s)")
     group.add_argument("--init_hal", default="random", choices=("random", "identity"),
-                       help="PyTorch's, or static plus dynamic memory on all three channels (%(default)s)")
+                       help="start of the hallucinator. random: PyTorch's default. identity: static plus dynamic "
+                       "memory, on all three channels (%(default)s)")
     add_start_options(parser)
     for method in METHODS.values():
         method.add_matching_options(parser)
-    parser.set_defaults(n_real=None, segments=1)  # temporal compression is studied on the baselines
+    parser.set_defaults(n_real=None, segments=1)  # temporal compression is studied on the baselines only
     return parser
 
 

@@ -1,8 +1,10 @@
-"""Differentiable siamese augmentation over clips (DSA, Zhao & Bilen 2021, arXiv 2102.08259; METHOD 11).
+"""Differentiable siamese augmentation of clips (DSA, Zhao & Bilen 2021, arXiv 2102.08259; METHOD 11).
 
-A strategy names groups of operators, as "color_crop_cutout_flip_scale_rotate", or is "none". A draw is what they need to know, {group: (B, n) float32
-on the CPU}, a row for each clip, from torch's generator: it holds for all frames of the clip, and is the same for every device and number of processes.
-All operators are differentiable in the clips, whose pixels are normalised; what comes from outside of the picture is zero, ImageNet's mean colour.
+A strategy is a list of operator groups, such as "color_crop_cutout_flip_scale_rotate", or "none". A draw holds the
+random parameters of the operators: {group: (B, n) float32 on the CPU}, one row per clip, from torch's generator. A row
+applies to all frames of its clip. A draw is the same for every device and number of processes. All operators are
+differentiable with respect to the clips. Pixels are normalised; pixels from outside of the picture are zero,
+ImageNet's mean colour.
 """
 import torch
 import torch.nn.functional as F
@@ -11,14 +13,18 @@ NONE = "none"
 
 
 def augment_each(clips, strategy):
-    """The clips (B, T, 3, H, W), or frames (B, 3, H, W), in normalised pixels, each changed by all groups of the strategy and by a draw of its own."""
+    """Return the clips changed by all groups of the strategy, with an independent draw for each clip.
+
+    clips: (B, T, 3, H, W), or frames (B, 3, H, W), in normalised pixels.
+    """
     return augment(clips, draw_each(strategy, len(clips)))
 
 
 def augment(clips, draw, rows=None):
-    """The clips (B, T, 3, H, W), or frames (B, 3, H, W), in normalised pixels, changed by the groups of the draw, one after another.
+    """Return the clips changed by the groups of the draw, one after another.
 
-    rows: for each clip the row of the draw that it takes, int64 (B,) on the CPU, as its class where the draw is siamese; without, the draw has B rows.
+    clips: (B, T, 3, H, W), or frames (B, 3, H, W), in normalised pixels. rows: row of the draw for each clip, int64
+    (B,) on the CPU: its class in a siamese draw. None: the draw has B rows, in order.
     """
     for group, parameters in draw.items():
         operator, *_ = GROUPS[group]
@@ -27,12 +33,12 @@ def augment(clips, draw, rows=None):
 
 
 def draw_each(strategy, count):
-    """A draw of all groups of the strategy for `count` clips."""
+    """Return a draw of all groups of the strategy for `count` clips."""
     return {group: draw_group(group, count) for group in groups_of(strategy)}
 
 
 def draw_siamese(strategy, num_classes):
-    """A draw of one of the strategy's groups, chosen at random, with a row for each class: that of its real and of its synthetic clips."""
+    """Return a draw of one random group of the strategy, with one row per class for its real and synthetic clips."""
     groups = groups_of(strategy)
     if not groups:
         return {}
@@ -47,23 +53,26 @@ def draw_group(group, count):
 
 
 def groups_of(strategy):
-    """The groups that a strategy names, in its order; ValueError for one that is unknown or named twice."""
+    """Return the groups of a strategy, in order; ValueError for an unknown or repeated group."""
     groups = [] if strategy == NONE else strategy.split("_")
     for group in groups:
         if group not in GROUPS:
-            raise ValueError(f"--dsa {strategy}: {group!r} is unknown: join some of {', '.join(GROUPS)} by _, or give {NONE}")
+            raise ValueError(f"--dsa {strategy}: {group!r} is unknown: join some of {', '.join(GROUPS)} by _, or give "
+                             f"{NONE}")
         if groups.count(group) > 1:
-            raise ValueError(f"--dsa {strategy}: {group} is named twice")
+            raise ValueError(f"--dsa {strategy}: {group} is there twice: give each operator once")
     return groups
 
 
-# ---------------------------------------------------------------- the operators: clips (B, …, 3, H, W) and their parameters, each (B,), on the CPU
+# ---------------------------------- operators: clips (B, …, 3, H, W) and their parameters, each (B,), on the CPU
 
 def change_color(clips, brightness, saturation, contrast):
-    """Brightness is added; then each pixel's distance to its grey, the mean of the channels, is multiplied by the saturation, and the grey's
-    distance and its own to the clip's mean by the contrast.
+    """Return the clips with changed brightness, saturation and contrast.
 
-    kornia's saturation and contrast cut off what is not within 0 … 1, and so do not fit normalised pixels.
+    Brightness is added. Saturation multiplies each pixel's distance to its grey, the mean of its channels. Contrast
+    multiplies that distance, and the distance of the grey to the clip's mean.
+
+    kornia's saturation and contrast clamp to 0 … 1, and so do not work on normalised pixels.
     """
     brightness, saturation, contrast = (beside(clips, values) for values in (brightness, saturation, contrast))
     gray = clips.mean(-3, keepdim=True)
@@ -72,45 +81,53 @@ def change_color(clips, brightness, saturation, contrast):
 
 
 def crop(clips, top, left):
-    """As large as it was, from a random place of the clip with a border of zeros, an eighth of the side. top, left: from 0 to 1."""
+    """Return a random crop of the original size from the clip with a zero border of an eighth of the side.
+
+    top, left: position of the crop, from 0 to 1.
+    """
     height, width = clips.shape[-2:]
     border = round(width / 8)
     corners = (torch.stack((top, left), 1) * (2 * border + 1)).long().tolist()
-    return torch.stack([clip[..., y:y + height, x:x + width] for clip, (y, x) in zip(F.pad(clips, [border] * 4), corners)])
+    return torch.stack([clip[..., y:y + height, x:x + width]
+                        for clip, (y, x) in zip(F.pad(clips, [border] * 4), corners)])
 
 
 def cut_out(clips, row, column):
-    """A square of half the side becomes zero; its centre is anywhere in the picture, so that a part may lie outside. row, column: from 0 to 1."""
+    """Set a square of half the side to zero. row, column: position of its centre, from 0 to 1.
+
+    The centre is anywhere in the picture, so a part of the square can lie outside.
+    """
     size = clips.shape[-1]
-    places = torch.arange(size) + size // 4 - (torch.stack((row, column))[..., None] * (size + 1)).floor()    # (2, B, size), from the square's corner
+    places = (torch.arange(size) + size // 4
+              - (torch.stack((row, column))[..., None] * (size + 1)).floor())   # (2, B, size), from the square's corner
     rows, columns = (places >= 0) & (places < size // 2)
     kept = ~(rows[:, :, None] & columns[:, None, :])                       # (B, H, W)
     return clips * kept.to(clips).view(-1, *[1] * (clips.dim() - 3), size, size)
 
 
 def flip(clips, chance):
-    """Mirrored left-right where the chance, from 0 to 1, is below 1/2."""
+    """Mirror the clips left-right where `chance`, from 0 to 1, is below 1/2."""
     return torch.where(beside(clips, chance) < 0.5, clips.flip(-1), clips)
 
 
 def scale(clips, horizontal, vertical):
-    """Magnified about the centre, each axis by a factor of its own."""
-    from kornia.geometry import transform  # takes up to a second, and few runs need it
+    """Scale about the centre, with one factor per axis."""
+    from kornia.geometry import transform  # the import takes up to a second, and few runs need it
     return transform.scale(clips.flatten(1, -3), torch.stack((horizontal, vertical), 1).to(clips)).view_as(clips)
 
 
 def rotate(clips, degrees):
-    """Turned about the centre, anti-clockwise."""
+    """Rotate about the centre, anti-clockwise, by `degrees`."""
     from kornia.geometry import transform
     return transform.rotate(clips.flatten(1, -3), degrees.to(clips)).view_as(clips)
 
 
 def beside(clips, values):
-    """A value for each clip, (B,), in the clips' format and on their device, shaped to be multiplied with them."""
+    """Return values (B,), one per clip, with the clips' dtype and device and a shape that broadcasts to the clips."""
     return values.to(clips).view(-1, *[1] * (clips.dim() - 1))
 
 
-GROUPS = {  # word: operator, and the range of each of its parameters
+GROUPS = {  # name: operator, and the range of each of its parameters
     "color": (change_color, (-0.5, 0.5), (0, 2), (0.5, 1.5)),
     "crop": (crop, (0, 1), (0, 1)),
     "cutout": (cut_out, (0, 1), (0, 1)),

@@ -1,58 +1,75 @@
-"""What a number of bytes buys (`--bytes`): the flags of the largest set that fits, by one rule for each kind of set.
+"""Rules for `--bytes`: the flags of the largest set that fits, one rule per kind of set.
 
-The figures are those of the sets' own bytes() (METHOD 9). A rule is called with the budget in bytes, K classes, `most` clips of the smallest class,
-clips of T frames of `size` pixels, and the flags that have a say, None where they are not given. It returns the flags that it chooses, and the bytes of
-the set. No set has more videos per class than the smallest class has clips.
+The sizes are those of the sets' own bytes() (METHOD 9). Arguments of a rule: the budget in bytes; K classes; `most`,
+the number of clips of the smallest class; clips of T frames of `size` pixels; and the flags that affect the size, None
+if not given. A rule returns the flags that it chooses and the bytes of the set. A set never has more videos per class
+than the smallest class has clips.
 """
 from distill_utils.storage import PIXELS, stored_bytes
 from networks import Hallucinator
 
-ENOUGH = 5  # videos per class, for which a static-dynamic set gives up resolution
-RESOLUTIONS = (1, 1 / 4, 1 / 2), (1 / 2, 1 / 4, 1 / 2), (1 / 2, 1 / 8, 1 / 2)  # static size, dynamic size, dynamic frames: shares of the clips', fine to coarse
+ENOUGH = 5  # videos per class that a static-dynamic set prefers to a higher resolution
+# Static size, dynamic size and dynamic frames, as shares of the clips', from fine to coarse.
+RESOLUTIONS = (1, 1 / 4, 1 / 2), (1 / 2, 1 / 4, 1 / 2), (1 / 2, 1 / 8, 1 / 2)
 HALLUCINATOR = sum(4 * parameter.numel() for parameter in Hallucinator().parameters())
 
 
 def largest(budget, most, cost, flag, step=1, others=""):
-    """The largest multiple of `step`, at most `most`, whose cost(count) in bytes is within the budget, and its cost; ValueError where there is none."""
+    """Return the largest multiple of `step` up to `most` with cost(count) bytes within the budget, and its cost.
+
+    ValueError if none fits.
+    """
     fitting = [count for count in range(step, max(most, step) + 1, step) if cost(count) <= budget]
     if not fitting:
-        raise ValueError(f"--bytes {budget} is too small: the smallest set, of --{flag} {step}{others}, takes {cost(step)}")
+        raise ValueError(f"--bytes {budget} is too small: the smallest set, with --{flag} {step}{others}, needs "
+                         f"{cost(step)}")
     return fitting[-1], cost(fitting[-1])
 
 
 def real_clips(budget, K, most, T, size):
-    """The largest IPC of real clips of 8-bit pixels."""
+    """Return the largest IPC of real clips of 8-bit pixels."""
     ipc, total = largest(budget, most, lambda ipc: stored_bytes((K * ipc, T, 3, size, size), PIXELS), "ipc")
     return {"ipc": ipc}, total
 
 
 def pixels(budget, K, most, T, size, n_syn=None, interpolation="duplicate", storage="fp32", learn_label=False):
-    """The largest IPC of videos of `n_syn` frames; a learned interpolation is a matrix of T × n_syn numbers of 32 bits, a learned label K of 16."""
+    """Return the largest IPC of videos of `n_syn` frames.
+
+    A learned interpolation adds a matrix of T × n_syn 32-bit numbers; a learned label adds K 16-bit numbers per video.
+    """
     n = n_syn or T
     matrix = 4 * T * n if interpolation == "parametric" else 0
     label = 2 * K if learn_label else 0
-    ipc, total = largest(budget, most, lambda ipc: stored_bytes((K * ipc, n, 3, size, size), storage) + K * ipc * label + matrix, "ipc")
+    ipc, total = largest(budget, most, lambda ipc: (
+        stored_bytes((K * ipc, n, 3, size, size), storage) + K * ipc * label + matrix), "ipc")
     return {"ipc": ipc}, total
 
 
 def stills(budget, K, most, T, size, ipc=None, static_size=None, storage="fp32"):
-    """The largest spc of still frames, a multiple of --ipc where that is given."""
+    """Return the largest spc of still frames, a multiple of --ipc if that is given."""
     side = static_size or size
     spc, total = largest(budget, most, lambda spc: stored_bytes((K, spc, 3, side, side), storage), "spc", step=ipc or 1)
     return {"spc": spc}, total
 
 
-def static_dynamic(budget, K, most, T, size, static_size=None, dynamic_size=None, dynamic_frames=None, storage="fp32", learn_label=False):
-    """The largest IPC = spc = dpc at the first of RESOLUTIONS at which five videos per class fit, or all clips of the smallest class; else at the
-    coarsest. A flag that is given stands in the place of its share."""
+def static_dynamic(budget, K, most, T, size, static_size=None, dynamic_size=None, dynamic_frames=None, storage="fp32",
+                   learn_label=False):
+    """Return the largest IPC = spc = dpc, and the resolution.
+
+    The resolution is the first of RESOLUTIONS at which five videos per class fit, or all clips of the smallest class;
+    else the coarsest. Given flags override their shares.
+    """
     def cost(count):
         static, dynamic = (K, count, 3, side, side), (K, count, frames, 1, small, small)
-        return stored_bytes(static, storage) + stored_bytes(dynamic, storage) + HALLUCINATOR + (K * count * 2 * K if learn_label else 0)
+        return (stored_bytes(static, storage) + stored_bytes(dynamic, storage) + HALLUCINATOR
+                + (K * count * 2 * K if learn_label else 0))
     for of_size, of_small, of_frames in RESOLUTIONS:
-        side, small = static_size or max(1, round(of_size * size)), dynamic_size or max(1, round(of_small * size))
+        side, small = (static_size or max(1, round(of_size * size)),
+                       dynamic_size or max(1, round(of_small * size)))
         frames = dynamic_frames or max(1, round(of_frames * T))
         if cost(min(ENOUGH, most)) <= budget:
             break
     chosen = {"static_size": side, "dynamic_size": small, "dynamic_frames": frames}
-    ipc, total = largest(budget, most, cost, "ipc", others="".join(f" --{name} {value}" for name, value in chosen.items()))
+    ipc, total = largest(budget, most, cost, "ipc",
+                         others="".join(f" --{name} {value}" for name, value in chosen.items()))
     return {"ipc": ipc, "spc": ipc, "dpc": ipc, **chosen}, total

@@ -1,4 +1,4 @@
-"""How much is computed at once, in which number format, and what is kept of it where."""
+"""Chunk sizes, number formats, and memory budgets of the computation."""
 import math
 import os
 import pathlib
@@ -15,10 +15,13 @@ PRECISIONS = ("fp32", "tf32", "bf16")
 
 
 def set_precision(device, precision):
-    """Makes this process's float32 products exact, or those of tf32; returns the precision, which for `auto` is bf16 where a CPU or a GPU of CUDA has it
-    in hardware and fp32 elsewhere. ValueError for tf32 where there is none."""
+    """Set the precision of float32 products in this process, and return the precision to use.
+
+    `tf32` allows tf32 products; otherwise float32 products are exact. `auto` becomes bf16 on a CPU or a CUDA GPU that
+    supports it in hardware, else fp32. ValueError for tf32 without hardware support.
+    """
     ampere = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
-    if precision == "tf32" and (not ampere or torch.version.hip):  # AMD's GPUs are cuda to PyTorch
+    if precision == "tf32" and (not ampere or torch.version.hip):  # PyTorch calls AMD's GPUs cuda too
         raise ValueError("--precision tf32 needs an NVIDIA GPU of the Ampere generation or later: give fp32 or bf16")
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
     if precision == "auto":
@@ -27,24 +30,27 @@ def set_precision(device, precision):
 
 
 def cpu_has_bf16(path=pathlib.Path("/proc/cpuinfo")):
-    """Whether the CPU has products of bfloat16 (AVX-512, AMX or Arm's); without them they take several times as long as float32's."""
+    """Return whether the CPU has bfloat16 products (AVX-512, AMX, Arm); else bf16 is several times slower than fp32."""
     return path.exists() and bool(re.search(r"\b(avx512_bf16|amx_bf16|bf16)\b", path.read_text(**TEXT)))
 
 
 def autocast(device, precision):
-    """Convolutions in bfloat16 under `bf16`; weights, sums and updates stay float32."""
+    """Return a context in which `bf16` computes convolutions in bfloat16; weights, sums and updates stay float32."""
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
 
 
 def total_memory(device):
-    """Bytes of memory of a GPU, or of the machine, or of the container where that grants less: all of it, whatever is free."""
+    """Return the total memory in bytes of a GPU, or of the machine or its container (the smaller), used or free."""
     if device.type != "cpu":
         return accelerator_memory(device)[1]
     return min([os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), *memory_limits()])
 
 
 def stays_on_device(size, device):
-    """Whether clips of `size` bytes are kept on a GPU: where they leave free the five eighths that clips_at_once and count_kept_steps share out."""
+    """Return whether clips of `size` bytes are kept on a GPU.
+
+    They must leave five eighths of the memory free, which clips_at_once and count_kept_steps use.
+    """
     if device.type == "cpu":
         return False
     free, total = accelerator_memory(device)
@@ -52,49 +58,57 @@ def stays_on_device(size, device):
 
 
 def channel_bytes(frames, size):
-    """Bytes of one channel of a clip in ConvNet3D's first block, T·(size/2)² float32."""
+    """Return the bytes of one channel of a clip in ConvNet3D's first block, T·(size/2)² float32."""
     return 4 * frames * (size / 2) ** 2
 
 
 def clips_at_once(frames, size, device, width=WIDTH):
-    """How many clips of T frames go through ConvNet3D of that width together within the memory budget: 0.5 GB on a CPU, an eighth of a GPU's memory.
+    """Return how many clips of T frames go through ConvNet3D of this width together.
 
-    Of all its memory, not of what is free: the split decides how sums are rounded, and a resumed run must split as before.
+    The memory budget is 0.5 GB on a CPU, an eighth of a GPU's memory. Use total, not free, memory: the chunk size
+    affects rounding, and a resumed run must chunk identically.
 
-    A clip's activations are mostly the width/2 channels of the first block, kept about four times; the clip itself and what is made of it weigh as
-    much as 16 channels do.
+    A clip's activations are mostly the width/2 channels of the first block, kept about four times. The clip itself and
+    tensors derived from it weigh as much as 16 channels.
     """
     budget = 2 ** 29 if device.type == "cpu" else total_memory(device) / 8
     return max(1, min(1024, int(budget / (4 * max(width // 2, 16) * channel_bytes(frames, size)))))
 
 
 def kept_step_bytes(videos, at_once, frames, size, width, parameters, augmented=False):
-    """Bytes that the graph of one inner step of trajectory matching takes until the way back has used it, never less than what was measured.
+    """Return an upper bound of the bytes of one inner step's graph in trajectory matching, until its backward pass.
 
-    Activations weigh as much as three times the width/2 channels of the first block and 90 more (the clip and what is made of it), or 162 where videos
-    are `augmented` (six more of the clip). Each piece of at most `at_once` videos adds two vectors of parameters, and the step three. That is 1.2 to 1.6 times what the peak memory of a CPU process was
-    measured to grow by with each kept step: pixels, interpolated pixels, static and dynamic memory; widths 32 and 128; 8 × 64², 9 × 43² and 16 × 112²
-    pixels; fp32 and bf16; 1 to 4 pieces. It was not measured on a GPU.
+    Activations weigh as much as three times the width/2 channels of the first block, plus 90 channels (the clip and
+    tensors derived from it), or 162 if videos are `augmented` (six more copies of the clip). Each piece of at most
+    `at_once` videos adds two parameter vectors, and the step adds three.
+
+    This is 1.2 to 1.6 times the measured growth in peak memory of a CPU process per kept step. Measured with pixels,
+    interpolated pixels, static and dynamic memory; widths 32 and 128; 8 × 64², 9 × 43² and 16 × 112² pixels; fp32 and
+    bf16; 1 to 4 pieces. Not measured on a GPU.
     """
     vectors = 3 + 2 * math.ceil(videos / at_once)
-    return videos * (3 * (width // 2) + (162 if augmented else 90)) * channel_bytes(frames, size) + vectors * 4 * parameters
+    return (videos * (3 * (width // 2) + (162 if augmented else 90)) * channel_bytes(frames, size)
+            + vectors * 4 * parameters)
 
 
 def count_kept_steps(videos, at_once, frames, size, width, parameters, device, augmented=False):
-    """How many inner steps, each of a batch of `videos`, trajectory matching keeps the graphs of within the memory budget.
+    """Return how many inner steps of trajectory matching keep their graphs within the memory budget.
 
-    The budget is a quarter of the machine's memory, or its container's, shared by its processes (torchrun's LOCAL_WORLD_SIZE), or half of a GPU's. It is
-    a share of the total, not of the free memory: the number affects rounding, and a resumed run must keep as many. One step's bytes stay free for the
-    step that the way back is at.
+    Each step has a batch of `videos`. The budget is a quarter of the memory of the machine or its container, shared by
+    its processes (torchrun's LOCAL_WORLD_SIZE), or half of a GPU's memory. Use total, not free, memory: the number
+    affects rounding, and a resumed run must keep as many. The bytes of one step stay free for the step that the
+    backward pass works on.
     """
-    budget = total_memory(device) / (4 * int(os.environ.get("LOCAL_WORLD_SIZE", 1)) if device.type == "cpu" else 2)
+    budget = total_memory(device) / (
+        4 * int(os.environ.get("LOCAL_WORLD_SIZE", 1)) if device.type == "cpu" else 2)
     return max(0, int(budget / kept_step_bytes(videos, at_once, frames, size, width, parameters, augmented)) - 1)
 
 
 class KnownGradient(torch.autograd.Function):
-    """A loss whose gradients with respect to `tensors` are already there: `loss.backward()` hands them on to whatever made the tensors.
+    """A loss whose gradients with respect to `tensors` are known; `loss.backward()` passes them on to the tensors.
 
-    With it a matching computes its gradient piece by piece, each piece's graph freed before the next, and still returns a loss.
+    With it a matching computes its gradient piece by piece, frees the graph of each piece before the next, and still
+    returns a loss.
     """
 
     @staticmethod
@@ -105,20 +119,21 @@ class KnownGradient(torch.autograd.Function):
     @staticmethod
     def backward(context, outer):
         gradients = context.saved_tensors
-        return None, None, *(gradients if outer == 1 else (outer * gradient for gradient in gradients))  # no second copy of a large set
+        # For outer = 1 (the usual case) return the same tensors: no second copy of a large set.
+        return None, None, *(gradients if outer == 1 else (outer * gradient for gradient in gradients))
 
 
 class DiskStack:
-    """Vectors of one length, appended and popped like a list's, in a temporary file: the process's memory does not grow with their number.
+    """A stack of vectors of one length in a temporary file, so that memory does not grow with their number.
 
-    The file stays for the next ones: writing over it costs a thirtieth of writing anew.
+    The file is kept for reuse: overwriting it takes a thirtieth of the time of writing a new one.
     """
 
     def __init__(self):
         self.file, self.length = tempfile.TemporaryFile(), 0
 
     def __deepcopy__(self, memo):
-        return DiskStack()  # a copy of what uses it has a file of its own
+        return DiskStack()  # a copy needs its own file
 
     def clear(self):
         self.length = 0

@@ -1,10 +1,11 @@
-"""Reference selections (METHOD 7): real clips of each class chosen at random, by herding, or by k-center, and evaluated as a distilled set is.
+"""Reference selections (METHOD 7): select real clips at random, by herding or by k-center, and evaluate them as a set.
 
     bash sh/baseline/coreset.sh GPU DATASET random|herding|k-center IPC
 
-Herding (Welling 2009; Rebuffi et al. 2017) takes, one after another, the clip that brings the mean of those taken nearest to the class mean;
-k-center (Sener & Savarese 2018) starts from the clip nearest to the class mean and takes the clip farthest from all taken. Distances are
-between embeddings of a network trained on the full set.
+Herding (Welling 2009; Rebuffi et al. 2017) selects in each step the clip that brings the mean of the selected clips
+nearest to the class mean. K-center (Sener & Savarese 2018) starts from the clip nearest to the class mean, and selects
+in each step the clip farthest from all selected clips. Distances are between embeddings of a network trained on the
+full set.
 """
 import torch
 
@@ -23,7 +24,10 @@ from utils import finite, load, random_stream, save, seed_everything, stream_see
 
 
 def herding(features, count):
-    """Numbers of `count` rows of features (n, F), in the order taken: each brings the mean of those taken nearest to the mean of all."""
+    """Return the numbers of `count` rows of features (n, F) selected by herding, in the order of selection.
+
+    Each row brings the mean of the selected rows nearest to the mean of all rows.
+    """
     mean, taken, total = features.mean(0), [], torch.zeros_like(features[0])
     for number in range(1, count + 1):
         distance = ((total + features) / number - mean).norm(dim=1)
@@ -34,7 +38,10 @@ def herding(features, count):
 
 
 def k_center(features, count):
-    """Numbers of `count` rows of features (n, F): the one nearest to the mean, then always the one farthest from all taken."""
+    """Return the numbers of `count` rows of features (n, F) selected by k-center, in the order of selection.
+
+    The first is nearest to the mean, each further one is farthest from all selected rows.
+    """
     taken = [int((features - features.mean(0)).norm(dim=1).argmin())]
     distance = torch.full((len(features),), torch.inf, dtype=features.dtype)
     while len(taken) < count:
@@ -48,14 +55,15 @@ METHODS = {"random": None, "herding": herding, "k-center": k_center}
 
 
 def choose(run, args, clips, per_class, method):
-    """Numbers of `per_class` real clips of each class, in class order, by one of METHODS."""
+    """Return the numbers of `per_class` real clips of each class, in class order, by one of METHODS."""
     if method == "random":
         return random_numbers(clips, per_class)
-    return broadcast(select(clips, per_class, method, embed_all(feature_network(run, args, clips), clips, args.precision, args.width)) if rank() == 0 else None)
+    return broadcast(select(clips, per_class, method, embed_all(feature_network(run, args, clips), clips,
+                                                                args.precision, args.width)) if rank() == 0 else None)
 
 
 def select(clips, ipc, method, features):
-    """Numbers of `ipc` clips of each class, in class order, by the embeddings of all clips, (n, F)."""
+    """Return the numbers of `ipc` clips of each class, in class order, from the embeddings of all clips, (n, F)."""
     chosen = []
     for label in range(clips.K):
         index = (clips.labels == label).nonzero().flatten()
@@ -65,7 +73,7 @@ def select(clips, ipc, method, features):
 
 @torch.inference_mode()
 def embed_all(net, clips, precision, width=networks.WIDTH):
-    """Embeddings of all clips, unmirrored, (n, F) float32 on the CPU."""
+    """Return the embeddings of all clips, not mirrored, (n, F) float32 on the CPU."""
     net.eval()
     features = []
     for index in torch.arange(len(clips)).split(clips_at_once(clips.T, clips.size, clips.device, width)):
@@ -77,18 +85,21 @@ def embed_all(net, clips, precision, width=networks.WIDTH):
 
 
 def feature_network(run, args, clips):
-    """A ConvNet3D trained on all clips, from a file beside the runs where one of the same settings is there."""
-    values = [args.feature_epochs, args.feature_lr, args.feature_batch, args.seed, args.precision, list_digest(args), content_digest(args), clips.T,
-              clips.size, args.stride, args.train_clips, args.width, *groups_of(args.dsa)]
+    """Return a ConvNet3D trained on all clips; it is stored beside the run folders and reused for equal settings."""
+    values = [args.feature_epochs, args.feature_lr, args.feature_batch, args.seed, args.precision, list_digest(args),
+              content_digest(args), clips.T, clips.size, args.stride, args.train_clips, args.width,
+              *groups_of(args.dsa)]
     path = run.folder.parent / f"feature_network_{stream_seed(*values):015x}.pt"
     if path.exists():
         net = networks.build("ConvNet3D", clips.K, clips.T, clips.size, args.width).to(clips.device)
         try:
             net.load_state_dict(load(path))
         except (LookupError, TypeError, AttributeError, ValueError, RuntimeError) as error:
-            raise ValueError(f"{path} is damaged: delete it, the next run trains the network again ({error})") from error
+            raise ValueError(f"{path} is damaged: delete it, and the next run trains the network again "
+                             f"({error})") from error
         return net
-    with random_stream(stream_seed("features", *values)), progress(total=args.feature_epochs, desc="feature network", unit="epoch") as bar:
+    with random_stream(stream_seed("features", *values)), \
+            progress(total=args.feature_epochs, desc="feature network", unit="epoch") as bar:
         net = networks.build("ConvNet3D", clips.K, clips.T, clips.size, args.width).to(clips.device)
         top1 = train(net, RealSet(clips), args.feature_epochs, args.feature_lr, args.feature_batch,
                      clips_at_once(clips.T, clips.size, clips.device, args.width), args.precision, bar, args.dsa)
@@ -119,7 +130,7 @@ def parser():
     parser = options.script_parser(__doc__, prog="coreset")
     options.add_evaluation_options(parser)
     group = parser.add_argument_group("selection")
-    group.add_argument("--method", default="random", choices=METHODS, help="(%(default)s)")
+    group.add_argument("--method", default="random", choices=METHODS, help="selection method (%(default)s)")
     group.add_argument("--ipc", type=options.positive, default=1, help="real clips per class (%(default)s)")
     options.add_bytes(group, "--ipc")
     add_feature_options(group)
@@ -127,18 +138,21 @@ def parser():
 
 
 def add_start_options(parser):
-    """Which real clips a set starts from."""
+    """Add the flags for which real clips a set starts from."""
     group = parser.add_argument_group("start")
-    group.add_argument("--select", default="random", choices=METHODS, help="which real clips the set starts from (%(default)s)")
+    group.add_argument("--select", default="random", choices=METHODS,
+                       help="which real clips the set starts from (%(default)s)")
     add_feature_options(group)
 
 
 def add_feature_options(group):
     group.add_argument("--feature_epochs", type=options.positive, default=60,
-                       help="of the network trained on all clips in whose features herding and k-center select (%(default)s)")
-    group.add_argument("--feature_lr", type=options.rate, default=0.01, help="its learning rate (%(default)s)")
-    group.add_argument("--feature_batch", type=options.positive, default=32, help="its batch size (%(default)s)")
-
+                       help="training epochs of the feature network, which is trained on all clips and gives the "
+                       "features for herding and k-center (%(default)s)")
+    group.add_argument("--feature_lr", type=options.rate, default=0.01,
+                       help="learning rate of the feature network (%(default)s)")
+    group.add_argument("--feature_batch", type=options.positive, default=32,
+                       help="batch size of the feature network (%(default)s)")
 
 if __name__ == "__main__":
     run_script(main, parser())

@@ -1,9 +1,9 @@
-"""Static and dynamic classes (METHOD 7): how much a class gains from motion, and how each method does on both kinds.
+"""Static and dynamic classes (METHOD 7): how much a class gains from motion, and each method's accuracy on both kinds.
 
     bash sh/study/dynamics.sh GPU DATASET; python -m distill_utils.dynamics results/
 
-The dynamics of a class is its accuracy with full clips minus its accuracy with one frame repeated T times, both of networks trained on the full
-set of such clips; the upper half of the classes are the dynamic ones.
+The dynamics of a class is its accuracy with full clips minus its accuracy with one frame repeated T times. Both are of
+networks trained on the full set of such clips. The upper half of the classes are the dynamic ones.
 """
 import argparse
 import pathlib
@@ -16,26 +16,32 @@ from distill_utils.table import read_results
 
 
 def class_dynamics(rows):
-    """The classes of one data set by their dynamics, the most dynamic first: a table indexed by class, full, one_frame, dynamics (percent), dynamic
-    (bool); None where no two runs on the full set that differ in this only are among the rows of read_results. The latest two count."""
+    """Return the classes of one data set, the most dynamic first, as a table indexed by class.
+
+    The columns are full, one_frame, dynamics (percent) and dynamic (bool). rows: from read_results. Uses the latest two
+    runs on the full set that differ only in --n_real; None if there are none.
+    """
     full = rows[rows.run.str.startswith("full")]
-    pairs = [(whole, still) for whole in full[full.n_real.isna()].itertuples() for still in full[full.n_real == 1].itertuples()
+    pairs = [(whole, still) for whole in full[full.n_real.isna()].itertuples()
+             for still in full[full.n_real == 1].itertuples()
              if whole.chosen | {"n_real": 1} == still.chosen]
     if not pairs:
         return None
     whole, still = pairs[-1]
-    table = pd.DataFrame({"full": whole.per_class, "one_frame": still.per_class}, index=pd.Index(whole.class_names, name="class"), dtype=float)
+    table = pd.DataFrame({"full": whole.per_class, "one_frame": still.per_class},
+                         index=pd.Index(whole.class_names, name="class"), dtype=float)
     table["dynamics"] = table.full - table.one_frame
     table = table.sort_values("dynamics", ascending=False, kind="stable")
     return table.assign(dynamic=np.arange(len(table)) < len(table) // 2)
 
 
 def by_group(rows, classes):
-    """Mean accuracy per class of every run on the dynamic and on the static classes, in percent."""
+    """Return each run's mean accuracy over the dynamic and over the static classes, in percent."""
     groups = []
     for row in rows.itertuples():
         accuracy = pd.Series(row.per_class, index=row.class_names, dtype=float)
-        groups.append({"run": row.run, "dynamic": accuracy[classes.index[classes.dynamic]].mean(), "static": accuracy[classes.index[~classes.dynamic]].mean()})
+        groups.append({"run": row.run, "dynamic": accuracy[classes.index[classes.dynamic]].mean(),
+                       "static": accuracy[classes.index[~classes.dynamic]].mean()})
     return pd.DataFrame(groups)
 
 
@@ -45,7 +51,7 @@ def main(args):
         classes = class_dynamics(rows)
         print(f"\n{data}")
         if classes is None:
-            print("no dynamics: they need two runs on the full set: bash sh/study/dynamics.sh GPU DATASET")
+            print("no dynamics: two runs on the full set are missing: run bash sh/study/dynamics.sh GPU DATASET")
             continue
         print(classes.round(1).to_string())
         print()
@@ -53,8 +59,10 @@ def main(args):
 
 
 def parser():
-    parser = argparse.ArgumentParser(prog="dynamics", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folders", type=pathlib.Path, nargs="+", metavar="FOLDER", help="of run folders, as given by --save_path")
+    parser = argparse.ArgumentParser(prog="dynamics", description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folders", type=pathlib.Path, nargs="+", metavar="FOLDER",
+                        help="parent folder of run folders, as given by --save_path")
     return parser
 
 

@@ -1,6 +1,7 @@
-"""The evaluation protocol (METHOD 6): fresh networks are trained on a set, then see every test clip once.
+"""The evaluation protocol (METHOD 6): train fresh networks on a set, then test each on every test clip once.
 
-As a program it evaluates the full training set, the ceiling of every table, or a distilled set by several networks:
+As a program, evaluates the full training set (the upper bound of every table), or a distilled set with several
+networks:
 
     bash sh/baseline/full.sh GPU DATASET
     python -m distill_utils.evaluate RUN --networks ConvNet3D,CNN+GRU,r3d_18
@@ -17,7 +18,8 @@ import networks
 from distill_utils.augment import NONE, augment_each
 from distill_utils.clips import coin_flips
 from distill_utils.compute import autocast, clips_at_once
-from distill_utils.options import add_evaluation_options, check, evaluation_values, load_data, load_splits, positive, script_parser
+from distill_utils.options import (add_evaluation_options, check, evaluation_values, load_data, load_splits, positive,
+                                   script_parser)
 from distill_utils.processes import broadcast, gather, own, progress, rank, run_script, sentence
 from distill_utils.record import FIGURES, check_figure, finish, logged
 from distill_utils.run import DATA_PATHS, content_digest, digest, list_digest, read_config, start_run, tail
@@ -27,24 +29,32 @@ from networks.convnet3d import LEAST_FRAMES
 from utils import random_stream, read_json, save_json, seed_everything
 
 
-def evaluate(synset, test, *, network="ConvNet3D", num_eval=3, epochs=500, lr=0.01, batch_size=256, seed=0, precision="fp32",
-             width=networks.WIDTH, compile=False, dsa=NONE, protocol="standard"):
-    """Train `num_eval` fresh networks on the set and test them.
+def evaluate(synset, test, *, network="ConvNet3D", num_eval=3, epochs=500, lr=0.01, batch_size=256, seed=0,
+             precision="fp32", width=networks.WIDTH, compile=False, dsa=NONE, protocol="standard"):
+    """Train `num_eval` fresh networks on the set, test them, and return the result as a dict.
 
     Args:
-        synset: a synthetic set, or RealSet; drawn anew each epoch.
+        synset: a synthetic set, or RealSet; its videos are drawn again in each epoch.
         test: the test Clips.
-        seed: of the evaluation's own random stream; the run's random state is left as it was.
-        width: of ConvNet3D.
-        dsa: the strategy by which each video is augmented when it is drawn; test clips are not.
-        protocol: "standard" or "frepo", how networks are trained.
+        seed: seed of the evaluation's own random stream; the run's random state is unchanged afterwards.
+        width: width of ConvNet3D.
+        dsa: augmentation strategy for the drawn videos of the set; test clips are not augmented.
+        protocol: "standard" or "frepo", see `train`.
 
-    Several processes share the networks; each has the same result but for the seconds.
+    Several ranks share the networks; all ranks return the same result, except for the seconds.
 
-    Returns a dict of plain values: `top1`, `top5` over clips and `video_top1` (logits averaged over a video's clips), each the mean over
-    networks in percent with its `_std`; `per_class` top-1 in percent; `confusion`, counts of clips of all networks, a row for each true class; `bytes` of the set as it is stored and `bytes_fp32` at 32 bits a value; `lr`; `width`; `seconds`; `train_top1` on the set itself.
+    Returns a dict of plain values:
+        top1, top5: accuracy over clips; video_top1: over videos (logits averaged over a video's clips). Each is the
+            mean over networks in percent, with its standard deviation under the name plus `_std`.
+        per_class: top-1 of each class in percent.
+        confusion: counts of clips, summed over networks; a row for each true class.
+        train_top1: top-1 on the set itself, in percent.
+        networks: top1 of each network.
+        bytes: size of the set as stored; bytes_fp32: at 32 bits per value.
+        lr, width: as given. seconds: duration.
     """
-    start, at_once = time.perf_counter(), networks.clips_together(network, clips_at_once(test.T, test.size, test.device, width))
+    start, at_once = time.perf_counter(), networks.clips_together(
+        network, clips_at_once(test.T, test.size, test.device, width))
     frozen, scores = synset.frozen(), []
     with progress(total=len(own(num_eval)) * epochs, desc="evaluating", unit="epoch", leave=False) as bar:
         for number in own(num_eval):
@@ -59,15 +69,15 @@ def evaluate(synset, test, *, network="ConvNet3D", num_eval=3, epochs=500, lr=0.
     result["per_class"] = torch.stack([each["per_class"] for each in scores]).mean(0).tolist()
     result["confusion"] = torch.stack([each["confusion"] for each in scores]).sum(0).tolist()
     result["train_top1"] = sum(each["train_top1"] for each in scores) / num_eval
-    return {**result, "networks": [each["top1"] for each in scores], "bytes": synset.bytes(), "bytes_fp32": synset.bytes_fp32(), "lr": lr, "width": width,
-            "seconds": time.perf_counter() - start}
+    return {**result, "networks": [each["top1"] for each in scores], "bytes": synset.bytes(),
+            "bytes_fp32": synset.bytes_fp32(), "lr": lr, "width": width, "seconds": time.perf_counter() - start}
 
 
 def train(net, synset, epochs, lr, batch_size, at_once, precision, bar, dsa=NONE, protocol="standard"):
-    """Train a network on the set; returns top-1 on the set in the last epoch, in percent.
+    """Train a network on the set; return its top-1 on the set in the last epoch, in percent.
 
-    standard (METHOD 6): cross-entropy, SGD with momentum 0.9 and weight decay 5e-4, lr × 0.1 after half of the epochs. frepo (METHOD 14): squared error
-    on the labels that the set is regressed on, AdamW, cosine to zero.
+    Protocol "standard" (METHOD 6): cross-entropy, SGD with momentum 0.9 and weight decay 5e-4, lr × 0.1 after half of
+    the epochs. Protocol "frepo" (METHOD 14): squared error on synset.scores(), AdamW, cosine schedule to zero.
     """
     if protocol == "frepo":
         optimizer = torch.optim.AdamW(net.parameters(), lr=lr)
@@ -83,8 +93,11 @@ def train(net, synset, epochs, lr, batch_size, at_once, precision, bar, dsa=NONE
 
 
 def train_epoch(net, synset, optimizer, batch_size, at_once, precision, dsa=NONE, regress=False):
-    """All videos once, in shuffled batches, each augmented by itself, at most `at_once` through the network together; `regress`: squared error on
-    synset.scores() instead of cross-entropy. Returns mean loss, and top-1 in percent."""
+    """Train for one epoch in shuffled batches; return the mean loss and top-1 in percent.
+
+    Each video is augmented independently. At most `at_once` videos go through the network together. `regress`: squared
+    error on synset.scores() instead of cross-entropy.
+    """
     net.train()
     total = correct = 0
     for index in torch.randperm(len(synset)).split(batch_size):
@@ -98,21 +111,23 @@ def train_epoch(net, synset, optimizer, batch_size, at_once, precision, dsa=NONE
                 loss = F.mse_loss(logits, synset.scores()[part].to(logits), reduction="sum")
             else:
                 loss = F.cross_entropy(logits, labels, reduction="sum")
-            # A part's share of the batch's mean: the parts' gradients add up to the batch's (but for batch normalisation, which sees parts).
+            # Weight the part by its share of the batch, so that the parts' gradients add up to the batch gradient.
+            # (Not with batch normalisation, which sees only one part at a time.)
             (loss / len(index)).backward()
-            total, correct = total + loss.detach(), correct + (logits.argmax(1) == classes(labels)).sum()
+            total, correct = (total + loss.detach(),
+                              correct + (logits.argmax(1) == classes(labels)).sum())
         optimizer.step()
     return float(total) / len(synset), 100 * float(correct) / len(synset)
 
 
 def classes(labels):
-    """The classes (B,) of labels (B,), or of soft ones (B, K)."""
+    """Return the classes (B,) of labels (B,) or of soft labels (B, K)."""
     return labels if labels.dim() == 1 else labels.argmax(1)
 
 
 @torch.inference_mode()
 def predict(net, test, precision="fp32", at_once=None):
-    """Logits (n, K) of all test clips, float32 on the CPU."""
+    """Return the logits (n, K) of all test clips, float32 on the CPU."""
     net.eval()
     logits = []
     for index in torch.arange(len(test)).split(at_once or clips_at_once(test.T, test.size, test.device)):
@@ -122,8 +137,11 @@ def predict(net, test, precision="fp32", at_once=None):
 
 
 def score(logits, test):
-    """Accuracies in percent: top-1 and top-5 over clips, top-1 over videos, top-1 of each class (nan for a class without test clips); and
-    `confusion`, how many clips of each class (rows) are taken for which."""
+    """Return a dict of accuracies in percent, and the confusion matrix.
+
+    top1, top5: over clips. video_top1: over videos. per_class: top-1 of each class; nan for a class without test clips.
+    confusion: number of clips of each class (rows) that are predicted as each class (columns).
+    """
     labels, videos = test.labels, test.videos
     hits = logits.topk(min(5, test.K)).indices == labels[:, None]          # (n, 5)
     counts = torch.bincount(labels, minlength=test.K)
@@ -131,12 +149,16 @@ def score(logits, test):
     video_labels = torch.zeros(len(sums), dtype=torch.long).index_copy_(0, videos, labels)
     return {"top1": 100 * hits[:, 0].double().mean().item(), "top5": 100 * hits.any(1).double().mean().item(),
             "video_top1": 100 * (sums.argmax(1) == video_labels).double().mean().item(),
-            "confusion": torch.bincount(labels * test.K + logits.argmax(1), minlength=test.K ** 2).view(test.K, test.K),
+            "confusion": torch.bincount(labels * test.K + logits.argmax(1),
+                                        minlength=test.K ** 2).view(test.K, test.K),
             "per_class": 100 * torch.bincount(labels[hits[:, 0]], minlength=test.K) / counts}
 
 
 class RealSet:
-    """Real training clips in the place of a synthetic set; of several segments each part of a batch that is drawn together is a random one."""
+    """Real training clips with the interface of a synthetic set.
+
+    With several segments, all clips of one call show the same random segment.
+    """
 
     def __init__(self, clips, segments=1):
         self.clips, self.segments = clips, segments
@@ -146,7 +168,8 @@ class RealSet:
 
     def __call__(self, index):
         clips = self.clips.draw(index, flip=coin_flips(len(index)))
-        return clips[:, random_segment(clips.shape[1], self.segments, LEAST_FRAMES)], self.clips.labels[index].to(self.clips.device)
+        return (clips[:, random_segment(clips.shape[1], self.segments, LEAST_FRAMES)],
+                self.clips.labels[index].to(self.clips.device))
 
     def scores(self):
         return regression_labels(self.clips.labels, self.clips.K)
@@ -155,7 +178,7 @@ class RealSet:
         return self
 
     def bytes(self):
-        """Of the uint8 clips."""
+        """Return the size of the uint8 clips."""
         return len(self) * self.clips.T * 3 * self.clips.size ** 2
 
     def bytes_fp32(self):
@@ -168,11 +191,13 @@ def main(args):
     if args.run and not args.run.exists():
         raise ValueError(f"{args.run} does not exist")
     if not args.dataset:
-        raise ValueError("a set's file needs --dataset and the other data flags" if args.run else "give a RUN, or --dataset for the full training set")
+        raise ValueError("a set's file needs --dataset and the other data flags"
+                         if args.run else "give a RUN, or --dataset for the full training set")
     if args.run and args.n_real or args.networks and not args.run:
-        raise ValueError("--n_real is for the full set, --networks for a RUN's")
+        raise ValueError("--n_real applies only to the full set, and --networks only to a RUN: leave out the flag that "
+                         "does not apply")
     if args.run and args.no_test:
-        raise ValueError("--no_test is of no use for a RUN: its set is evaluated on the test videos")
+        raise ValueError("--no_test does not apply to a RUN, whose set is evaluated on the test videos: leave it out")
     check(args, networks=args.networks)
     if args.run:
         across_networks(args)
@@ -181,7 +206,7 @@ def main(args):
 
 
 def full_data(args):
-    """The accuracy of the full training set; with --n_real of clips of which only so many frames are kept, in training and testing."""
+    """Evaluate the full training set; with --n_real, training and test clips keep only that many frames."""
     run = start_run(args, "full" if args.n_real is None else f"full_{args.n_real}frames")
     seed_everything(args.seed)
     train_clips, seen, test = (clips and clips.reduced(args.n_real) for clips in load_splits(args))
@@ -196,31 +221,40 @@ def full_data(args):
 
 
 def across_networks(args):
-    """A distilled set evaluated by several networks: a table, and networks.json beside the set, which is added to and not computed twice."""
+    """Evaluate a distilled set with several networks, and print a table.
+
+    The results are added to networks.json beside the set; networks that are already there are not trained again.
+    """
     synset, content = load_set(args.run)
     test = load_data(args, "test")
-    if content["class_names"] != test.class_names or synset.of_class(0).shape[1:] != (test.T, 3, test.size, test.size):
-        raise ValueError(f"{args.run} was distilled from other classes, frames or sizes than these test clips have: give the data flags of its run")
-    path, file = (args.run / "networks.json", args.run / "distilled.pt") if args.run.is_dir() else (args.run.with_suffix(".networks.json"), args.run)
-    clips = {"set": digest([tail(file)]), "list": list_digest(args), "content": content_digest(args), "test_clips": args.test_clips, "stride": args.stride}
+    if (content["class_names"] != test.class_names
+            or synset.of_class(0).shape[1:] != (test.T, 3, test.size, test.size)):
+        raise ValueError(f"{args.run} and the test clips differ in classes, number of frames or size: give the data "
+                         "flags of its run")
+    path, file = ((args.run / "networks.json", args.run / "distilled.pt") if args.run.is_dir()
+                  else (args.run.with_suffix(".networks.json"), args.run))
+    clips = {"set": digest([tail(file)]), "list": list_digest(args), "content": content_digest(args),
+             "test_clips": args.test_clips, "stride": args.stride}
     rows = []
     for name in args.networks or [args.network]:
         values = evaluation_values(args, content["lr"]) | {"network": name}
         done = broadcast(read_networks(path) if rank() == 0 else None)
         if done.get(name, {}).get("settings") != values | clips:
             result = {"settings": values | clips, **evaluate(synset.to(test.device), test, **values)}
-            done = read_networks(path) | {name: result}  # another command may have added its own
+            done = read_networks(path) | {name: result}  # read again: another command may have added results
             if rank() == 0:
                 save_json(done, path)
         result = done[name]
-        rows.append({"network": name, **{top: f"{result[top]:.1f} ± {result[top + '_std']:.1f}" for top in ("top1", "top5", "video_top1")},
+        rows.append({"network": name,
+                     **{top: f"{result[top]:.1f} ± {result[top + '_std']:.1f}"
+                        for top in ("top1", "top5", "video_top1")},
                      "train top1": f"{result['train_top1']:.1f}", "seconds": f"{result['seconds']:.0f}"})
     print(pd.DataFrame(rows).to_string(index=False))
-    print(f"all figures: {path}")
+    print(f"all results: {path}")
 
 
 def read_networks(path):
-    """{network: result} of a networks.json; ValueError where it is damaged."""
+    """Return {network: result} from a networks.json; ValueError if it is damaged."""
     try:
         done = read_json(path) if path.exists() else {}
         for result in done.values():
@@ -228,14 +262,16 @@ def read_networks(path):
                 check_figure(result[name])
         return done
     except (LookupError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path} is damaged: delete it, its networks are trained again ({type(error).__name__}: {error})") from None
+        raise ValueError(f"{path} is damaged: delete it, and its networks are trained again "
+                         f"({type(error).__name__}: {error})") from None
 
 
 class RunSettings(argparse.Action):
-    """Takes the run's own settings as defaults of the flags that follow."""
+    """Argparse action of RUN: use the run's settings as defaults of the other flags."""
 
-    TAKEN = ("dataset", *DATA_PATHS, "frame_names", "frames", "size", "stride", "train_clips", "test_clips", "seed", "precision", "validation",
-             "num_eval", "epoch_eval_train", "lr_net", "batch_train", "width", "dsa", "eval_protocol")
+    TAKEN = ("dataset", *DATA_PATHS, "frame_names", "frames", "size", "stride", "train_clips", "test_clips", "seed",
+             "precision", "validation", "num_eval", "epoch_eval_train", "lr_net", "batch_train", "width", "dsa",
+             "eval_protocol")
 
     def __call__(self, parser, namespace, run, option=None):
         namespace.run = run
@@ -252,10 +288,10 @@ class RunSettings(argparse.Action):
 
 
 def taken(flag, value):
-    """A setting as the flag's value, as if it were given on the command line."""
+    """Return a setting, parsed as if it were given on the command line for this flag."""
     value = (flag.type or str)(str(value))
     if flag.choices and value not in flag.choices:
-        raise ValueError(f"--{flag.dest} {value!r} is none of {', '.join(flag.choices)}")
+        raise ValueError(f"--{flag.dest} {value!r} is unknown: choose one of {', '.join(flag.choices)}")
     return value
 
 
@@ -263,7 +299,7 @@ def network_names(text):
     names = text.split(",")
     for name in names:
         if name not in networks.NETWORKS:
-            raise argparse.ArgumentTypeError(f"unknown network {name!r}: choose among {', '.join(networks.NETWORKS)}")
+            raise argparse.ArgumentTypeError(f"unknown network {name!r}: choose from {', '.join(networks.NETWORKS)}")
     return names
 
 
@@ -272,10 +308,12 @@ def parser():
     add_evaluation_options(parser, lr_net=None)
     group = parser.add_argument_group("what is evaluated")
     group.add_argument("run", nargs="?", type=pathlib.Path, action=RunSettings, metavar="RUN",
-                       help="folder of a finished run, whose flags are the defaults then, or a set's file (the full training set)")
+                       help="run folder of a finished run, whose settings become the defaults, or the file of a set "
+                       "(default: the full training set)")
     group.add_argument("--networks", type=network_names, metavar="A,B",
-                       help=f"that are trained on RUN's set: of {', '.join(networks.NETWORKS)} (--network)")
-    group.add_argument("--n_real", type=positive, help="of the full set: only so many frames of each clip are kept, in training and testing (all)")
+                       help=f"networks to train on the set of RUN, from {', '.join(networks.NETWORKS)} (--network)")
+    group.add_argument("--n_real", type=positive,
+                       help="full set only: keep this many frames of each clip, in training and testing (all)")
     return parser
 
 

@@ -1,4 +1,7 @@
-"""Steps that make the loss non-finite are taken back: losses that explode are what users of trajectory matching report most often."""
+"""Rollback of optimizer steps that make the loss non-finite.
+
+Exploding losses are the problem that users of trajectory matching report most often.
+"""
 import copy
 
 import torch
@@ -7,9 +10,9 @@ from utils import finite
 
 
 class LastGood:
-    """What an optimizer steps on, as it was before its last step.
+    """Keeps the state before an optimizer's last step, and rolls the step back if the loss after it is not finite.
 
-    After `patience` steps that were taken back, with none between that held, ValueError: then a learning rate is too high.
+    ValueError after `patience` rollbacks in a row: the learning rate is too high.
     """
 
     def __init__(self, optimizer, patience=20):
@@ -18,11 +21,15 @@ class LastGood:
         self.learned = [value for group in optimizer.param_groups for value in group["params"] if value.requires_grad]
 
     def step(self, loss):
-        """Step down the gradients that are there; False when these or `loss` are not finite, and the step before is taken back."""
+        """Take an optimizer step with the current gradients; return True if it was taken.
+
+        If `loss`, the gradients or the updated values are not finite, roll the last step back and return False.
+        """
         if finite([loss]) and finite(value.grad for value in self.learned):
-            if self.kept:  # the step before has held
+            if self.kept:  # the last step was not rolled back
                 self.in_a_row = 0
-            self.kept = {"learned": [value.detach().clone() for value in self.learned], "optimizer": copy.deepcopy(self.optimizer.state_dict())}
+            self.kept = {"learned": [value.detach().clone() for value in self.learned],
+                         "optimizer": copy.deepcopy(self.optimizer.state_dict())}
             self.optimizer.step()
             if finite(self.learned):
                 return True
@@ -32,7 +39,8 @@ class LastGood:
     def take_back(self, loss):
         self.in_a_row += 1
         if self.in_a_row >= self.patience:
-            raise ValueError(f"{self.in_a_row} steps in a row were taken back, the last loss is {loss.item()}: lower the learning rates")
+            raise ValueError(f"{self.in_a_row} steps in a row were rolled back, the last loss is {loss.item()}: lower "
+                             "the learning rates")
         if self.kept:
             with torch.no_grad():
                 for value, kept in zip(self.learned, self.kept["learned"]):

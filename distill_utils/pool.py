@@ -1,4 +1,7 @@
-"""Class means of all real clips in the feature spaces of a pool of random networks (METHOD 13), computed once and kept beside the packs."""
+"""Class means of all real clips in the feature spaces of a pool of random networks (METHOD 13).
+
+They are computed once and stored beside the packed clips.
+"""
 import contextlib
 import hashlib
 import json
@@ -11,12 +14,15 @@ from distill_utils.clips import locked
 from distill_utils.processes import broadcast, gather, progress, rank, world_size
 from utils import check_space, with_path
 
-POOL_FORMAT = 1  # a new number makes all pools new
+POOL_FORMAT = 1  # change it to invalidate all stored pools
 
 
 def pool_path(clips, *settings):
-    """The file of the pool of these packed clips, named by everything that its means depend on: the pack and which of its clips are used, the frames
-    that are shown, PyTorch's version, which decides what weights a seed gives, and the `settings` of networks and matching."""
+    """Return the path of the pool file of these packed clips; its name depends on everything that affects the means.
+
+    These are: the pack and which of its clips are used; the shown frames; PyTorch's version, which decides the weights
+    for a seed; and `settings` of networks and matching.
+    """
     pack, digest = clips.origin
     shown = clips.shown.tolist() if isinstance(clips.shown, torch.Tensor) else None
     content = [POOL_FORMAT, pack.name, pack.stat().st_mtime_ns, digest, shown, torch.__version__, *settings]
@@ -24,18 +30,18 @@ def pool_path(clips, *settings):
 
 
 class Pool:
-    """`pool.means(number)` are the class means (K, F) float32 of network `number` of `count`.
+    """`pool.means(number)` returns the class means (K, F) float32 of network `number` of `count`.
 
-    The file holds one network's means after another, as raw float32. What is missing is computed by `make(number)` first, by all processes
-    together; a pool that was stopped goes on, and a larger one starts from a smaller one's file. Means are appended: each is whole before the
-    next is begun, and what a kill left half written is cut off.
+    The file holds the means of one network after another, as raw float32. The constructor first computes missing means
+    by `make(number)`, shared by all ranks. An interrupted pool continues, and a larger pool starts from a smaller
+    one's file. Means are appended one network at a time; incomplete means that a killed process left are cut off.
     """
 
     def __init__(self, path, count, shape, make):
         self.path, self.count, self.shape = path, count, shape
         with locked(path.with_suffix(".lock")) if rank() == 0 else contextlib.nullcontext():
             self.complete(make)
-        broadcast(None)                                                    # the others wait until the first has written the last means
+        broadcast(None)                                                    # wait until rank 0 has written all means
         self.file = np.memmap(path, np.float32, "r", shape=(count, *shape))
 
     def __len__(self):
@@ -45,12 +51,13 @@ class Pool:
         return self
 
     def complete(self, make):
-        size = 4 * int(np.prod(self.shape))                                # bytes of one network's means
+        size = 4 * int(np.prod(self.shape))                                # bytes per network
         done = broadcast(self.cut_off(size) if rank() == 0 else None)
         if done >= self.count:
             return
         if rank() == 0:
-            check_space(self.path.parent, (self.count - done) * size, "the pool's class means", "lower --pool, or give another --pack_path")
+            check_space(self.path.parent, (self.count - done) * size, "the pool's class means",
+                        "lower --pool, or give another --pack_path")
         with progress(total=self.count, initial=done, desc="pool", unit="network") as bar:
             for start in range(done, self.count, world_size()):
                 numbers = range(start, min(start + world_size(), self.count))
@@ -60,7 +67,7 @@ class Pool:
                 bar.update(len(numbers))
 
     def cut_off(self, size):
-        """Cut off half-written means; returns how many networks' are there."""
+        """Cut off incomplete means; return the number of networks in the file."""
         with open(self.path, "ab") as file:
             done = file.tell() // size
             file.truncate(done * size)

@@ -1,4 +1,4 @@
-"""Starts of synthetic sets: real clips, means of them, or noise."""
+"""Start values of synthetic sets: real clips, means of real clips, or noise."""
 import torch
 import torch.nn.functional as F
 
@@ -8,17 +8,20 @@ from networks import Interpolation
 
 
 def random_numbers(clips, ipc):
-    """Numbers of `ipc` random training clips of each class, (K·ipc,), in class order."""
+    """Return the numbers of `ipc` random training clips of each class, (K·ipc,), in class order."""
     index = clips.class_batch(ipc)
     scarce = (torch.bincount(clips.labels[index], minlength=clips.K) < ipc).nonzero().flatten().tolist()
     if scarce:
-        raise ValueError(f"class {clips.class_names[scarce[0]]} has fewer training clips than the {ipc} asked for: "
-                         "lower --ipc, --spc or --dpc, or give more --train_clips")
+        raise ValueError(f"class {clips.class_names[scarce[0]]} has fewer training clips than the required {ipc}: "
+                         "lower --ipc, --spc or --dpc, or raise --train_clips")
     return index
 
 
 def mean_videos(clips, ipc):
-    """Means of real clips, (K·ipc, T, 3, H, W) in class order: each class's clips, shuffled, are dealt out to its videos, which are the means."""
+    """Return means of real clips, (K·ipc, T, 3, H, W) in class order.
+
+    The shuffled clips of a class are divided among its `ipc` videos; each video is the mean of its clips.
+    """
     index, means = clips.class_batch(len(clips)), []
     for label in range(clips.K):
         for part in index[clips.labels[index] == label].tensor_split(ipc):
@@ -27,17 +30,22 @@ def mean_videos(clips, ipc):
 
 
 def initial_videos(clips, ipc, init, chosen=None):
-    """Start of a PixelSet, (K·ipc, T, 3, H, W): `real` clips, `mean`s of real clips, `noise` from N(0, 1), or one real frame `still`, repeated.
+    """Return the start of a PixelSet, (K·ipc, T, 3, H, W).
 
-    chosen: numbers of the real clips, (K·ipc,) in class order; None: random ones.
+    init: `real` clips, `mean`s of real clips, `noise` from N(0, 1), or `still`: the first frame of a real clip,
+    repeated. chosen: numbers of the real clips, (K·ipc,) in class order; None: random ones.
     """
     videos = clips.draw(random_numbers(clips, ipc) if chosen is None else chosen)
-    return {"real": lambda: videos, "mean": lambda: mean_videos(clips, ipc), "noise": lambda: torch.randn(videos.shape).to(videos.device),
+    return {"real": lambda: videos, "mean": lambda: mean_videos(clips, ipc),
+            "noise": lambda: torch.randn(videos.shape).to(videos.device),
             "still": lambda: videos[:, :1].expand_as(videos).clone()}[init]()
 
 
 def initial_pixels(clips, ipc, init, n_syn=None, interpolation="duplicate", storage="fp32", chosen=None):
-    """Start of a PixelSet: `n_syn` evenly spaced frames (None: all T) of the initial videos, stretched by `interpolation`."""
+    """Return a PixelSet at its start: `n_syn` evenly spaced frames of the initial videos, stretched by `interpolation`.
+
+    n_syn: None for all T frames.
+    """
     videos = initial_videos(clips, ipc, init, chosen)
     if n_syn in (None, clips.T) and interpolation != "parametric":
         return PixelSet(videos, clips.K, storage=storage).to(clips.device)
@@ -46,7 +54,10 @@ def initial_pixels(clips, ipc, init, n_syn=None, interpolation="duplicate", stor
 
 
 def initial_static(clips, spc, init, size=None):
-    """Start of the static memory (K, spc, 3, size, size) from clips of one frame: `real` frames, `mean`s of them or `noise`."""
+    """Return the start of the static memory (K, spc, 3, size, size) from clips of one frame.
+
+    init: `real` frames, `mean`s of real frames, or `noise`.
+    """
     if init == "noise":
         side = size or clips.size
         return torch.randn(clips.K, spc, 3, side, side).to(clips.device)
@@ -54,8 +65,11 @@ def initial_static(clips, spc, init, size=None):
 
 
 def real_memories(clips, chosen, ipc, spc, dpc, frame="mean", static_size=None, frames=None, size=None):
-    """Static and dynamic memory of the clips `chosen`, (K·max(spc, dpc),) in class order: the mean frame of a clip, or its middle one, and the grey
-    residual that moves it. Each slot owns as many clips as it has memories of the kind that it has more of."""
+    """Return the static and dynamic memory of the clips `chosen`, (K·max(spc, dpc),) in class order.
+
+    The static memory is the mean or the middle frame of a clip; the dynamic memory is the grey residual of the clip.
+    Each slot owns as many clips as the larger of its numbers of static and dynamic memories.
+    """
     videos = clips.draw(chosen).unflatten(0, (clips.K, ipc, -1))                    # (K, N, group, T, 3, H, W)
     still = videos.mean(3) if frame == "mean" else videos[:, :, :, clips.T // 2]
     still = shrink(still[:, :, :spc // ipc], size=static_size)                      # (K, N, spc/N, 3, h, h)
@@ -66,15 +80,18 @@ def real_memories(clips, chosen, ipc, spc, dpc, frame="mean", static_size=None, 
 
 
 def initial_dynamic(clips, static, ipc, dpc, init, frames=None, size=None, chosen=None):
-    """Start of the dynamic memory (K, dpc, n, 1, h, h), n = `frames` and h = `size` (None: T and the clips'): `noise` from N(0, 1), the `residual` or the
-    `motion` of real clips, averaged over the frames and pixels that a stored value stands for.
+    """Return the start of the dynamic memory (K, dpc, n, 1, h, h).
 
-    The residual is the grey difference between a real clip's frames and the static memory (K, spc, 3, h', h') that it is to move, so that
-    static plus dynamic memory is the clip but for the motion of its colours. Each static memory gets the clips of its class that have
-    the frame nearest to it: of any other clip the residual would show the still picture's negative.
+    init: `noise` from N(0, 1), or the `residual` or `motion` of real clips, averaged over the frames and pixels that
+    each stored value represents. frames: n (None: T). size: h (None: that of the clips).
 
-    The motion is the grey difference between the frames of a real clip, one of `chosen` or a random one, and their own mean: what moves, without the
-    clip's background.
+    The residual is the grey difference between a real clip's frames and the static memory (K, spc, 3, h', h'). So
+    static plus dynamic memory is the clip, except for the motion of its colours. Each static memory gets the clips of
+    its class whose nearest frame is closest to it: the residual of any other clip would show the negative of the
+    static picture.
+
+    The motion is the grey difference between a real clip's frames and their own mean: what moves, without the clip's
+    background. The clips are `chosen`, or random ones.
     """
     K, spc = static.shape[:2]
     if init == "noise":
@@ -82,10 +99,11 @@ def initial_dynamic(clips, static, ipc, dpc, init, frames=None, size=None, chose
         return torch.randn(K, dpc, frames or clips.T, 1, side, side).to(clips.device)
     if init == "motion":
         videos = clips.draw(random_numbers(clips, dpc) if chosen is None else chosen)
-        return shrink((videos - videos.mean(1, keepdim=True)).mean(2, keepdim=True).unflatten(0, (K, dpc)), frames, size)
+        return shrink((videos - videos.mean(1, keepdim=True)).mean(2, keepdim=True).unflatten(0, (K, dpc)),
+                      frames, size)
     if clips.counts().min() < dpc:
-        raise ValueError(f"class {clips.class_names[clips.counts().argmin()]} has fewer training clips than --dpc {dpc}: "
-                         "lower it, or give more --train_clips")
+        raise ValueError(f"class {clips.class_names[clips.counts().argmin()]} has fewer training clips than --dpc "
+                         f"{dpc}: lower --dpc, or raise --train_clips")
     static, dynamic = enlargement(static, clips.size)(static).to(clips.device), []
     for label in range(K):
         index, taken = (clips.labels == label).nonzero().flatten(), []
@@ -101,17 +119,21 @@ def initial_dynamic(clips, static, ipc, dpc, init, frames=None, size=None, chose
 
 
 def shrink(videos, frames=None, size=None):
-    """Videos (..., T, C, H, W) averaged to `frames` frames of `size` pixels (None: as they are)."""
+    """Return videos (..., T, C, H, W), averaged to `frames` frames of `size` pixels (None: unchanged)."""
     *_, T, C, H, W = videos.shape
     frames, size = frames or T, size or H
     if (frames, size) == (T, H):
         return videos
     channels_first = videos.flatten(0, -5).transpose(1, 2)                          # (B, C, T, H, W)
-    return F.adaptive_avg_pool3d(channels_first, (frames, size, size)).transpose(1, 2).reshape(*videos.shape[:-4], frames, C, size, size)
+    return F.adaptive_avg_pool3d(channels_first, (frames, size, size)).transpose(1, 2).reshape(
+        *videos.shape[:-4], frames, C, size, size)
 
 
 def frame_distance(clips, index, frames):
-    """Mean squared difference of frames (M, 3, H, W) to the nearest frame of each clip, (M, len(index)) on the CPU."""
+    """Return the mean squared difference of frames (M, 3, H, W) to the nearest frame of each clip.
+
+    The result is (M, len(index)), on the CPU.
+    """
     rows = []
     for part in index.split(16):
         drawn = clips.draw(part)                                                    # (B, T, 3, H, W)

@@ -1,8 +1,9 @@
-"""Synthetic sets (METHOD 3): what is learned. N synthetic videos stand for each of K classes.
+"""Synthetic sets (METHOD 3): the learned data, N synthetic videos for each of K classes.
 
-Each set is called with video numbers 0 … K·N−1 and gives videos (B, T, 3, H, W) in normalised pixels and their labels (B,),
-differentiable with respect to what the set learns. Video n is the (n % N)-th of class n // N. With `part`, a slice, it gives only that part of
-them, with the random numbers of all: so several processes share the videos that one would draw.
+A call takes video numbers 0 … K·N−1 and returns videos (B, T, 3, H, W) in normalised pixels and their labels (B,). The
+videos are differentiable with respect to the learned parameters. Video n is the (n % N)-th video of class n // N.
+With `part`, a slice, it returns only that part of the videos, but draws the random numbers of all. So several ranks can
+share the videos that a single process would draw.
 """
 import copy
 import math
@@ -19,10 +20,11 @@ from utils import random_stream
 
 
 class SyntheticSet(nn.Module):
-    """What all sets share: K classes of N = `ipc` videos; frames that are stored as `storage` says, and a decoder that makes videos of them.
+    """Base class of the sets: K classes of N = `ipc` videos, with frames in a storage format and a decoder to videos.
 
-    The parameters that MEMORIES names are learned as float32 and shown as they are stored (distill_utils/storage.py). Where a matching gave the set
-    `soft_labels` (K·N, K) to learn (METHOD 14), these are stored in fp16, and the labels that the set gives are their softmax, (B, K).
+    The parameters in MEMORIES are learned in float32 and shown as they are stored in the format `storage`
+    (distill_utils/storage.py). If a matching adds learnable `soft_labels` (K·N, K) to the set (METHOD 14), they are
+    stored in fp16, and a call returns their softmax (B, K) as labels.
     """
 
     MEMORIES = ()
@@ -40,54 +42,60 @@ class SyntheticSet(nn.Module):
         return torch.arange(self.K).repeat_interleave(self.N)
 
     def targets(self, index, device):
-        """Labels of videos by their numbers: of their classes (B,), or the softmax of learned ones (B, K)."""
+        """Return the labels of videos `index`: their classes (B,), or the softmax of learned labels (B, K)."""
         if self.soft_labels is None:
             return (index // self.N).to(device)
         return self.scores()[index].softmax(1).to(device)
 
     def scores(self):
-        """Labels to regress on, (K·N, K): the learned ones, or where they start, one-hot minus 1/K, divided by √(K/10) (METHOD 14)."""
+        """Return the labels for regression, (K·N, K): the learned ones, or their start values (METHOD 14).
+
+        The start values are one-hot minus 1/K, divided by √(K/10).
+        """
         if self.soft_labels is None:
             return regression_labels(self.labels, self.K)
         return as_stored(self.soft_labels, "fp16")
 
     def of_class(self, label):
-        """The videos of one class, (N, T, 3, H, W)."""
+        """Return the videos of one class, (N, T, 3, H, W)."""
         return self(torch.arange(label * self.N, (label + 1) * self.N))[0]
 
     def frozen(self):
-        """A copy to train networks on: the same draws, no gradients."""
+        """Return a copy for training networks: the same draws, but no gradients."""
         return copy.deepcopy(self).requires_grad_(False)
 
     def every(self):
-        """All videos that the set can show, each pair of memories once, and their labels."""
+        """Return all videos that the set can show, with each pair of memories once, and their labels."""
         return self(torch.arange(len(self)))
 
     def bytes(self):
-        """Bytes that must be kept to use the set, in the format that it is stored in."""
+        """Return the bytes that must be kept to use the set, in its storage format."""
         formats = dict.fromkeys(self.MEMORIES, self.storage) | {"soft_labels": "fp16"}
         return sum(stored_bytes(tensor.shape, formats.get(name, "fp32")) for name, tensor in self.state_dict().items())
 
     def bytes_fp32(self):
-        """Bytes of the stored values at 32 bits each, as the papers' tables count."""
+        """Return the bytes of the stored values at 32 bits each, the convention of the papers' tables."""
         return sum(4 * tensor.numel() for tensor in self.state_dict().values())
 
     def encoded(self, name):
-        """A memory as a file holds it."""
+        """Return a memory as a file stores it."""
         return encode(getattr(self, name).detach().cpu(), self.storage)
 
     def learned_labels(self):
-        """What a file holds of them."""
+        """Return the learned labels as a file stores them; empty without learned labels."""
         return {} if self.soft_labels is None else {"soft_labels": encode(self.soft_labels.cpu(), "fp16")}
 
 
 def regression_labels(labels, num_classes):
-    """One-hot labels minus 1/K, divided by √(K/10), (B, K)."""
+    """Return one-hot labels minus 1/K, divided by √(K/10), (B, K)."""
     return (F.one_hot(labels, num_classes) - 1 / num_classes) / math.sqrt(num_classes / 10)
 
 
 class PixelSet(SyntheticSet):
-    """The baselines' set: videos (K·N, n, 3, H, W), learned directly; an Interpolation stretches n frames to T (none where n = T)."""
+    """The baselines' set: videos (K·N, n, 3, H, W), learned directly.
+
+    An Interpolation stretches the n frames to T; None if n = T.
+    """
 
     MEMORIES = ("videos",)
 
@@ -97,7 +105,7 @@ class PixelSet(SyntheticSet):
 
     def forward(self, index, part=slice(None)):
         index = index[part]
-        videos = self.videos.index_select(0, index.to(self.videos.device))  # its way back is eight times as fast as indexing's
+        videos = self.videos.index_select(0, index.to(self.videos.device))  # backward is 8 times faster than indexing's
         videos = as_stored(videos, self.storage)
         if self.interpolation:
             videos = self.interpolation(videos)                            # (B, T, 3, H, W)
@@ -105,10 +113,11 @@ class PixelSet(SyntheticSet):
 
     def param_groups(self, lr_img, lr_interpolation=0.0):
         learned = list(self.interpolation.parameters()) if self.interpolation else []
-        return [{"params": [self.videos], "lr": lr_img}] + ([{"params": learned, "lr": lr_interpolation}] if learned else [])
+        return [{"params": [self.videos], "lr": lr_img}] + (
+            [{"params": learned, "lr": lr_interpolation}] if learned else [])
 
     def content(self):
-        """What a file of the set holds."""
+        """Return the content of the set's file."""
         content = {"videos": self.encoded("videos"), "labels": self.labels, **self.learned_labels()}
         if self.interpolation:
             content |= {"interpolation": self.interpolation.kind, "matrix": self.interpolation.matrix.detach().cpu()}
@@ -116,7 +125,10 @@ class PixelSet(SyntheticSet):
 
 
 class StillSet(SyntheticSet):
-    """Static memory alone (K, spc, 3, h, h), shown enlarged to `size` pixels: a slot owns spc/N frames; each draw repeats one of them T times."""
+    """Static memory alone (K, spc, 3, h, h), enlarged to `size` pixels.
+
+    Each of the N slots of a class owns spc/N frames; each draw repeats one of them T times.
+    """
 
     MEMORIES = ("static",)
 
@@ -131,15 +143,16 @@ class StillSet(SyntheticSet):
         return still.unsqueeze(1).expand(-1, self.T, -1, -1, -1), (index[part] // self.N).to(still.device)
 
     def decode(self, static):
-        """Frames (B, 3, H, W) of static memories (B, 3, h, h)."""
+        """Return the frames (B, 3, H, W) of static memories (B, 3, h, h)."""
         return self.enlarge(as_stored(static, self.storage))
 
     def every(self):
         K, spc = self.static.shape[:2]
-        return self.decode(self.static.flatten(0, 1)).unsqueeze(1).expand(-1, self.T, -1, -1, -1), torch.arange(K).repeat_interleave(spc)
+        return (self.decode(self.static.flatten(0, 1)).unsqueeze(1).expand(-1, self.T, -1, -1, -1),
+                torch.arange(K).repeat_interleave(spc))
 
     def content(self):
-        """A static memory file: "image" (K·spc, 3, h, h) and "label" (K·spc,)."""
+        """Return the content of a static memory file: "image" (K·spc, 3, h, h) and "label" (K·spc,)."""
         return {"image": encode(self.static.detach().flatten(0, 1).cpu(), self.storage),
                 "label": torch.arange(self.K).repeat_interleave(self.static.shape[1])}
 
@@ -147,8 +160,9 @@ class StillSet(SyntheticSet):
 class StaticDynamicSet(SyntheticSet):
     """Static memory S (K, spc, 3, h, h), dynamic memory D (K, dpc, n, 1, h', h') and the hallucinator H.
 
-    Slot (c, i) owns spc/N static and dpc/N dynamic memories; each draw pairs one of each at random: x = H(S[c, s], D[c, d]). Before H both are
-    enlarged bilinearly to `size` pixels, and D is stretched linearly to T = `frames` (METHOD 10); by default they have that size and length.
+    Slot (c, i) owns spc/N static and dpc/N dynamic memories. Each draw pairs one of each at random: x = H(S[c, s],
+    D[c, d]). Before H, both are enlarged bilinearly to `size` pixels, and D is stretched linearly to T = `frames`
+    (METHOD 10). By default, size and frames are those of the memories.
     """
 
     MEMORIES = ("static", "dynamic")
@@ -167,7 +181,7 @@ class StaticDynamicSet(SyntheticSet):
         return videos, self.targets(index[part], videos.device)
 
     def decode(self, static, dynamic):
-        """Videos (B, T, 3, H, W) of static memories (B, 3, h, h) and dynamic ones (B, n, 1, h', h')."""
+        """Return the videos (B, T, 3, H, W) of static memories (B, 3, h, h) and dynamic memories (B, n, 1, h', h')."""
         return self.hallucinator(self.decode_static(static), self.decode_dynamic(dynamic))
 
     def decode_static(self, static):
@@ -177,16 +191,18 @@ class StaticDynamicSet(SyntheticSet):
         return self.stretch(self.enlarge_dynamic(as_stored(dynamic, self.storage)))
 
     def every(self):
-        """Videos (K·N·spc/N·dpc/N, T, 3, H, W), the static memories of a slot outside, its dynamic ones inside."""
-        static, dynamic = (memory.unflatten(1, (self.N, -1)) for memory in (self.static, self.dynamic))   # (K, N, group, …)
+        """Return videos (K·N·spc/N·dpc/N, T, 3, H, W), ordered by slot, then static memory, then dynamic memory."""
+        static, dynamic = (memory.unflatten(1, (self.N, -1))               # (K, N, group, …)
+                           for memory in (self.static, self.dynamic))
         s, d = static.shape[2], dynamic.shape[2]
         pairs = static.repeat_interleave(d, 2).flatten(0, 2), dynamic.repeat(1, 1, s, 1, 1, 1, 1).flatten(0, 2)
         return self.decode(*pairs), torch.arange(self.K).repeat_interleave(self.N * s * d)
 
     def param_groups(self, lr_dynamic, lr_hal, lr_static=0.0):
-        """S is frozen unless `lr_static` is positive."""
+        """Return the optimizer's parameter groups; S is frozen unless `lr_static` is positive."""
         self.static.requires_grad_(lr_static > 0)
-        groups = [{"params": [self.dynamic], "lr": lr_dynamic}, {"params": list(self.hallucinator.parameters()), "lr": lr_hal}]
+        groups = [{"params": [self.dynamic], "lr": lr_dynamic},
+                  {"params": list(self.hallucinator.parameters()), "lr": lr_hal}]
         return groups + ([{"params": [self.static], "lr": lr_static}] if lr_static > 0 else [])
 
     def content(self):
@@ -195,12 +211,12 @@ class StaticDynamicSet(SyntheticSet):
 
 
 def enlargement(memory, size):
-    """What shows the frames of a memory (..., h, h) at `size` pixels."""
+    """Return a module that enlarges the frames of a memory (..., h, h) to `size` pixels."""
     return Enlargement(memory.shape[-1], size) if size not in (None, memory.shape[-1]) else nn.Identity()
 
 
 def draw_memory(memory, index, ipc, part=slice(None)):
-    """For each video number one memory of its group, at random: (K, M, ...) to (B, ...), of which only `part` is looked up."""
+    """Draw for each video number a random memory of its slot: (K, M, ...) to (B, ...); return only `part` of them."""
     group = memory.shape[1] // ipc
     member, index = torch.randint(group, (len(index),))[part], index[part]
     return memory[index // ipc, index % ipc * group + member]
@@ -209,15 +225,17 @@ def draw_memory(memory, index, ipc, part=slice(None)):
 def check_divides(ipc, **counts):
     for name, count in counts.items():
         if count % ipc or not count:
-            raise ValueError(f"--{name} {count} is no multiple of --ipc {ipc}: each of a class's {ipc} videos needs the same number of memories")
+            raise ValueError(f"--{name} {count} is not a multiple of --ipc {ipc}: each of a class's {ipc} videos needs "
+                             "the same number of memories")
 
 
 # ---------------------------------------------------------------- sets in files
 
 class Distilled(torch.utils.data.Dataset):
-    """A distilled set for any training loop: item i is (video (T, 3, H, W) float32 in normalised pixels, label). class_names: of the labels.
+    """A distilled set for any training loop.
 
-    A static-dynamic set pairs its memories anew at each access, so that an epoch sees other videos than the last.
+    Item i is (video (T, 3, H, W) float32 in normalised pixels, label). class_names: names of the labels. A
+    static-dynamic set pairs its memories again at each access, so that each epoch sees other videos.
     """
 
     def __init__(self, synset, class_names):
@@ -232,17 +250,17 @@ class Distilled(torch.utils.data.Dataset):
 
 
 def load(path):
-    """The distilled set of a run's folder, or of its file distilled.pt, as a torch Dataset."""
+    """Return the distilled set of a run folder, or of its file distilled.pt, as a torch Dataset."""
     synset, content = load_set(path)
     return Distilled(synset, content["class_names"])
 
 
-MOST_PIXELS = 2 ** 24  # of a video: 16 frames of 1024 pixels
-OLDER = {"lr": 0.01, "size": None, "storage": "fp32"}  # what files of older versions leave out
+MOST_PIXELS = 2 ** 24  # upper limit per video: 16 frames of 1024 × 1024 pixels
+OLDER = {"lr": 0.01, "size": None, "storage": "fp32"}  # values that files of older versions do not contain
 
 
 def load_set(path):
-    """A synthetic set as it was written, and all that its file holds; ValueError where the file is not whole."""
+    """Return a synthetic set and the content of its file; ValueError if the file is damaged or not of a set."""
     path = pathlib.Path(path)
     path = path / "distilled.pt" if path.is_dir() else path
     content = load_file(path)
@@ -250,20 +268,20 @@ def load_set(path):
         content = {**OLDER, **content}
         if content["storage"] not in (*FORMATS, PIXELS):
             raise ValueError(f"unknown storage {content['storage']!r}")
-        if not 0 < content["frames"] * (content["size"] or 1) ** 2 <= MOST_PIXELS:  # small memories may be shown large
-            raise ValueError(f"videos of {content['frames']} frames of {content['size']} pixels")
+        if not 0 < content["frames"] * (content["size"] or 1) ** 2 <= MOST_PIXELS:  # a small file can name a large size
+            raise ValueError(f"impossible videos of {content['frames']} frames of {content['size']} pixels")
         synset, names = KINDS[content["kind"]](content), content["class_names"]
         if "soft_labels" in content:
             synset.soft_labels = nn.Parameter(decode(content["soft_labels"]).view(len(synset), synset.K))
         if len(names) != synset.K or not all(isinstance(name, str) for name in names):
-            raise ValueError(f"{synset.K} classes want as many names")
+            raise ValueError(f"{synset.K} classes need the same number of class names")
         with torch.no_grad(), random_stream(0):
             shape = synset.of_class(synset.K - 1).shape
         if len(shape) != 5 or shape[2] != 3 or shape[3] != shape[4] or not float(content["lr"]) >= 0:
-            raise ValueError(f"videos of shape {tuple(shape)} are none of (N, T, 3, H, H), or no learning rate")
+            raise ValueError(f"videos of shape {tuple(shape)} instead of (N, T, 3, H, H), or no valid learning rate")
         return synset, content
     except (LookupError, TypeError, AttributeError, ValueError, ArithmeticError, RuntimeError) as error:
-        raise ValueError(f"{path} is no distilled set of these scripts ({type(error).__name__}: {error})") from error
+        raise ValueError(f"{path} is not a distilled set of these scripts ({type(error).__name__}: {error})") from error
 
 
 def pixel_set(content):
@@ -274,7 +292,7 @@ def pixel_set(content):
         interpolation.matrix.data.copy_(matrix)
     videos, ipc = decode(content["videos"]), content["ipc"]
     if len(videos) % ipc:
-        raise ValueError(f"{len(videos)} videos are no multiple of {ipc}")
+        raise ValueError(f"the number of videos, {len(videos)}, is not a multiple of ipc, {ipc}")
     return PixelSet(videos, len(videos) // ipc, interpolation, content["storage"])
 
 
@@ -287,30 +305,33 @@ def still_set(content):
 def static_dynamic_set(content):
     hallucinator = Hallucinator()
     hallucinator.load_state_dict(content["hallucinator"])
-    return StaticDynamicSet(decode(content["static"]), decode(content["dynamic"]), hallucinator, content["ipc"], content["frames"], content["size"],
-                            content["storage"])
+    return StaticDynamicSet(decode(content["static"]), decode(content["dynamic"]), hallucinator, content["ipc"],
+                            content["frames"], content["size"], content["storage"])
 
 
 KINDS = {"PixelSet": pixel_set, "StillSet": still_set, "StaticDynamicSet": static_dynamic_set}
 
 
 def load_static(path, num_classes, spc, size):
-    """Static memory (K, spc, 3, size, size) from a file with "image" (K·spc, 3, size, size), of distill_DC.py or the paper's authors."""
+    """Return the static memory (K, spc, 3, size, size) from a file of distill_DC.py or of the paper's authors.
+
+    The file has "image" (K·spc, 3, size, size). ValueError if it does not fit.
+    """
     content = load_file(path)
     image = content.get("image") if isinstance(content, dict) else None
     if not isinstance(image, (torch.Tensor, dict)):
-        raise ValueError(f'{path} is no static memory: it has no tensor "image"')
+        raise ValueError(f'{path} is not a static memory: it has no tensor "image"')
     try:
         image = decode(image)
     except (LookupError, TypeError, AttributeError, ValueError, RuntimeError) as error:
-        raise ValueError(f"{path} is no static memory ({type(error).__name__}: {error})") from error
+        raise ValueError(f"{path} is not a static memory ({type(error).__name__}: {error})") from error
     if image.shape != (num_classes * spc, 3, size, size):
-        raise ValueError(f"{path} has frames of shape {tuple(image.shape)}, but {num_classes} classes with --spc {spc} at {size} pixels "
-                         f"need {(num_classes * spc, 3, size, size)}")
+        raise ValueError(f"{path} has frames of shape {tuple(image.shape)}, but {num_classes} classes with --spc {spc} "
+                         f"at {size} pixels need {(num_classes * spc, 3, size, size)}")
     labels = torch.arange(num_classes).repeat_interleave(spc).tolist()
     label = content.get("label", labels)
     if (label.tolist() if isinstance(label, torch.Tensor) else label) != labels:
-        raise ValueError(f"{path} does not hold {spc} frames of each class in class order")
+        raise ValueError(f"{path} does not have {spc} frames of each class in class order")
     if not image.isfinite().all():
-        raise ValueError(f"{path} holds frames that are not finite: make it anew with a lower learning rate")
+        raise ValueError(f"{path} has frames that are not finite: run distill_DC.py again with a lower learning rate")
     return image.detach().reshape(num_classes, spc, 3, size, size)

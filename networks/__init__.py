@@ -1,4 +1,4 @@
-"""Network modules: tensors in, tensors out. `build` makes one by name."""
+"""Network modules: tensors in, tensors out. `build` makes a network by name."""
 import functools
 
 import torch
@@ -12,29 +12,32 @@ from .recurrent import FrameNetwork
 from .standardize import standardize
 from .video_classifier import VideoClassifier
 
-NETWORKS = {  # video classifiers, by the name that flags take
+NETWORKS = {  # video classifiers, by the names that flags use
     "ConvNet3D": ConvNet3D,
     **{f"CNN+{layer}": functools.partial(FrameNetwork, over_time=layer) for layer in ("mean", "RNN", "GRU", "LSTM")},
     **{name: functools.partial(VideoClassifier, name=name) for name in ("r3d_18", "mc3_18", "r2plus1d_18")},
 }
 
-# Activations of a clip in multiples of ConvNet3D's, for the budget of memory (r3d_18, mc3_18, r2plus1d_18 keep 3.3, 4.5, 9.8 times, CNN+mean 6).
+# Activations per clip relative to ConvNet3D's, for the memory budget. Measured: r3d_18, mc3_18 and r2plus1d_18 keep 3.3,
+# 4.5 and 9.8 times as much, CNN+mean 6 times.
 ACTIVATIONS = {"ConvNet3D": 1}
 
 
 def clips_together(name, budget):
-    """How many clips go through the network together where the budget is `budget` clips through ConvNet3D.
+    """Return how many clips go through the network together, for a memory budget of `budget` clips of ConvNet3D.
 
-    Networks with batch normalisation always take 16, whatever the budget: their result depends on it.
+    Networks with batch normalisation always take 16, whatever the budget: their result depends on this number.
     """
     return 16 if name.endswith("_18") else max(1, budget // ACTIVATIONS.get(name, 6))
 
 
 def build(name, num_classes, frames, size, width=WIDTH, compile=False):
-    """A fresh video classifier for K classes and clips of `frames` frames of `size` pixels; its weights come from torch's generator.
+    """Return a fresh video classifier for K classes and clips of `frames` frames of `size` pixels.
 
-    width: channels of ConvNet3D's last block; the other networks have one width.
-    With `compile` through torch.compile, once for all fresh networks; it cannot be differentiated twice.
+    The weights come from torch's generator.
+
+    width: channels of ConvNet3D's last block; the other networks have a fixed width.
+    compile: use torch.compile, which compiles once for all fresh networks; the result cannot be differentiated twice.
     """
     if name not in NETWORKS:
         raise ValueError(f"unknown network {name!r}: choose one of {', '.join(NETWORKS)}")

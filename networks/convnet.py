@@ -5,9 +5,9 @@ from .standardize import standardize
 
 
 class ConvNet(nn.Module):
-    """Blocks of 3×3 convolution, instance norm, ReLU and average pool, then one linear layer: frames (B, 3, H, W) to logits (B, K).
+    """Blocks of 3×3 convolution, instance norm, ReLU and average pool, then one linear layer.
 
-    Three blocks up to 64 pixels, four above.
+    Maps frames (B, 3, H, W) to logits (B, K). Three blocks up to 64 pixels, four above.
     """
 
     def __init__(self, num_classes, size, width=128):
@@ -20,7 +20,7 @@ class ConvNet(nn.Module):
         self.logits = nn.Linear(width * (size // 2 ** depth) ** 2, num_classes)
 
     def embed(self, frames):
-        """Flattened output of the blocks, (B, width·h·w)."""
+        """Return the flattened output of the blocks, (B, width·h·w)."""
         return self.blocks(standardize(frames)).flatten(1)
 
     def forward(self, frames):
@@ -28,5 +28,6 @@ class ConvNet(nn.Module):
 
 
 def block(inputs, outputs):
-    return (nn.Conv2d(inputs, outputs, 3, padding=1), nn.GroupNorm(outputs, outputs),  # one channel a group: instance norm
+    return (nn.Conv2d(inputs, outputs, 3, padding=1),
+            nn.GroupNorm(outputs, outputs),  # one channel per group: instance norm
             nn.ReLU(inplace=True), nn.AvgPool2d(2))

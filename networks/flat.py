@@ -1,9 +1,9 @@
-"""A network as a function of its parameters in one vector, which trajectory matching steps and differentiates."""
+"""A network as a function of a vector of its parameters, as trajectory matching needs it."""
 import torch
 
 
 class FlatNetwork:
-    """`flat(vector, clips)` are the logits of `net` with the parameters of `vector` (P,), in the order of `net.parameters()`."""
+    """`flat(vector, clips)` returns the logits of `net` with the parameters `vector` (P,), as in `net.parameters()`."""
 
     def __init__(self, net):
         self.net = net.requires_grad_(False)

@@ -1,12 +1,13 @@
-"""The hallucinator, which turns a still frame and its dynamic memory into a video (METHOD 2)."""
+"""The hallucinator, which makes a video from a still frame and a dynamic memory (METHOD 2)."""
 import torch
 from torch import nn
 
 
 class Hallucinator(nn.Module):
-    """H: static frames (B, 3, H, W) and dynamic memories (B, T, 1, H, W) to videos (B, T, 3, H, W); 327 parameters.
+    """H: maps static frames (B, 3, H, W) and dynamic memories (B, T, 1, H, W) to videos (B, T, 3, H, W).
 
-    `init="identity"` starts it as static plus dynamic memory on all three channels, `"random"` as PyTorch does.
+    It has 327 parameters. `init="identity"` starts it as static plus dynamic memory on all three channels, `"random"`
+    with PyTorch's default.
     """
 
     def __init__(self, init="random"):

@@ -1,4 +1,4 @@
-"""From few frames to as many as a network sees, and from small frames to large ones (METHOD 7 and 10)."""
+"""Stretch videos to more frames, and enlarge frames (METHOD 7 and 10)."""
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -7,10 +7,10 @@ INTERPOLATIONS = ("duplicate", "linear", "parametric")
 
 
 class Interpolation(nn.Module):
-    """Videos (B, n, C, H, W) of n frames stretched to (B, T, C, H, W) by one matrix (T, n).
+    """Stretch videos (B, n, C, H, W) of n frames to (B, T, C, H, W) by one matrix (T, n).
 
-    kind: `duplicate` shows each frame T/n times (the nearest one), `linear` mixes the two frames next to each moment, `parametric` learns the
-    matrix, from linear's. The fixed matrices are not part of the state: they cost no storage.
+    kind: `duplicate` shows each frame T/n times (nearest frame). `linear` mixes the two nearest frames. `parametric`
+    learns the matrix, starting from linear. The fixed matrices are not part of the state: they need no storage.
     """
 
     def __init__(self, kind, n, T):
@@ -31,8 +31,10 @@ class Interpolation(nn.Module):
 
 
 class Enlargement(nn.Module):
-    """Frames (..., h, h) enlarged bilinearly to (..., H, H), by one matrix (H, h) for rows and columns: unlike F.interpolate's, its gradient is
-    deterministic on every device. It costs no storage."""
+    """Enlarge frames (..., h, h) bilinearly to (..., H, H) by one matrix (H, h) for rows and columns.
+
+    Unlike F.interpolate's, its gradient is deterministic on every device. It needs no storage.
+    """
 
     def __init__(self, h, H):
         super().__init__()
@@ -45,6 +47,6 @@ class Enlargement(nn.Module):
 
 
 def weights(n, T, mode):
-    """Matrix (T, n): row t holds the shares that n values have in value t of T."""
+    """Return the interpolation matrix (T, n): row t has the weights of the n values in output t."""
     options = {} if mode == "nearest" else {"align_corners": False}
     return F.interpolate(torch.eye(n)[None], T, mode=mode, **options)[0].T.contiguous()

@@ -1,4 +1,4 @@
-"""Frame by frame, then over time (METHOD 2): for tables across architectures."""
+"""A frame network followed by a layer over time (METHOD 2), for tables across architectures."""
 from torch import nn
 
 from .convnet import ConvNet
@@ -8,8 +8,10 @@ OVER_TIME = {"RNN": nn.RNN, "GRU": nn.GRU, "LSTM": nn.LSTM}
 
 
 class FrameNetwork(nn.Module):
-    """The blocks of ConvNet on each frame, then `over_time`: the mean of the features, or a recurrent layer's last output; clips (B, T, 3, H, W)
-    to logits (B, K)."""
+    """The blocks of ConvNet on each frame, then `over_time`: the features' mean, or a recurrent layer's last output.
+
+    Maps clips (B, T, 3, H, W) to logits (B, K).
+    """
 
     def __init__(self, num_classes, frames, size, over_time="mean", hidden=256):
         super().__init__()

@@ -1,7 +1,10 @@
 def standardize(clips):
-    """Each clip minus its own mean over its own standard deviation; (B, ...) float, the network input everywhere (METHOD 1)."""
+    """Return each clip minus its own mean, divided by its own standard deviation.
+
+    clips: (B, ...) float. Every network applies it to its input (METHOD 1).
+    """
     axes = tuple(range(1, clips.dim()))
     mean = clips.mean(axes, keepdim=True)
-    # A constant clip has no deviation: the floor keeps it, and its gradient, finite.
+    # The standard deviation of a constant clip is zero: the small constant keeps the result and its gradient finite.
     variance = (clips - mean).square().mean(axes, keepdim=True)
     return (clips - mean) * (variance + 1e-6).rsqrt()

@@ -1,19 +1,19 @@
-"""torchvision's own video classifiers, with random weights (METHOD 2): for tables across architectures."""
+"""torchvision's video classifiers with random weights (METHOD 2), for tables across architectures."""
 from torch import nn
 
 from .standardize import standardize
 
-LEAST_SIZE = 17  # pixels: smaller ones leave no more than a point to normalise over
+LEAST_SIZE = 17  # pixels; with smaller clips only one value is left to normalise over
 
 
 class VideoClassifier(nn.Module):
-    """`r3d_18`, `mc3_18` or `r2plus1d_18` by name: clips (B, T, 3, H, W) to logits (B, K)."""
+    """`r3d_18`, `mc3_18` or `r2plus1d_18` by name; maps clips (B, T, 3, H, W) to logits (B, K)."""
 
     def __init__(self, num_classes, frames, size, name):
         super().__init__()
         if size < LEAST_SIZE:
-            raise ValueError(f"{name} needs at least {LEAST_SIZE} pixels, not {size}")
-        from torchvision.models import video  # takes a second and a half, and few runs need it
+            raise ValueError(f"{name} needs at least {LEAST_SIZE} pixels, not {size}: raise --size")
+        from torchvision.models import video  # the import takes 1.5 seconds, and few runs need it
 
         self.net = getattr(video, name)(weights=None, num_classes=num_classes)
 

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Reference selections of real clips: random, herding or k-center on embeddings of a network trained on the full set.
+# Reference selections of real clips: random, or herding or k-center on embeddings of a network trained on the full set.
 # Usage: bash sh/baseline/coreset.sh GPU DATASET METHOD IPC [any flag of distill_utils/coreset.py]
-# Herding on miniUCF101, as a later paper reports it: 13.2 % (IPC 1), 26.3 % (IPC 5).
+# A later paper reports for herding on miniUCF101: 13.2 % (IPC 1), 26.3 % (IPC 5).
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/../launch.sh"
 positionals 4 "$@"
@@ -12,9 +12,9 @@ flags=(
   --dataset "$dataset"
   --method "$method"        # random, herding or k-center
   --ipc "$ipc"              # clips per class
-  --feature_epochs 60       # of the network whose embeddings are compared
+  --feature_epochs 60       # training epochs of the network that gives the embeddings
   --feature_batch 32
-  --num_eval 3              # networks of an evaluation
+  --num_eval 3              # networks per evaluation
   --epoch_eval_train 500
 )
 launch "$gpu" distill_utils.coreset "${flags[@]}" "$@"

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Stage 1 of static-dynamic disentanglement: the static memory, SPC still frames per class, by gradient matching.
+# Stage 1 of static-dynamic disentanglement: learn the static memory, SPC still frames per class, by gradient matching.
 # Usage: bash sh/s2d/DC.sh GPU DATASET SPC [any flag of distill_DC.py]
-# Stage 2 at IPC N takes SPC = 2N. Evaluated by itself, the result is what still frames can do.
+# Stage 2 at IPC N needs SPC = 2N. The evaluation of this stage shows the accuracy of still frames alone.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/../launch.sh"
 positionals 3 "$@"
@@ -16,7 +16,7 @@ flags=(
   --eval_it 1000            # iterations between evaluations
   --batch_real 256          # real frames per class and iteration
   --init real
-  --num_eval 3              # networks of an evaluation
+  --num_eval 3              # networks per evaluation
   --epoch_eval_train 500
 )
 launch "$gpu" distill_DC.py "${flags[@]}" "$@"

@@ -1,7 +1,9 @@
 #!/usr/bin/env bash
-# Stage 2 of static-dynamic disentanglement with DM: dynamic memory and hallucinator on top of the static memory of sh/s2d/DC.sh.
+# Stage 2 of static-dynamic disentanglement with DM: learn the dynamic memory and the hallucinator.
+# Run sh/s2d/DC.sh with SPC = 2 · IPC first: it makes the static memory.
 # Usage: bash sh/s2d/DM.sh GPU DATASET LR IPC [any flag of distill_s2d.py]
-# LR is that of the dynamic memory. Published for miniUCF101: 17.5 % (IPC 1, LR 1e-4, --lr_hal 1e-5), 27.2 % (IPC 5, LR 1e3, --lr_hal 1e-6).
+# LR is the learning rate of the dynamic memory.
+# Published for miniUCF101: 17.5 % (IPC 1, LR 1e-4, --lr_hal 1e-5), 27.2 % (IPC 5, LR 1e3, --lr_hal 1e-6).
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/../launch.sh"
 positionals 4 "$@"
@@ -13,11 +15,11 @@ flags=(
   --dataset "$dataset"
   --ipc "$ipc"              # synthetic videos per class
   --lr_dynamic "$lr"
-  --lr_hal 1e-5             # of the hallucinator
+  --lr_hal 1e-5             # learning rate of the hallucinator
   --Iteration 5000
   --eval_it 400             # iterations between evaluations
   --batch_real 64           # real clips per class and iteration
-  --num_eval 3              # networks of an evaluation
+  --num_eval 3              # networks per evaluation
   --epoch_eval_train 500
 )
 launch "$gpu" distill_s2d.py "${flags[@]}" "$@"
