@@ -22,7 +22,7 @@ def largest(budget, most, cost, flag, step=1, others=""):
     fitting = [count for count in range(step, max(most, step) + 1, step) if cost(count) <= budget]
     if not fitting:
         raise ValueError(f"--bytes {budget} is too small: the smallest set, with --{flag} {step}{others}, needs "
-                         f"{cost(step)}")
+                         f"{cost(step)} bytes")
     return fitting[-1], cost(fitting[-1])
 
 

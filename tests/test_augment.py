@@ -575,7 +575,7 @@ def test_experts_see_augmented_clips(command, tmp_path):
     code, output = command("distill_MTT", tmp_path / "crop", "--dsa", "crop_flip", "--Iteration", 1)
     assert code == 2 and "no finished buffer of experts" in output and "--dsa crop_flip" in output
     code, output = command("distill_MTT", tmp_path / "crop", "--Iteration", 1, "--buffer_path", made["crop"])
-    assert code == 2 and "or otherwise, or are other networks: another dsa" in output
+    assert code == 2 and "were trained with a different dsa: give the same settings" in output
 
 
 # ---------------------------------------------------------------- as commands
@@ -607,7 +607,7 @@ def test_killed_at_random_moments_with_augmentation(command, whole, script, tmp_
     ("", "--dsa : '' is unknown: join some of color, crop, cutout, flip, scale, rotate by _, or give none"),
     ("flip__crop", "--dsa flip__crop: '' is unknown: join some of color, crop, cutout, flip, scale, rotate by _, or give none"),
     ("Flip", "--dsa Flip: 'Flip' is unknown: join some of color, crop, cutout, flip, scale, rotate by _, or give none"),
-    ("crop_flip_crop", "--dsa crop_flip_crop: crop is named twice")))
+    ("crop_flip_crop", "--dsa crop_flip_crop: crop is there twice: give each operator once")))
 def test_strategies_that_are_none(command, tmp_path, strategy, sentence):
     for script in ("distill_DM", "buffer", "distill_utils.coreset"):
         code, output = command(script, tmp_path, "--dsa", strategy)
@@ -619,7 +619,7 @@ def test_directions_that_are_classes_are_not_mirrored(tmp_path):
     for script in (distill_DM, distill_DC):
         for strategy in ("flip", ALL):
             args = script.parser().parse_args(["--dataset", "SSv2", "--dsa", strategy, "--device", "cpu", "--data_path", str(tmp_path)])
-            with pytest.raises(ValueError, match=f"^--dsa {strategy}: leave out flip, as classes of SSv2 tell left from right$"):
+            with pytest.raises(ValueError, match=f"^--dsa {strategy}: leave out flip, because classes of SSv2 distinguish left and right$"):
                 options.check(args)
         args = script.parser().parse_args(["--dataset", "SSv2", "--dsa", "color_crop_cutout_scale_rotate", "--device", "cpu", "--data_path", str(tmp_path)])
         with pytest.raises(ValueError, match="annot_train.json"):  # no data here: it got as far as the list

@@ -155,7 +155,7 @@ def test_growth(tmp_path, monkeypatch, capsys):
     ("--precisions fp64", "argument --precisions: unknown 'fp64': choose among fp32,"), ("--growth", "argument --growth: expected one argument"),
     ("--growth videos", "argument --growth: unknown 'videos'"), ("--classes 0", "argument --classes: '0' is not a whole number of at least 1"),
     ("--frames 4", "error: ConvNet3D needs at least 8 frames of 43 pixels, not 4 of 64"), ("--device gpu", "error: --device gpu: PyTorch "),
-    ("--ipc 30", "error: class class000 has fewer training clips than the 30 asked for")))
+    ("--ipc 30", "error: class class000 has fewer training clips than the required 30")))
 def test_bad_flags(flags, sentence, capsys, tmp_path):
     with pytest.raises(SystemExit) as caught:
         benchmark.run_script(benchmark.main, benchmark.parser(), ["--device", "cpu", "--out", str(tmp_path / "out.json"), *flags.split()])

@@ -96,7 +96,7 @@ def test_no_more_than_the_smallest_class_has_and_no_less_than_one(rule):
     assert set(list(chosen.values())[:1]) == {4}
     smallest = rule(10 ** 9, K, 1, T, SIZE)[1] if rule is not budget.static_dynamic else static_dynamic_bytes(1, 8, 2, 4, "fp32")
     assert rule(smallest, K, 4, T, SIZE)[1] == smallest
-    with pytest.raises(ValueError, match=f"^--bytes {smallest - 1} is too small: the smallest set, of --[si]pc 1.*, takes {smallest}$"):
+    with pytest.raises(ValueError, match=f"^--bytes {smallest - 1} is too small: the smallest set, with --[si]pc 1.*, needs {smallest} bytes$"):
         rule(smallest - 1, K, 4, T, SIZE)
 
 
@@ -149,9 +149,9 @@ def test_the_run_is_that_of_the_explicit_flags(script, tmp_path, name, size, fla
 
 
 @pytest.mark.parametrize("name, flags, sentence", (
-    ("distill_utils.coreset", ["--bytes", "88000"], "error: --bytes 88000 is too small: the smallest set, of --ipc 1, takes 88752"),
+    ("distill_utils.coreset", ["--bytes", "88000"], "error: --bytes 88000 is too small: the smallest set, with --ipc 1, needs 88752 bytes"),
     ("distill_s2d", ["--bytes", "4000", *LEARN, *COMPACT],
-     "error: --bytes 4000 is too small: the smallest set, of --ipc 1 --static_size 22 --dynamic_size 5 --dynamic_frames 4, takes "),
+     "error: --bytes 4000 is too small: the smallest set, with --ipc 1 --static_size 22 --dynamic_size 5 --dynamic_frames 4, needs "),
     ("distill_DM", ["--bytes", "0", *LEARN], "argument --bytes: '0' is not a whole number of at least 1"),
     ("distill_DM", ["--bytes", "1000", "--dataset", "nonsense", *LEARN], "--dataset nonsense is unknown")))
 def test_refused(script, tmp_path, name, flags, sentence):

@@ -167,7 +167,7 @@ def test_rates(refused, name, flag):
 def test_precisions(refused, monkeypatch):
     assert refused("DM", "--precision", "tf32") == "--precision tf32 needs an NVIDIA GPU of the Ampere generation or later: give fp32 or bf16"
     monkeypatch.setenv("CXX", "no such compiler")
-    assert refused("DM", "--compile") == "--compile needs a C++ compiler here: install g++, or leave it out"
+    assert refused("DM", "--compile") == "--compile needs a C++ compiler: install g++, or leave out --compile"
 
 
 def here(monkeypatch, kind, count):
@@ -223,11 +223,11 @@ def test_clips_too_small_for_the_network(refused):
 # ---------------------------------------------------------------- counts that do not fit
 
 def test_counts_that_do_not_divide(refused):
-    assert refused("s2d", "--ipc", 2, "--spc", 3) == ("--spc 3 is no multiple of --ipc 2: each of a class's 2 videos "
+    assert refused("s2d", "--ipc", 2, "--spc", 3) == ("--spc 3 is not a multiple of --ipc 2: each of a class's 2 videos "
                                                       "needs the same number of memories")
-    assert refused("s2d", "--ipc", 2, "--dpc", 5).startswith("--dpc 5 is no multiple of --ipc 2")
-    assert refused("s2d", "--ipc", 4, "--spc", 2).startswith("--spc 2 is no multiple of --ipc 4")
-    assert refused("DC", "--spc", 5, "--ipc", 2).startswith("--spc 5 is no multiple of --ipc 2")
+    assert refused("s2d", "--ipc", 2, "--dpc", 5).startswith("--dpc 5 is not a multiple of --ipc 2")
+    assert refused("s2d", "--ipc", 4, "--spc", 2).startswith("--spc 2 is not a multiple of --ipc 4")
+    assert refused("DC", "--spc", 5, "--ipc", 2).startswith("--spc 5 is not a multiple of --ipc 2")
 
 
 def test_loops_that_the_paper_does_not_give(refused):
@@ -238,11 +238,11 @@ def test_loops_that_the_paper_does_not_give(refused):
 
 def test_more_videos_than_clips_in_a_class(stopped, script, tmp_path):
     for name, *flags in (("DM", "--ipc", 4), ("DM", "--ipc", 4, "--init", "noise"), ("DC", "--spc", 4, *LOOPS)):
-        assert stopped(name, *flags) == ("class rise has fewer training clips than the 4 asked for: "
-                                         "lower --ipc, --spc or --dpc, or give more --train_clips")
+        assert stopped(name, *flags) == ("class rise has fewer training clips than the required 4: "
+                                         "lower --ipc, --spc or --dpc, or raise --train_clips")
     save_static(tmp_path / "static.pt", spc=4)
     assert stopped("s2d", "--path_static", tmp_path / "static.pt", "--ipc", 2, "--init_dynamic", "residual").startswith(
-        "class rise has fewer training clips than the 4 asked for")
+        "class rise has fewer training clips than the required 4")
     assert script("DM", "--ipc", 4, "--train_clips", 2, "--Iteration", 0)[0] == 0
 
 
@@ -267,12 +267,12 @@ def test_static_memory_that_does_not_fit(stopped, tmp_path):
         assert f"{path} has frames of shape (" in (sentence := stopped("s2d", "--path_static", path))
         assert sentence.endswith("but 2 classes with --spc 2 at 43 pixels need (4, 3, 43, 43)")
     save_static(path, label=torch.tensor([0, 1, 0, 1]))
-    assert stopped("s2d", "--path_static", path) == f"{path} does not hold 2 frames of each class in class order"
+    assert stopped("s2d", "--path_static", path) == f"{path} does not have 2 frames of each class in class order"
     save_static(path, image=torch.full((4, 3, 43, 43), float("nan")))
-    assert stopped("s2d", "--path_static", path).startswith(f"{path} holds frames that are not finite")
+    assert stopped("s2d", "--path_static", path).startswith(f"{path} has frames that are not finite")
     for content in ([1, 2], {"images": torch.zeros(1)}, {"image": [1]}, torch.zeros(3)):
         torch.save(content, path)
-        assert stopped("s2d", "--path_static", path) == f'{path} is no static memory: it has no tensor "image"'
+        assert stopped("s2d", "--path_static", path) == f'{path} is not a static memory: it has no tensor "image"'
 
 
 def test_static_memory_that_cannot_be_read(stopped, tmp_path):
@@ -309,7 +309,7 @@ def test_missing_experts_name_the_command(refused, tiny, tmp_path):
         command = f"bash sh/baseline/buffer.sh GPU custom --frames 8 --size 43 --data_path {tiny} --width 8 --save_path {tmp_path / 'results'}"
         assert sentence.startswith("no finished buffer of experts for these data in ")
         assert f"run `{command}` first, or give --buffer_path" in sentence
-        assert refused(name, *flags, "--buffer_path", tmp_path).startswith(f"{tmp_path} holds no replay_buffer_<n>.pt: make the experts by ")
+        assert refused(name, *flags, "--buffer_path", tmp_path).startswith(f"{tmp_path} has no replay_buffer_<n>.pt: make the experts with ")
 
 
 def test_experts_that_do_not_fit(stopped, buffer, tmp_path):
@@ -321,9 +321,9 @@ def test_experts_that_do_not_fit(stopped, buffer, tmp_path):
         assert stopped(name, *flags, "--max_start_epoch", 2).startswith(
             f"{path}: expert 0 has 2 snapshots, but --max_start_epoch and --expert_epochs need 3")
     flags = "--buffer_path", buffer
-    for net, sentence in ((networks.ConvNet3D(5, 8, 43, width=8), " was trained on 5 classes, the data have 2"),
+    for net, sentence in ((networks.ConvNet3D(5, 8, 43, width=8), " was trained on 5 classes, but the data have 2"),
                           (networks.ConvNet3D(2, 8, 43, width=16), " was trained with --width 16, this run has --width 8"),
-                          (networks.ConvNet(2, 43), " is not of ConvNet3D: its parameters are of shapes")):
+                          (networks.ConvNet(2, 43), " is not of ConvNet3D: its parameters have shapes")):
         torch.save([[list(net.parameters())] * 2], path)
         assert stopped("MTT", *flags).startswith(f"{path}{sentence}")
     torch.save([[[print]]], path)
@@ -419,7 +419,7 @@ def test_steps_that_are_taken_back(script, buffer, tmp_path, name, flags, monkey
     metrics = [json.loads(line)["refused"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert metrics == sorted(metrics) and metrics[-1] == result["refused"]
     code, sentence = script(*command, "--Iteration", 90, "--eval_it", 100)
-    assert code == 2 and re.search(r"error: 20 steps in a row were taken back, the last loss is .*: lower the learning rates$", sentence)
+    assert code == 2 and re.search(r"error: 20 steps in a row were rolled back, the last loss is .*: lower the learning rates$", sentence)
     folder, = set(tmp_path.glob("results/*/*")) - {folder}
     assert utils.load(folder / "checkpoint.pt")["refused"] >= 19
 

@@ -181,7 +181,7 @@ def test_a_set_gives_its_learned_labels_and_counts_them(tmp_path):
 def test_labels_of_another_shape_are_refused(tmp_path):
     synset = pixels()
     save({"kind": "PixelSet", **synset.content(), "soft_labels": torch.zeros(6, K + 1), "ipc": 2, "class_names": ["a", "b", "c"], "frames": T}, tmp_path / "x.pt")
-    with pytest.raises(ValueError, match="is no distilled set"):
+    with pytest.raises(ValueError, match="is not a distilled set"):
         load_set(tmp_path / "x.pt")
 
 

@@ -409,17 +409,17 @@ def test_trajectory_matching_finds_the_experts_of_its_launcher(launch, monkeypat
         for other in ("--size", "112"), ("--frames", "16"):
             with pytest.raises(ValueError, match="no finished buffer of experts"):
                 prepare(flags(name, "1", "5", *other))
-            with pytest.raises(ValueError, match=f"were trained on other data or otherwise, or are other networks: another {other[0][2:]}"):
+            with pytest.raises(ValueError, match=f"were trained with a different {other[0][2:]}: "):
                 prepare(flags(name, "1", "5", *other, "--buffer_path", str(run.folder)))
     shutil.copytree(tmp_path / "toy", tmp_path / "moved" / "toy")
     common[1] = str(tmp_path / "moved")  # the same list in another place
     arguments = flags("sh/baseline/MTT.sh", "1", "5", "--buffer_path", str(run.folder))
     assert prepare(arguments) == [run.folder / "replay_buffer_0.pt"]
     (run.folder / "result.json").unlink()
-    with pytest.raises(ValueError, match="are not finished: let buffer.py end first"):
+    with pytest.raises(ValueError, match="are not finished: let buffer.py finish first"):
         prepare(arguments)
     (tmp_path / "moved" / "toy" / "toy_splits1.csv").write_text("folder_name,label,split\nb,walk,train\n")
-    with pytest.raises(ValueError, match="were trained on other data or otherwise, or are other networks: another list$"):
+    with pytest.raises(ValueError, match="were trained with a different list: give the same"):
         prepare(arguments)
     assert buffer.parser().get_default("train_epochs") == 10
 

@@ -186,5 +186,5 @@ def test_a_pool_without_a_pack_is_refused(tiny, tmp_path, capsys, script, flags)
         processes.run_script(module.main, module.parser(), [
             "--dataset", "custom", "--data_path", str(tiny), "--frames", "8", "--size", "43", "--save_path", str(tmp_path / "runs"), "--device", "cpu",
             *flags, *(("--path_static", str(tmp_path / "static.pt")) if script == "distill_s2d" else ()), "--pool", "2", "--no_pack"])
-    assert "error: --pool keeps its class means beside the pack: leave out --no_pack, or --pool" in capsys.readouterr().err
+    assert "error: --pool stores its class means beside the packed clips: leave out --no_pack, or --pool" in capsys.readouterr().err
     assert not (tmp_path / "runs").exists()

@@ -201,8 +201,8 @@ def test_two_machines(command, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("launcher, flags, message", [  # a script, and a module
     ("DM", ["10", "1", "--ipc", "0"], "distill_DM.py: error: argument --ipc: '0' is not a whole number of at least 1"),
-    ("coreset", ["herding", "50"], "coreset: error: class fall has fewer training clips than the 50 asked for: "
-                                "lower --ipc, --spc or --dpc, or give more --train_clips")])
+    ("coreset", ["herding", "50"], "coreset: error: class fall has fewer training clips than the required 50: "
+                                "lower --ipc, --spc or --dpc, or raise --train_clips")])
 def test_bad_input_is_one_sentence_of_all(script, launcher, flags, message):
     _, errors = finished(script(f"sh/baseline/{launcher}.sh", "cpu*2", "bad", *flags, "--frames", "8", "--size", "43"), 2)
     assert errors.splitlines()[-1] == message and errors.count("error:") == 1 and "Traceback" not in errors

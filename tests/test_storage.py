@@ -173,7 +173,7 @@ def test_files_of_older_versions_load(tmp_path):
 ], ids=range(10))
 def test_a_damaged_file_is_refused_in_one_sentence(change, tmp_path):
     path = saved(compact_set("uint4"), tmp_path / "distilled.pt", **change)
-    with pytest.raises(ValueError, match="distilled.pt is no distilled set"):
+    with pytest.raises(ValueError, match="distilled.pt is not a distilled set"):
         load_set(path)
 
 

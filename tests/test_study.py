@@ -283,13 +283,13 @@ def test_files_that_hold_no_set(tmp_path):
             save(content | change, path)
             load(path)
         except ValueError as error:
-            assert "is no distilled set of these scripts" in str(error)
+            assert "is not a distilled set of these scripts" in str(error)
         except ZeroDivisionError:
             pytest.fail(f"{change} is no sentence")
         else:
             pytest.fail(f"{change} passed")
     save([1, 2], path)
-    with pytest.raises(ValueError, match="is no distilled set"):
+    with pytest.raises(ValueError, match="is not a distilled set"):
         load(path)
     with pytest.raises(ValueError, match="does not exist"):
         load(tmp_path / "nowhere")
@@ -397,16 +397,16 @@ def test_coreset_and_other_networks_end_to_end(command, tmp_path):
     code, printed = command(evaluate, folder / "distilled.pt", "--network", "ConvNet3D")  # a file: the data come from the flags
     assert code == 0 and (folder / "distilled.networks.json").exists()
     code, printed = command(evaluate, folder, "--frames", 9, "--device", "cpu", "--pack_path", tmp_path / "packs", data=False)
-    assert code == 2 and "was distilled from other classes, frames or sizes" in printed
+    assert code == 2 and "differ in classes, number of frames or size" in printed
     code, printed = command(evaluate, folder, "--networks", "VGG", data=False)
-    assert code == 2 and "unknown network 'VGG': choose among ConvNet3D, " in printed
+    assert code == 2 and "unknown network 'VGG': choose from ConvNet3D, " in printed
     content = torch.load(folder / "distilled.pt")
     content["videos"]["pixels"] ^= 1
     save(content, folder / "distilled.pt")  # the run went on: computed again
     code, printed = command(evaluate, folder, "--networks", "CNN+GRU", "--pack_path", tmp_path / "packs", "--device", "cpu", data=False)
     assert code == 0 and "12.3 ±" not in printed
     for flags, sentence in (((), "give a RUN, or --dataset"), ((tmp_path / "nowhere",), "nowhere does not exist"),
-                            ((folder / "distilled.pt",), "a set's file needs --dataset"), ((folder, "--n_real", 1), "--n_real is for the full set")):
+                            ((folder / "distilled.pt",), "a set's file needs --dataset"), ((folder, "--n_real", 1), "--n_real applies only to the full set")):
         code, printed = command(evaluate, *flags, data=False)
         assert code == 2 and sentence in printed
     code, printed = command(coreset, "--method", "herding", "--feature_lr", "1e30", "--feature_epochs", 2)

@@ -155,7 +155,7 @@ def test_storage_is_the_methods_example():
 @pytest.mark.parametrize("ipc, spc, dpc, flag", [
     (2, 3, 4, "spc 3"), (2, 4, 3, "dpc 3"), (2, 1, 2, "spc 1"), (4, 4, 6, "dpc 6")])
 def test_memories_that_cannot_be_shared_out_are_refused(ipc, spc, dpc, flag):
-    with pytest.raises(ValueError, match=f"--{flag} is no multiple of --ipc {ipc}"):
+    with pytest.raises(ValueError, match=f"--{flag} is not a multiple of --ipc {ipc}"):
         static_dynamic(ipc, spc, dpc)
 
 

@@ -450,7 +450,7 @@ def test_patience_ends_with_a_sentence_and_only_after_steps_that_never_held(guar
     for _ in range(10):  # one step in two holds
         assert step(1) and step(1) and not step(1, float("nan"))
     assert last_good.in_a_row == 1
-    with pytest.raises(ValueError, match="^4 steps in a row were taken back, the last loss is nan: lower the learning rates$"):
+    with pytest.raises(ValueError, match="^4 steps in a row were rolled back, the last loss is nan: lower the learning rates$"):
         for _ in range(3):  # each step is followed by a loss that is not finite
             step(1)
             step(1, float("nan"))
@@ -551,18 +551,18 @@ def test_epochs_that_were_not_kept_are_not_needed(tmp_path):
     experts = Experts([path], SHAPES, 5, first=2)
     assert [int(vector[0]) for vector in experts.draw(0, (2, 4))] == [2, 4]
     for first, epochs, missing in ((1, 5, 1), (2, 6, 5)):
-        with pytest.raises(ValueError, match=f"does not keep epoch {missing}, which .*another --keep"):
+        with pytest.raises(ValueError, match=f"does not have epoch {missing}, which .*another --keep"):
             Experts([path], SHAPES, epochs, first=first)
 
 
 @pytest.mark.parametrize("content, sentence", (
-    ([make_expert(0, classes=5)], "was trained on 5 classes, the data have 3"),
-    ([make_expert(0, shapes=[(4, 3), *SHAPES[1:]])], "is not of ConvNet3D: its parameters are of shapes"),
+    ([make_expert(0, classes=5)], "was trained on 5 classes, but the data have 3"),
+    ([make_expert(0, shapes=[(4, 3), *SHAPES[1:]])], "is not of ConvNet3D: its parameters have shapes"),
     ([make_expert(0, shapes=SHAPES[:2])], "is not of ConvNet3D"),
-    ([[[1, 2]] * 4], r"is not of ConvNet3D: its parameters are of shapes \['int', 'int'\]"),
+    ([[[1, 2]] * 4], r"is not of ConvNet3D: its parameters have shapes \['int', 'int'\]"),
     ([[1] * 4], "is not of ConvNet3D"),
     ([make_expert(0), make_expert(1, epochs=3)], "expert 1 has 3 snapshots, but --max_start_epoch and --expert_epochs need 4: lower them"),
-    ([], "is no list of experts"), ({"a": 1}, "is no list of experts"), ([1], "is no list of experts"), (torch.zeros(3), "is no list"),
+    ([], "is not a list of experts"), ({"a": 1}, "is not a list of experts"), ([1], "is not a list of experts"), (torch.zeros(3), "is not a list"),
 ))
 def test_buffers_that_do_not_fit(tmp_path, content, sentence):
     torch.save(content, tmp_path / "replay_buffer_0.pt")
@@ -598,7 +598,7 @@ def test_snapshots_that_say_nothing_are_refused_when_drawn(tmp_path):
 
 
 def test_no_buffer_in_the_folder(tmp_path):
-    with pytest.raises(ValueError, match=f"^{tmp_path} holds no replay_buffer_<n>.pt: make the experts by sh/baseline/buffer.sh$"):
+    with pytest.raises(ValueError, match=f"^{tmp_path} has no replay_buffer_<n>.pt: make the experts with sh/baseline/buffer.sh$"):
         buffer_files(tmp_path)
 
 
@@ -692,7 +692,7 @@ def test_only_the_epochs_that_are_asked_for_are_kept(train_experts, capfd):
         assert all(torch.equal(*pair) for epoch in (1, 2) for pair in zip(one[0][epoch], other[0][epoch]))
     sizes = [sum(path.stat().st_size for path in buffer_files(folder)) for folder in (whole, some)]
     assert sizes[1] / sizes[0] == pytest.approx(0.5, rel=0.01)
-    for wrong, sentence in (("1:4", "--keep 1:4 ends after --train_epochs 3"), ("2:2", "is no range"), ("2", "is no range"), ("a:b", "is no range")):
+    for wrong, sentence in (("1:4", "--keep 1:4 ends after --train_epochs 3"), ("2:2", "is not a range"), ("2", "is not a range"), ("a:b", "is not a range")):
         with pytest.raises(SystemExit) as stop:
             train_experts("--keep", wrong)
         assert stop.value.code == 2 and sentence in capfd.readouterr().err
@@ -710,8 +710,8 @@ def test_a_disk_that_is_too_small_is_refused_before_training(train_experts, monk
 
 @pytest.mark.parametrize("flags, sentence", (
     (("--lr_teacher", 1e30), "lower --lr_teacher"),
-    (("--lr_teacher", 0), "an epoch left an expert's snapshot as it was: raise --lr_teacher"),
-    (("--lr_teacher", 1e-12, "--buffer_dtype", "bfloat16"), "an epoch left an expert's snapshot as it was: raise --lr_teacher, or give --buffer_dtype"),
+    (("--lr_teacher", 0), "an epoch did not change an expert's snapshot: raise --lr_teacher"),
+    (("--lr_teacher", 1e-12, "--buffer_dtype", "bfloat16"), "an epoch did not change an expert's snapshot: raise --lr_teacher, or give --buffer_dtype"),
 ))
 def test_experts_that_matching_could_not_use(train_experts, capfd, tmp_path, flags, sentence):
     with pytest.raises(SystemExit) as stop:
