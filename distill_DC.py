@@ -21,8 +21,8 @@ from distill_utils.synset import StillSet, check_divides
 from networks import ConvNet
 from utils import seed_everything
 
-LOOPS = {1: (1, 1), 2: (1, 1), 5: (1, 1), 10: (10, 50), 20: (20, 25), 30: (30, 20), 40: (40, 15),
-         50: (50, 10)}  # spc: (outer_loop, inner_loop)
+LOOPS = {  # spc: (outer_loop, inner_loop)
+    1: (1, 1), 2: (1, 1), 5: (1, 1), 10: (10, 50), 20: (20, 25), 30: (30, 20), 40: (40, 15), 50: (50, 10)}
 
 
 class GradientMatching:

@@ -122,7 +122,7 @@ class TrajectoryMatching(nn.Module):
         remaining = theta.sub_(target)
         loss = remaining.square().sum() / scale
         if not loss.isfinite():
-            return loss                                                    # no backward pass: the step is refused
+            return loss                                                    # no backward pass without a finite loss
 
         # Let v be the gradient of the loss with respect to θ_{i+1}, and g = ∇CE(θ_i; videos). Then the gradient with
         # respect to α is −v·g, and with respect to anything that g depends on it is −α ∂(v·g).

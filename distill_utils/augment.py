@@ -23,8 +23,9 @@ def augment_each(clips, strategy):
 def augment(clips, draw, rows=None):
     """Return the clips changed by the groups of the draw, one after another.
 
-    clips: (B, T, 3, H, W), or frames (B, 3, H, W), in normalised pixels. rows: row of the draw for each clip, int64
-    (B,) on the CPU: its class in a siamese draw. None: the draw has B rows, in order.
+    clips: (B, T, 3, H, W), or frames (B, 3, H, W), in normalised pixels.
+    rows: row of the draw for each clip, int64 (B,) on the CPU: its class in a siamese draw. None: the draw has B
+    rows, in order.
     """
     for group, parameters in draw.items():
         operator, *_ = GROUPS[group]
@@ -60,7 +61,7 @@ def groups_of(strategy):
             raise ValueError(f"--dsa {strategy}: {group!r} is unknown: join some of {', '.join(GROUPS)} by _, or give "
                              f"{NONE}")
         if groups.count(group) > 1:
-            raise ValueError(f"--dsa {strategy}: {group} is there twice: give each operator once")
+            raise ValueError(f"--dsa {strategy}: {group} is repeated: give each operator once")
     return groups
 
 

@@ -321,8 +321,8 @@ def load_data(args, split, **other):
 def load_splits(args, **other):
     """Return the training Clips, the Clips of intermediate evaluations, and the test Clips (None with --no_test).
 
-    The second are the videos that --validation holds out, else the test Clips. `other` overrides flags of the training
-    clips.
+    The Clips of intermediate evaluations are from the videos that --validation holds out; without --validation they
+    are the test Clips. `other` overrides flags of the training clips.
     """
     train, test = (load_data(args, "train", **other),
                    None if getattr(args, "no_test", False) else load_data(args, "test"))

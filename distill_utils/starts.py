@@ -32,8 +32,8 @@ def mean_videos(clips, ipc):
 def initial_videos(clips, ipc, init, chosen=None):
     """Return the start of a PixelSet, (K·ipc, T, 3, H, W).
 
-    init: `real` clips, `mean`s of real clips, `noise` from N(0, 1), or `still`: the first frame of a real clip,
-    repeated. chosen: numbers of the real clips, (K·ipc,) in class order; None: random ones.
+    init: `real` clips, `mean`s of real clips, `noise` from N(0, 1), or `still`: a real clip's first frame, repeated.
+    chosen: numbers of the real clips, (K·ipc,) in class order; None: random ones.
     """
     videos = clips.draw(random_numbers(clips, ipc) if chosen is None else chosen)
     return {"real": lambda: videos, "mean": lambda: mean_videos(clips, ipc),
@@ -83,7 +83,9 @@ def initial_dynamic(clips, static, ipc, dpc, init, frames=None, size=None, chose
     """Return the start of the dynamic memory (K, dpc, n, 1, h, h).
 
     init: `noise` from N(0, 1), or the `residual` or `motion` of real clips, averaged over the frames and pixels that
-    each stored value represents. frames: n (None: T). size: h (None: that of the clips).
+    each stored value represents.
+    frames: n (None: T).
+    size: h (None: the size of the clips).
 
     The residual is the grey difference between a real clip's frames and the static memory (K, spc, 3, h', h'). So
     static plus dynamic memory is the clip, except for the motion of its colours. Each static memory gets the clips of

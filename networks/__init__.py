@@ -18,8 +18,8 @@ NETWORKS = {  # video classifiers, by the names that flags use
     **{name: functools.partial(VideoClassifier, name=name) for name in ("r3d_18", "mc3_18", "r2plus1d_18")},
 }
 
-# Activations per clip relative to ConvNet3D's, for the memory budget. Measured: r3d_18, mc3_18 and r2plus1d_18 keep 3.3,
-# 4.5 and 9.8 times as much, CNN+mean 6 times.
+# Activations per clip relative to ConvNet3D's, for the memory budget. Measured: r3d_18, mc3_18 and r2plus1d_18 keep
+# 3.3, 4.5 and 9.8 times as much, CNN+mean 6 times.
 ACTIVATIONS = {"ConvNet3D": 1}
 
 

@@ -9,7 +9,7 @@ LEAST_FRAMES = 8  # minimum that the pooling layers reduce to at least one; `emb
 
 
 class ConvNet3D(nn.Module):
-    """Three blocks of convolution, ReLU and max-pool, a linear classifier at each remaining time step, then the maximum.
+    """Three blocks of convolution, ReLU and max-pool, a linear classifier per remaining time step, then the maximum.
 
     Maps clips (B, T, 3, H, W) in normalised pixels to logits (B, K). There is no normalisation layer: each clip is
     standardised independently at the input, so that its logits do not depend on the batch. The blocks have width/2,

@@ -607,7 +607,7 @@ def test_killed_at_random_moments_with_augmentation(command, whole, script, tmp_
     ("", "--dsa : '' is unknown: join some of color, crop, cutout, flip, scale, rotate by _, or give none"),
     ("flip__crop", "--dsa flip__crop: '' is unknown: join some of color, crop, cutout, flip, scale, rotate by _, or give none"),
     ("Flip", "--dsa Flip: 'Flip' is unknown: join some of color, crop, cutout, flip, scale, rotate by _, or give none"),
-    ("crop_flip_crop", "--dsa crop_flip_crop: crop is there twice: give each operator once")))
+    ("crop_flip_crop", "--dsa crop_flip_crop: crop is repeated: give each operator once")))
 def test_strategies_that_are_none(command, tmp_path, strategy, sentence):
     for script in ("distill_DM", "buffer", "distill_utils.coreset"):
         code, output = command(script, tmp_path, "--dsa", strategy)
