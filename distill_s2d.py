@@ -123,8 +123,8 @@ def parser():
                        help="height and width of a stored dynamic memory in pixels; it is enlarged bilinearly to "
                        "--size when used (--size)")
     options.add_storage(group)
-    options.add_bytes(group, "--ipc, --spc and --dpc (and --static_size, --dynamic_size and --dynamic_frames where "
-                      "they are not given)")
+    options.add_bytes(group, "--ipc, --spc and --dpc (and --static_size, --dynamic_size and --dynamic_frames if not "
+                      "given)")
     group.add_argument("--lr_dynamic", type=options.rate, default=1e-4,
                        help="learning rate of the dynamic memory (%(default)s)")
     group.add_argument("--lr_hal", type=options.rate, default=1e-5,

@@ -143,8 +143,8 @@ def add_storage(group):
 
 def add_bytes(group, chooses):
     group.add_argument("--bytes", type=positive, metavar="B",
-                       help=f"size limit of the stored set in bytes: chooses {chooses} for the largest set that fits, "
-                       "by the rules of distill_utils/budget.py, overrides given values, and prints the choice")
+                       help=f"size limit of the stored set in bytes: replaces {chooses} by the values of the largest "
+                       "set that fits, by the rules of distill_utils/budget.py, and prints them")
 
 
 def add_static_size(group):
