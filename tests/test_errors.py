@@ -322,7 +322,7 @@ def test_experts_that_do_not_fit(stopped, buffer, tmp_path):
             f"{path}: expert 0 has 2 snapshots, but --max_start_epoch and --expert_epochs need 3")
     flags = "--buffer_path", buffer
     for net, sentence in ((networks.ConvNet3D(5, 8, 43, width=8), " was trained on 5 classes, but the data have 2"),
-                          (networks.ConvNet3D(2, 8, 43, width=16), " was trained with --width 16, this run has --width 8"),
+                          (networks.ConvNet3D(2, 8, 43, width=16), " was trained with --width 16, but this run has --width 8"),
                           (networks.ConvNet(2, 43), " is not of ConvNet3D: its parameters have shapes")):
         torch.save([[list(net.parameters())] * 2], path)
         assert stopped("MTT", *flags).startswith(f"{path}{sentence}")

@@ -79,7 +79,7 @@ def test_two_values_of_four_bits_share_a_byte(count):
     assert packed.dtype == torch.uint8 and len(packed) == (count + 1) // 2
     assert torch.equal(unpack_pairs(packed, [count]), numbers)
     for wrong in ([count + 2], [count, 3]):
-        with pytest.raises(ValueError, match="four bits"):
+        with pytest.raises(ValueError, match="values of 4 bits"):
             unpack_pairs(packed, wrong)
 
 

@@ -296,7 +296,7 @@ def test_files_that_hold_no_set(tmp_path):
 
 
 @pytest.mark.parametrize("change, sentence", (
-    ({"frames": "many"}, "'many' is not a whole number of at least 1"), ({"frames": -8}, "'-8' is not a whole number"), ({"precision": "fp7"}, "--precision 'fp7' is none of"),
+    ({"frames": "many"}, "'many' is not a whole number of at least 1"), ({"frames": -8}, "'-8' is not a whole number"), ({"precision": "fp7"}, "--precision 'fp7' is unknown: choose one of"),
     ({"validation": [1]}, "is not a share"), (None, "is damaged: delete its folder")))
 def test_settings_of_a_run_that_are_none(tmp_path, capsys, change, sentence):
     """They are taken as if they were given on the command line."""
