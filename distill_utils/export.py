@@ -70,7 +70,8 @@ def mp4(video, fps):
         stream = container.add_stream("h264", rate=fps, options={"crf": "14"})
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
         for frame in video:
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(frame[:height, :width]), "rgb24")))
+            container.mux(stream.encode(
+                av.VideoFrame.from_ndarray(np.ascontiguousarray(frame[:height, :width]), "rgb24")))
         container.mux(stream.encode())
     return file.getvalue()
 
