@@ -95,7 +95,7 @@ def check_space(folder, size, what, remedy):
     """ValueError if the disk of `folder` has less than `size` bytes free."""
     free = shutil.disk_usage(folder).free
     if size > free:
-        raise ValueError(f"{folder} has {free / 1e9:.1f} GB free, and {what} needs {size / 1e9:.1f} GB: {remedy}")
+        raise ValueError(f"{folder} has {free / 1e9:.1f} GB free and {what} needs {size / 1e9:.1f} GB: {remedy}")
 
 
 def save_json(content, path):
