@@ -12,8 +12,18 @@ import unicodedata
 import numpy as np
 import pandas as pd
 
-from distill_utils.datasets import (CLASS_LIST, GROUP, LIST_COLUMNS, SPLITS, check_together, checked, choose_groups,
-                                    known_splits, read_kinetics, read_table)
+from distill_utils.datasets import (
+    CLASS_LIST,
+    GROUP,
+    LIST_COLUMNS,
+    SPLITS,
+    check_together,
+    checked,
+    choose_groups,
+    known_splits,
+    read_kinetics,
+    read_table,
+)
 from distill_utils.frames import is_visible
 from utils import atomic_write, read_json, save_json
 

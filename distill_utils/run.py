@@ -24,8 +24,20 @@ from distill_utils.datasets import DATASETS
 from distill_utils.options import add_temporal_options, add_width, list_videos, script_parser, selection_values
 from distill_utils.processes import broadcast, gather, progress, rank, sum_gradients, world_size
 from networks import WIDTH
-from utils import (ROOT, append, finite, load, lock_folder, random_state, read_json, save, save_json, set_random_state,
-                   synchronize, tensors)
+from utils import (
+    ROOT,
+    append,
+    finite,
+    load,
+    lock_folder,
+    random_state,
+    read_json,
+    save,
+    save_json,
+    set_random_state,
+    synchronize,
+    tensors,
+)
 
 # Flags that do not change the result, and so do not change the run's folder.
 DATA_PATHS = ("data_path", "list_path", "frames_path")
