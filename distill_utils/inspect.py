@@ -150,7 +150,7 @@ def decoded(path):
             kinds = {f"EXIF orientation {turned}"} if (turned := orientation(picture)) != 1 else set()
             kinds |= {f"mode {picture.mode}"} if picture.mode not in ("RGB", "L") else set()
             return as_rgb(picture).size, kinds
-    except Exception as error:  # PIL's decoders raise errors of many kinds
+    except Exception as error:  # PIL's decoders raise many kinds of errors
         raise ValueError(f"{path} cannot be read as an image ({error})") from error
 
 
