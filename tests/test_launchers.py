@@ -374,7 +374,7 @@ def test_static_dynamic_finds_the_static_memory_of_its_launcher(launch, monkeypa
     other = start_run(dc_parser().parse_args([*flags("sh/s2d/DC.sh", "custom", "10"), "--lr_img", "3"]), "DC_spc10")
     (other.folder / "result.json").write_text("{}")
     other.lock.close()
-    with pytest.raises(ValueError, match="several runs match as static memory of 10 frames per class: choose one by --path_static"):
+    with pytest.raises(ValueError, match="several finished runs have a matching static memory of 10 frames per class: choose one by --path_static"):
         find_static(arguments, spc=10)
     (other.folder / "config.json").write_text("{")
     with pytest.raises(ValueError, match=f"{other.folder.name}/config.json is damaged"):
