@@ -361,7 +361,8 @@ def find_run(args, name, same, wanted, launcher, flag):
         raise ValueError(f"no finished {wanted} for these data in {folder}: "
                          f"run `{shlex.join(launcher + given)}` first, or give {flag}")
     if len(found) > 1:
-        raise ValueError(f"several finished runs have a matching {wanted}: choose one by {flag}: {', '.join(map(str, found))}")
+        raise ValueError(f"several finished runs have a matching {wanted}: choose one by {flag}: "
+                         f"{', '.join(map(str, found))}")
     return found[0]
 
 
