@@ -1,4 +1,4 @@
-"""Plumbing that knows nothing of videos: files, devices, random state."""
+"""Helpers that know nothing of videos: files, locks, devices, random state."""
 import contextlib
 import errno
 import fcntl
@@ -22,12 +22,12 @@ ROOT = pathlib.Path(__file__).resolve().parent
 
 # ---------------------------------------------------------------- files
 
-TEXT = {"encoding": "utf-8", "errors": "backslashreplace"}  # whatever the locale; a file's name may hold bytes that are no text
+TEXT = {"encoding": "utf-8", "errors": "backslashreplace"}  # in any locale; file names may hold bytes that are not text
 
 
 @contextlib.contextmanager
 def atomic_write(path, mode="wb"):
-    """A file that appears under `path` whole or not at all: a temporary name beside it, fsync, rename."""
+    """Open a file that appears under `path` complete or not at all: write a temporary file, fsync, rename."""
     path = pathlib.Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -51,12 +51,12 @@ def append(path, line):
 
 
 def with_path(error, path):
-    """The same OSError with a file name: one from a write has none."""
+    """Return the same OSError with a file name: errors from write() have none."""
     return OSError(error.errno, error.strerror or str(error), error.filename or str(path))
 
 
 def save(content, path):
-    # Through memory: on a full disk torch.save into a file hides the reason, a plain write gives it.
+    # Serialise in memory first: on a full disk torch.save to a file hides the reason; a plain write gives it.
     buffer = io.BytesIO()
     torch.save(content, buffer)
     with atomic_write(path) as file:
@@ -64,34 +64,35 @@ def save(content, path):
 
 
 def load(path, on_disk=False):
-    """Tensors and plain values of a file that torch.save wrote; ValueError for anything else, pickled objects included, and for a wrong checksum.
+    """Load tensors and plain values of a file written by torch.save; ValueError for anything else.
 
-    `on_disk` leaves the tensors there until they are used, in files of today's format, and their checksums, which would take reading it all.
+    Pickled objects and wrong checksums are refused. With `on_disk`, files in the current format are memory-mapped: a
+    tensor is read when it is used. Checksums are then not checked, because that would read the whole file.
     """
     if not pathlib.Path(path).is_file():
         raise ValueError(f"{path} does not exist")
     try:
         archive = zipfile.is_zipfile(path)
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=on_disk and archive)
-        damaged = zipfile.ZipFile(path).testzip() if archive and not on_disk else None  # PyTorch does not look at checksums
+        damaged = zipfile.ZipFile(path).testzip() if archive and not on_disk else None  # PyTorch ignores checksums
     except Exception as error:
         raise ValueError(f"{path} cannot be read as a file of tensors ({type(error).__name__})") from error
     if damaged:
         raise ValueError(f"{path} is damaged: the checksum of {damaged} is wrong")
     if not all(map(is_plain, tree_leaves(content))):
-        raise ValueError(f"{path} holds tensors that are sparse, quantised, complex or larger than what is stored of them")
+        raise ValueError(f"{path} holds tensors that are sparse, quantised, complex, or larger than their stored data")
     return content
 
 
 def is_plain(value):
-    """Whether this is a tensor of numbers that all are in memory or on the disk, one by one, or no tensor."""
+    """Return whether a value is no tensor, or a dense real CPU tensor whose elements are all stored."""
     return not isinstance(value, torch.Tensor) or (
-        value.layout is torch.strided and value.device.type == "cpu" and not value.is_quantized and not value.is_complex()
-        and value.nbytes <= value.untyped_storage().nbytes())
+        value.layout is torch.strided and value.device.type == "cpu"
+        and not value.is_quantized and not value.is_complex() and value.nbytes <= value.untyped_storage().nbytes())
 
 
 def check_space(folder, size, what, remedy):
-    """ValueError when the disk of `folder` has less than `size` bytes free."""
+    """ValueError if the disk of `folder` has less than `size` bytes free."""
     free = shutil.disk_usage(folder).free
     if size > free:
         raise ValueError(f"{folder} has {free / 1e9:.1f} GB free and {what} needs {size / 1e9:.1f} GB: {remedy}")
@@ -112,9 +113,9 @@ def read_json(path):
 
 
 def lock(file, wait=True):
-    """Locks an open file for as long as it is open and its process lives; BlockingIOError where another process has the lock and this is not to wait.
+    """Lock an open file until it is closed or its process ends; BlockingIOError if it is locked and `wait` is false.
 
-    A file system without locks (NFS, Lustre, as some are mounted) gets a warning instead.
+    On a file system without locks (some NFS and Lustre mounts), print a warning instead.
     """
     try:
         fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -126,55 +127,58 @@ def lock(file, wait=True):
 
 @functools.cache
 def warn_of_no_locks():
-    print("warning: this file system has no locks: start no two commands of the same data or settings at a time", file=sys.stderr, flush=True)
+    print("warning: this file system has no locks: do not run two commands with the same data or settings at the same "
+          "time", file=sys.stderr, flush=True)
 
 
 def lock_folder(folder, name="lock", what="runs the same settings"):
-    """Refuses a second process; the lock lasts as long as the returned file is open."""
+    """Lock a folder against other processes while the returned file is open; ValueError if it is locked."""
     file = open(folder / name, "w")
     try:
         lock(file, wait=False)
     except BlockingIOError:
-        raise ValueError(f"another process {what} in {folder}") from None
-    return file  # goes with the process however it ends
+        raise ValueError(f"another process {what} in {folder}: wait for it to end") from None
+    return file  # the lock is released when the process ends in any way
 
 
 # ---------------------------------------------------------------- devices
 #
-# Besides the CPU PyTorch knows one accelerator in a process, that of torch.accelerator. What the kinds differ in is asked for here only:
+# A process has one type of accelerator besides the CPU: torch.accelerator. Only this section depends on the type:
 #
 #                     CPU           CUDA (also AMD's), XPU     MPS
-# memory of its own   no            yes                        no, the CPU's; Metal recommends how much of it to use
+# own memory          no            yes                        no, the CPU's; Metal recommends a limit
 # pinned memory       no            yes                        no
-# peak of memory      resident      allocated by PyTorch       resident: PyTorch counts none
+# peak memory         resident      allocated by PyTorch       resident (PyTorch does not count)
 # random state        torch's       one more                   one more
 
 def find_device(name):
-    """`cpu`, `cuda`, `cuda:1`, `mps` or `xpu` as a torch.device, an accelerator as the current one from now on; ValueError when there is none such, or
-    when it does not work.
+    """Return `cpu`, `cuda`, `cuda:1`, `mps` or `xpu` as a torch.device, and make an accelerator the current device.
 
-    Of torchrun's processes each has a `cuda` of its own.
+    ValueError if the device does not exist or does not work. Under torchrun, `cuda` is a different GPU on each rank.
     """
     if dist.is_torchelastic_launched() and os.environ["WORLD_SIZE"] != "1" and name not in ("cpu", "cuda"):
-        raise ValueError(f"--device {name} is one device, and there are several processes: give cuda or cpu")
-    here = ["cpu", *(f"{torch.accelerator.current_accelerator().type}:{number}" for number in range(torch.accelerator.device_count()))]
+        raise ValueError(f"--device {name} is a single device, but there are several processes: give cuda or cpu")
+    here = ["cpu", *(f"{torch.accelerator.current_accelerator().type}:{number}"
+                     for number in range(torch.accelerator.device_count()))]
     try:
-        device = torch.device(f"cuda:{os.environ['LOCAL_RANK']}" if name == "cuda" and dist.is_torchelastic_launched() else name)
+        device = torch.device(
+            f"cuda:{os.environ['LOCAL_RANK']}" if name == "cuda" and dist.is_torchelastic_launched() else name)
     except RuntimeError:
         device = None
     if device is None or device.type != "cpu" and f"{device.type}:{device.index or 0}" not in here:
-        raise ValueError(f"--device {name}: PyTorch {torch.__version__} sees no such device here, only {', '.join(here)}")
+        raise ValueError(f"--device {name}: PyTorch {torch.__version__} finds no such device here: "
+                         f"give one of {', '.join(here)}")
     if device.type != "cpu":
         try:
             torch.accelerator.set_device_index(device.index or 0)
             torch.zeros((), device=device)
-        except RuntimeError as error:  # of a driver or a card that is too old for this PyTorch, or a card that is not free
+        except RuntimeError as error:  # driver or card too old for this PyTorch, or the card is in use
             raise ValueError(f"--device {name} does not work here: {error}") from error
     return device
 
 
 def accelerators_in_use():
-    """PyTorch's module of the accelerator, such as {"cuda": torch.cuda}; empty until this process has used it."""
+    """Return PyTorch's module of the accelerator, e.g. {"cuda": torch.cuda}; empty until this process has used it."""
     if not torch.accelerator.is_available():
         return {}
     kind = torch.accelerator.current_accelerator().type
@@ -187,7 +191,7 @@ def has_own_memory(device):
 
 
 def accelerator_memory(device):
-    """Free and total bytes of an accelerator's memory."""
+    """Return free and total bytes of an accelerator's memory."""
     if device.type == "mps":
         total = torch.mps.recommended_max_memory()
         return total - torch.mps.driver_allocated_memory(), total
@@ -195,14 +199,14 @@ def accelerator_memory(device):
 
 
 def peak_memory(device):
-    """Peak bytes of this process: allocated on a device with memory of its own, else resident."""
+    """Return this process's peak bytes: allocated, on a device with its own memory; else resident."""
     if has_own_memory(device):
         return torch.get_device_module(device).max_memory_allocated(device)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def synchronize():
-    """Wait until the accelerator has done what it was given."""
+    """Wait until the accelerator has finished its queued work."""
     for module in accelerators_in_use().values():
         module.synchronize()
 
@@ -210,24 +214,25 @@ def synchronize():
 # ---------------------------------------------------------------- random state
 
 def seed_everything(seed):
-    torch.manual_seed(seed)  # every device's generator; nothing of ours draws from Python's or numpy's global ones
+    torch.manual_seed(seed)  # seeds all devices; this project does not use the global generators of Python and numpy
 
 
 def random_state():
-    """Of the CPU and of this process's accelerator."""
-    return {"cpu": torch.get_rng_state(), "accelerator": {kind: module.get_rng_state() for kind, module in accelerators_in_use().items()}}
+    """Return the random state of the CPU and of this process's accelerator."""
+    return {"cpu": torch.get_rng_state(),
+            "accelerator": {kind: module.get_rng_state() for kind, module in accelerators_in_use().items()}}
 
 
 def set_random_state(state):
     torch.set_rng_state(state["cpu"])
     for kind, module in accelerators_in_use().items():
-        if kind in state.get("accelerator", {}):  # not where another kind of device, or none, wrote the checkpoint
+        if kind in state.get("accelerator", {}):  # missing if another type of device wrote the checkpoint
             module.set_rng_state(state["accelerator"][kind])
 
 
 @contextlib.contextmanager
 def random_stream(seed):
-    """A stream of random numbers of its own: the state before is the state after."""
+    """Use a separate random stream within the block; restore the random state after it."""
     before = random_state()
     torch.manual_seed(seed)
     try:
@@ -237,14 +242,14 @@ def random_stream(seed):
 
 
 def stream_seed(*names):
-    """A seed for random_stream that is a function of `names`, words and numbers, and of nothing else."""
+    """Return a seed for random_stream: a function of `names` (words and numbers) only."""
     return int(hashlib.sha256(json.dumps(names).encode()).hexdigest()[:15], 16)
 
 
 # ---------------------------------------------------------------- tensors
 
 def tensors(values):
-    """All floating-point tensors of a nested state."""
+    """Return all floating-point tensors of a nested state."""
     if isinstance(values, torch.Tensor):
         return [values] if values.is_floating_point() else []
     items = values.values() if isinstance(values, dict) else values if isinstance(values, (list, tuple)) else []
@@ -252,5 +257,5 @@ def tensors(values):
 
 
 def finite(tensors):
-    """Whether all values are finite; by the largest, which is nan where one is: ten times as fast on a CPU as isfinite of each."""
+    """Return whether all values are finite; by the maximum, which keeps nan: 10 times as fast on a CPU as isfinite."""
     return all(tensor.abs().amax().isfinite() for tensor in tensors)

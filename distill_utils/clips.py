@@ -1,4 +1,4 @@
-"""Real clips as uint8: decoded once into a packed array on disk, or read from their JPEGs on the fly.
+"""Real clips as uint8: decoded once into a packed array on disk, or decoded from their JPEGs on demand.
 
 Letters: B batch, T frames, H = W = size pixels, K classes. Clips are (B, T, 3, H, W).
 """
@@ -31,29 +31,31 @@ from utils import check_space, has_own_memory, lock, read_json, save_json
 
 MEAN = torch.tensor((0.485, 0.456, 0.406)).view(3, 1, 1)
 STD = torch.tensor((0.229, 0.224, 0.225)).view(3, 1, 1)
-PACK_FORMAT = 2  # a new number makes all packs new
+PACK_FORMAT = 2  # a new number invalidates all packs
 
 
 def normalize(pixels):
-    """uint8 (..., 3, H, W) to float32: pixels / 255, minus ImageNet's mean, over its std."""
+    """Convert uint8 (..., 3, H, W) to float32: pixels / 255, minus ImageNet's mean, divided by its std."""
     return pixels.float().div_(255).sub_(MEAN.to(pixels.device)).div_(STD.to(pixels.device))
 
 
 def denormalize(values):
-    """The inverse of normalize, rounded and clamped to uint8."""
+    """Invert normalize; round and clamp to uint8."""
     values = values.detach().float()
     pixels = (values * STD.to(values.device) + MEAN.to(values.device)) * 255
     return pixels.round_().clamp_(0, 255).to(torch.uint8)
 
 
 class Clips:
-    """All clips of a `split`. labels, videos: (n,) int64 on the CPU, the class and the video of each clip."""
+    """All clips of a `split`. labels, videos: (n,) int64 on the CPU, the class and the video number of each clip."""
 
-    def __init__(self, take, resident, labels, videos, class_names, dataset, T, size, device, split="test", origin=None):
+    def __init__(self, take, resident, labels, videos, class_names, dataset, T, size, device,
+                 split="test", origin=None):
         self.take, self.resident = take, resident
         self.labels, self.videos, self.class_names, self.K = labels, videos, class_names, len(class_names)
-        self.origin = origin  # path of the pack and a digest of which of its clips these are
-        self.dataset, self.T, self.size, self.device, self.split, self.shown = dataset, T, size, device, split, slice(None)
+        self.origin = origin  # path of the pack, and a digest of which clips of the pack these are
+        self.dataset, self.T, self.size, self.device, self.split, self.shown = (
+            dataset, T, size, device, split, slice(None))
         starts = self.counts().cumsum(0) - self.counts()
         self.rank_in_class = torch.arange(len(labels)) - starts[labels.sort().values]  # of clips sorted by class
 
@@ -61,11 +63,11 @@ class Clips:
         return len(self.labels)
 
     def counts(self):
-        """Clips per class, (K,) int64."""
+        """Return the number of clips per class, (K,) int64."""
         return torch.bincount(self.labels, minlength=self.K)
 
     def gather(self, index):
-        """Clips by their numbers, an int64 CPU tensor (B,): uint8 (B, T, 3, H, W) on the device."""
+        """Return clips by index, an int64 CPU tensor (B,), as uint8 (B, T, 3, H, W) on the device."""
         if self.resident is not None:
             return self.resident.index_select(0, index.to(self.device))
         shape = (len(index), self.T, 3, self.size, self.size)
@@ -74,32 +76,32 @@ class Clips:
         return batch.to(self.device, non_blocking=batch.is_pinned())
 
     def draw(self, index, flip=None):
-        """Clips in normalised pixels, float32 (B, T, 3, H, W); those are mirrored left-right where `flip` (B,) is true."""
+        """Return clips in normalised pixels, float32 (B, T, 3, H, W), mirrored left-right where `flip` (B,) is true."""
         clips = self.gather(index)[:, self.shown]
         if flip is not None:
             chosen = torch.arange(len(index), device=self.device) + len(index) * flip.to(self.device)
-            # Copies whole clips: 8 times faster than torch.where.
+            # This copies whole clips: 8 times faster than torch.where.
             clips = torch.cat((clips, clips.flip(-1))).index_select(0, chosen)
         return normalize(clips)
 
     def reduced(self, n):
-        """The same clips of which only n frames are kept, each repeated (METHOD 7); all of them where n is None."""
+        """Return the same clips with only n frames kept, each repeated (METHOD 7); with n None, all frames."""
         clips = copy.copy(self)
         if n not in (None, self.T):
             clips.shown = repeated_frames(self.T, n).to(self.device)
         return clips
 
     def class_batch(self, per_class):
-        """Numbers of random clips without replacement, sorted by class: min(per_class, class size) of each."""
+        """Return indices of random clips without replacement, sorted by class: min(per_class, class size) each."""
         shuffled_in_class = (self.labels + torch.rand(len(self), dtype=torch.float64)).argsort()
         return shuffled_in_class[self.rank_in_class < per_class]
 
 
 def load_clips(dataset, *, split, pack=True, pack_path=None, device="cpu", workers=None, **settings):
-    """The clips of a split ("train", "validation" or "test") of a data set by its name; `settings` are those of `select`.
+    """Return the clips of a split ("train", "validation" or "test"); `settings` are those of `select`.
 
-    With `pack` the clips are decoded once, into a file under `pack_path`, and later calls read only a sample of the frame folders, to know the pack again.
-    ValueError names what is wrong with the list, a folder, a frame or a flag.
+    With `pack` the clips are decoded once into a file under `pack_path`. Later calls read only a sample of the frame
+    folders, to identify the pack. ValueError if the list, a folder, a frame or a flag is wrong.
     """
     check_positive(workers=workers)
     selection = select(dataset, split=split, **settings)
@@ -110,7 +112,7 @@ def load_clips(dataset, *, split, pack=True, pack_path=None, device="cpu", worke
         path = selection.pack(pack_path)
         packed = open_pack(path, selection.shape, lambda: FrameFolders(selection, workers))
         if stays_on_device(packed.clips[0].numel() * int(used.sum()), device):
-            resident = (packed.clips if used.all() else packed.clips[used]).to(device)  # indexing copies into memory first
+            resident = (packed.clips if used.all() else packed.clips[used]).to(device)  # indexing copies to RAM first
         else:
             take = packed.take
     else:
@@ -126,15 +128,15 @@ def load_clips(dataset, *, split, pack=True, pack_path=None, device="cpu", worke
 
 
 def taking(take, numbers):
-    """`take` of the clips `numbers` alone, counted from 0."""
+    """Restrict `take` to the clips `numbers`, counted from 0."""
     return lambda index, batch: take(numbers[index], batch)
 
 
 @dataclasses.dataclass(frozen=True)
 class Selection:
-    """What the clips of a split are, before any frame is read. positions: (videos, clips), where each starts in its video.
+    """The clips of a split, before any frame is read. positions: (videos, clips), the start of each clip in its video.
 
-    Of "train" these are all training videos, so that one pack serves whatever share is held out for validation.
+    For "train" this holds all training videos, so that one pack serves any share held out for validation.
     """
     row: DataSet
     split: str
@@ -145,7 +147,7 @@ class Selection:
 
     @property
     def used(self):
-        """Which of the clips are of the split, (n,) bool: not those of videos that are held out."""
+        """Return which clips belong to the split, (n,) bool: held-out videos do not."""
         return torch.from_numpy((self.videos.split == self.split).to_numpy().repeat(self.positions.shape[1]))
 
     @property
@@ -154,24 +156,26 @@ class Selection:
 
     @property
     def listed(self):
-        """Digest of what the list says of these videos, wherever their folders lie."""
+        """Digest of the list's rows for these videos, independent of where their folders are."""
         return digest(self.class_names, relative(self.videos.folder), self.videos.label.tolist())
 
     def pack(self, folder=None):
-        """Path of the pack, whether it is built or not: a function of the list, the clip rule, and what tells these frames from others."""
+        """Return the path of the pack, built or not: a function of the list, the clip rule and the frames' content."""
         row = self.row
-        seed = self.seed if self.split == "train" and row.rule == "stride" else None  # no other clips depend on it
-        key = digest(PACK_FORMAT, row.T, row.size, row.stride, row.rule, row.frame_names, self.positions.shape[1], seed, self.listed)
+        seed = self.seed if self.split == "train" and row.rule == "stride" else None  # other clips do not depend on it
+        key = digest(PACK_FORMAT, row.T, row.size, row.stride, row.rule, row.frame_names, self.positions.shape[1], seed,
+                     self.listed)
         return pack_folder(folder) / f"{row.name}_{self.split}_T{row.T}_{row.size}px_{key}_{self.content(folder)}.npy"
 
     def content(self, folder=None):
-        """A digest of the frames. Where they are gone, that of a pack in `folder` which was made of frames in this very place."""
+        """Return a digest of the frames. If they are deleted: that of a pack in `folder` made from this location."""
         folders = self.videos.folder.tolist()
         if found := content_digest(folders, self.row.elsewhere, self.row.frame_names):
             return found
         made = (read_json(path) for path in sorted(pack_folder(folder).glob(f"{self.row.name}_{self.split}_*.json")))
         same = {"listed": self.listed, "place": folders[0]}
-        return next((each["content"] for each in made if isinstance(each, dict) and "content" in each and each.items() >= same.items()), "absent")
+        return next((each["content"] for each in made
+                     if isinstance(each, dict) and "content" in each and each.items() >= same.items()), "absent")
 
 
 def pack_folder(folder):
@@ -179,7 +183,7 @@ def pack_folder(folder):
 
 
 def relative(folders):
-    """Paths below the last directory that all share."""
+    """Return the paths relative to the last directory that all share."""
     above = os.path.commonprefix([folders.min(), folders.max()]).rpartition("/")[0]
     return folders.str.removeprefix(above).tolist()
 
@@ -190,20 +194,23 @@ def digest(*values):
 
 def select(dataset, *, split, data_path=None, list_path=None, frames_path=None, T=None, size=None, stride=None,
            train_clips=1, test_clips=3, seed=0, validation=0.0, names=None):
-    """The Selection of a data set by its name; T, size and stride default to the data set's own. validation: share of the training videos that is
-    held out, or "list" for the list's own; its clips are chosen as test clips are. names: which images are frames, a glob."""
+    """Return the Selection of a data set; T, size and stride default to the data set's own.
+
+    validation: the share of training videos to hold out, or "list" for the list's own validation videos; their clips
+    are chosen like test clips. names: a glob that selects the frames among images.
+    """
     check_positive(frames=T, size=size, stride=stride, train_clips=train_clips, test_clips=test_clips)
     if seed < 0:
         raise ValueError(f"--seed {seed} must be at least 0")
     row = find_dataset(dataset)
     row = dataclasses.replace(row, T=T or row.T, size=size or row.size, stride=stride or row.stride, frame_names=names)
     if row.T == 1:
-        row = dataclasses.replace(row, rule="stride")  # static learning: a random frame, not the first
+        row = dataclasses.replace(row, rule="stride")  # static learning: a random frame instead of the first
     videos, class_names = read_videos(dataset, data_path, list_path, frames_path, validation)
     held_out = ["validation"] if split == "train" and validation not in (0, LIST) else []
     videos = videos[videos.split.isin([split, *held_out])]
     if videos.empty:
-        raise ValueError(f"the list of {dataset} has no {split} videos: give another one by --list_path")
+        raise ValueError(f"the list of {dataset} has no {split} videos: give another list by --list_path")
     clips = 1 if row.rule == "all" else train_clips if split == "train" else test_clips
     return Selection(row, split, videos, class_names, clip_positions(split, len(videos), clips, seed), seed)
 
@@ -215,14 +222,14 @@ def check_positive(**flags):
 
 
 def coin_flips(count):
-    """For each of `count` clips whether it is mirrored, with probability 1/2."""
+    """Draw for each of `count` clips whether it is mirrored, with probability 1/2."""
     return torch.rand(count) < 0.5
 
 
 # ---------------------------------------------------------------- frames
 
 class FrameFolders:
-    """Decodes the clips of a Selection from their frame folders."""
+    """Decoder of a Selection's clips from their frame folders."""
 
     def __init__(self, selection, workers):
         self.selection, self.positions, self.row = selection, selection.positions, selection.row
@@ -235,7 +242,7 @@ class FrameFolders:
             print(f"{self.stretched} of {len(folders)} videos have fewer than {self.row.T} frames and are stretched")
 
     def decode(self, video, clips=slice(None)):
-        """All clips of a video, or some of them: uint8 (n, T, 3, H, W). A frame of several clips is decoded once."""
+        """Return all or some clips of a video, uint8 (n, T, 3, H, W); decode a shared frame only once."""
         row, folder = self.row, self.folders[video]
         names = frame_names(folder, row.frame_names)
         numbers = clip_frames(len(names), row.T, row.stride, row.rule, self.positions[video, clips])
@@ -252,17 +259,17 @@ class FrameFolders:
 
 
 def mapped(pool, function, items, batch=1024):
-    """pool.map with no more than a batch of items in flight, so that memory does not grow with their number."""
+    """Like pool.map, with at most a batch of items in flight, so that memory does not grow with their number."""
     for start in range(0, len(items), batch):
         yield from pool.map(function, items[start:start + batch])
 
 
 def read_frame(path, size):
-    """An image file as uint8 RGB (3, size, size): the shorter side resized, the middle of the longer one."""
+    """Read an image as uint8 RGB (3, size, size): resize the shorter side, crop the middle of the longer side."""
     try:
         with Image.open(path) as image:
             image = ImageOps.fit(as_rgb(image), (size, size), method=Image.Resampling.BICUBIC)
-    except Exception as error:  # PIL's decoders raise errors of many kinds
+    except Exception as error:  # PIL's decoders raise many kinds of errors
         raise ValueError(f"{path} cannot be read as an image ({error})") from error
     return np.asarray(image).transpose(2, 0, 1)
 
@@ -270,17 +277,17 @@ def read_frame(path, size):
 # ---------------------------------------------------------------- the pack
 
 class Pack:
-    """All clips of a pack on its memory map: uint8 (n, T, 3, H, W), read from the disk as they are used."""
+    """All clips of a pack as a memory map: uint8 (n, T, 3, H, W), read from disk on use."""
 
     def __init__(self, array):
         self.array = array
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "The given NumPy array is not writable")  # nobody writes
+            warnings.filterwarnings("ignore", "The given NumPy array is not writable")  # it is never written
             self.clips = torch.from_numpy(array)
 
     def take(self, index, batch):
         """Copy the clips `index` (B,) into batch (B, T, 3, H, W)."""
-        # Asked for together, clips that are not in memory come from the disk side by side, fifteen times as fast as one page after another.
+        # Request all clips together: the disk then reads in parallel, 15 times as fast as one page after another.
         size, first = self.clips[0].numel(), self.array.offset
         for number in index.tolist():
             start = (first + number * size) // mmap.PAGESIZE * mmap.PAGESIZE
@@ -289,7 +296,7 @@ class Pack:
 
 
 def open_pack(path, shape, open_frames):
-    """The Pack at `path`; built first, from open_frames(), when it is not there."""
+    """Return the Pack at `path`; if it is missing, build it first from open_frames()."""
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         with locked(path.with_suffix(".lock")):
@@ -299,12 +306,12 @@ def open_pack(path, shape, open_frames):
     with open(path, "rb") as file:
         whole = file.read(len(header)) == header and path.stat().st_size == len(header) + math.prod(shape)
     if not whole:
-        raise ValueError(f"the pack {path} is damaged: delete it, the next run builds it again")
+        raise ValueError(f"the pack {path} is damaged: delete it, and the next run builds it again")
     return Pack(np.memmap(path, np.uint8, "r", len(header), shape))
 
 
 def pack_header(shape):
-    """What a pack begins with: that of a .npy file."""
+    """Return the header of a pack, which is a .npy file."""
     file = io.BytesIO()
     np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
     return file.getvalue()
@@ -312,7 +319,7 @@ def pack_header(shape):
 
 @contextlib.contextmanager
 def locked(path):
-    """One process at a time; the lock goes with its process however that ends."""
+    """Hold a lock on `path` within the block, waiting for another process; the lock ends with its process."""
     with open(path, "w") as file:
         try:
             lock(file, wait=False)
@@ -323,18 +330,19 @@ def locked(path):
 
 
 def build_pack(path, shape, frames):
-    """Decode all videos into `path`, by way of a file that is renamed when it is complete."""
+    """Decode all videos into `path` by way of a temporary file, which is renamed when complete."""
     temporary, start, size = path.with_suffix(".tmp"), time.monotonic(), math.prod(shape)
     try:
-        with open(temporary, "wb") as file:  # empties what a killed build left
+        with open(temporary, "wb") as file:  # truncates what a killed build left
             check_space(path.parent, size, "the pack", "give another --pack_path, or --no_pack")
             file.write(pack_header(shape))
             file.flush()
             write_clips(file.fileno(), file.tell(), frames, shape[0], path.stem)
             os.fsync(file.fileno())
         save_json({"clips": shape[0], "videos": len(frames.folders), "stretched": frames.stretched, "bytes": size,
-                   "seconds": round(time.monotonic() - start, 2), "listed": frames.selection.listed, "content": path.stem.rpartition("_")[2],
-                   "place": frames.selection.videos.folder.iloc[0]}, path.with_suffix(".json"))
+                   "seconds": round(time.monotonic() - start, 2), "listed": frames.selection.listed,
+                   "content": path.stem.rpartition("_")[2], "place": frames.selection.videos.folder.iloc[0]},
+                  path.with_suffix(".json"))
         os.replace(temporary, path)
     except OSError as error:
         raise OSError(error.errno, error.strerror or str(error), error.filename or str(path)) from error
@@ -343,17 +351,17 @@ def build_pack(path, shape, frames):
 
 
 def write_clips(file, offset, frames, clips, name):
-    """Decode in threads, each writing its video's clips in their place, so that memory stays flat."""
+    """Decode in threads; each writes its video's clips at their offset, so that memory stays constant."""
     per_video = clips // len(frames.folders)
 
     def write(video):
         data = memoryview(np.ascontiguousarray(frames.decode(video))).cast("B")
         place = offset + video * len(data)
-        while data:  # a nearly full disk takes part of it first
+        while data:  # a nearly full disk accepts only a part at first
             written = os.pwrite(file, data, place)
             data, place = data[written:], place + written
 
-    # A pool of its own: after an error it waits for its threads, so that none writes when the file is closed.
+    # Use a separate pool: after an error it waits for its threads, so that none writes after the file is closed.
     bar = progress(total=clips, desc=f"packing {name}", unit="clip")
     with bar, concurrent.futures.ThreadPoolExecutor(frames.workers) as pool:
         for _ in mapped(pool, write, range(len(frames.folders))):

@@ -1,6 +1,6 @@
-"""Data sets as frame folders and lists: the table, the readers, the choice of a clip's frames.
+"""Data sets as frame folders and lists: the table of data sets, the list readers, the frames of a clip.
 
-Letters: T frames of a clip. Nothing here opens an image; reading a list touches no frame folder.
+Letters: T frames of a clip. Nothing here opens an image. Reading a list does not read any frame folder.
 """
 import collections
 import csv
@@ -19,11 +19,11 @@ from utils import ROOT, read_json
 
 DATA_PATH = ROOT / "distill_utils" / "data"
 LIST_COLUMNS = ("folder_name", "label", "split")
-GROUP = "group"  # a further column of a list: videos of one person or source, which a hold-out keeps together
+GROUP = "group"  # optional column of a list: videos of one person or source; a hold-out keeps them together
 SPLITS = {"train": "train", "test": "test", "val": "validation", "validate": "validation", "validation": "validation"}
 LIST = "list"  # --validation: the list's own validation videos
 CLASS_LIST = "class_list.json"  # of SSv2
-OUTSIDE = r"^/|^\.?$|(?:^|/)\.\.(?:/|$)|\0"  # absolute, empty, or climbing out of the frames' directory
+OUTSIDE = r"^/|^\.?$|(?:^|/)\.\.(?:/|$)|\0"  # absolute, empty, or outside the directory of the frames
 
 
 # ---------------------------------------------------------------- lists: path -> table of folder, label, split
@@ -31,17 +31,18 @@ OUTSIDE = r"^/|^\.?$|(?:^|/)\.\.(?:/|$)|\0"  # absolute, empty, or climbing out 
 def read_table(path, columns, optional=()):
     try:
         with warnings.catch_warnings(record=True) as lost:
-            warnings.simplefilter("always", pd.errors.ParserWarning)  # of rows longer than the header, whose ends are left out
+            warnings.simplefilter("always", pd.errors.ParserWarning)  # pandas truncates rows longer than the header
             rows = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig", index_col=False)
         if lost:
             refuse_long_rows(path)
-    except (ValueError, csv.Error) as error:  # not text, ragged rows, no rows at all
+    except (ValueError, csv.Error) as error:  # not text, ragged rows, or no rows
         raise ValueError(f"{path} cannot be read as a csv list ({error})") from error
     missing = [column for column in columns if column not in rows]
     if missing:
         raise ValueError(f"{path} has no column {', '.join(missing)}: its header must name {','.join(columns)}")
     columns = [*columns, *(column for column in optional if column in rows)]
-    return rows[columns].fillna("").astype(object)  # rows that end early; of plain strings, which are read twice as fast as pandas' own
+    # fillna: rows may end early. Plain strings are read twice as fast as pandas' own.
+    return rows[columns].fillna("").astype(object)
 
 
 def refuse_long_rows(path):
@@ -49,7 +50,7 @@ def refuse_long_rows(path):
         header, *rows = csv.reader(file)
     for number, row in enumerate(rows, start=1):
         if any(row[len(header):]):
-            raise ValueError(f"row {number} has more fields than the header: a comma within one needs quotes around it")
+            raise ValueError(f"row {number} has more fields than the header: put quotes around a field with a comma")
 
 
 def read_csv(path):
@@ -65,14 +66,19 @@ def read_kinetics(path):
 
 
 def read_ssv2(path):
-    """annot_<split>.json; class_list.json beside it names the classes, in the order of their numbers where the videos have these (the authors' tree)."""
+    """Read annot_<split>.json and class_list.json beside it, which names the classes.
+
+    Videos that give class numbers (the authors' files) count in the order of class_list.json.
+    """
     videos, classes = read_json(path), read_json(path.with_name(CLASS_LIST))
     if not isinstance(classes, (list, dict)):
         raise ValueError(f"{path.with_name(CLASS_LIST)} is not a list of classes")
     try:
-        named = {number: name for name, number in classes.items()} if isinstance(classes, dict) else dict(enumerate(classes))
+        named = ({number: name for name, number in classes.items()} if isinstance(classes, dict)
+                 else dict(enumerate(classes)))
         rows = pd.DataFrame({"folder": [str(video["id"]) for video in videos],
-                             "label": [str(named.get(video["class"], video["class"])) for video in videos]}, dtype=object)
+                             "label": [str(named.get(video["class"], video["class"])) for video in videos]},
+                            dtype=object)
     except (TypeError, KeyError):
         raise ValueError(f"{path} is not a list of videos with an id and a class") from None
     unknown = rows.label[~rows.label.isin(list(map(str, classes)))]
@@ -86,18 +92,18 @@ def read_ssv2(path):
 @dataclasses.dataclass(frozen=True)
 class DataSet:
     name: str
-    root: str  # under the data path
-    frames: str  # directory of the frame folders, under root
-    lists: tuple  # files, under root; A|B is A, or else B
+    root: str  # below the data path
+    frames: str  # directory of the frame folders, below root
+    lists: tuple  # files, below root; A|B means A, or else B
     T: int
     size: int  # pixels
-    rule: str = "stride"  # or "all": the clip spreads over all stored frames
-    stride: int = 4  # frames from one frame of a clip to the next, where the video is long enough
+    rule: str = "stride"  # or "all": the clip is spread over all stored frames
+    stride: int = 4  # frames between two frames of a clip, if the video is long enough
     reader: Callable = read_csv
-    elsewhere: str = ""  # a directory to look in for folders that are not where the list puts them
-    frame_names: str | None = None  # which images of a folder are its frames: a glob, where their names do not tell
-    headline: str = "top1"  # or "top5": the accuracy to quote
-    directed: bool = False  # classes tell left from right, so that a strategy of augmentation must not mirror
+    elsewhere: str = ""  # directory to search for folders that are not where the list puts them
+    frame_names: str | None = None  # glob that selects the frames among a folder's images, if names are ambiguous
+    headline: str = "top1"  # or "top5": the accuracy to report
+    directed: bool = False  # classes distinguish left from right: augmentation must not mirror
     remedy: str = "put it there, or give --data_path"
 
 
@@ -111,7 +117,7 @@ TABLE = (
             reader=read_ssv2, elsewhere="jpegs_112", headline="top5", directed=True),
     DataSet("toy", "toy", "jpegs_64", ("toy_splits1.csv",), T=8, size=64, stride=1,
             remedy="make it by `python -m distill_utils.toy`"),
-    DataSet("custom", "", "", (), T=8, size=64),  # a folder of one's own: frames and list are found in it
+    DataSet("custom", "", "", (), T=8, size=64),  # the user's own folder: frames and list are found in it
 )
 DATASETS = {dataset.name: dataset for dataset in TABLE}
 
@@ -125,15 +131,15 @@ def find_dataset(name):
 # ---------------------------------------------------------------- videos of a data set
 
 def read_videos(dataset, data_path=None, list_path=None, frames_path=None, validation=0.0):
-    """The videos of a data set by its name, in list order, and the names of its classes, sorted.
+    """Return the videos of a data set in list order, and its class names, sorted.
 
-    Returns a table with the columns folder (path of the video's frames), label (name of its class), split ("train", "test", or "validation" for
-    those of the list, or for a share `validation` of each class's training videos) and, where the list has it, group; and the list of names.
-    ValueError for a list that is missing or breaks a rule.
+    The videos are a table with the columns folder (path of the frames), label (class name), split and, if the list has
+    it, group. The split is "train", "test" or "validation". Validation videos are the list's own, or a share
+    `validation` of each class's training videos. ValueError for a list that is missing or breaks a rule.
     """
     dataset = find_dataset(dataset)
     if dataset.name == "custom" and data_path is None:
-        raise ValueError("--dataset custom needs --data_path, the folder with its frames and its list")
+        raise ValueError("--dataset custom needs --data_path: give the folder of its frames and its list")
     root = pathlib.Path(data_path or DATA_PATH).absolute() / dataset.root
     if list_path:
         lists = [pathlib.Path(list_path).absolute()]
@@ -152,35 +158,44 @@ def read_videos(dataset, data_path=None, list_path=None, frames_path=None, valid
     return videos.copy(deep=False), list(class_names)
 
 
-@functools.lru_cache(maxsize=1)  # a script asks several times, and a list of 240,000 videos takes a second
+@functools.lru_cache(maxsize=1)  # a script asks several times; a list of 240,000 videos takes one second
 def read_lists(dataset, lists, frames, written, validation):
-    """As read_videos, of these files; `written` tells what stands in them now from what stood there before."""
+    """Do the work of read_videos on these files; `written` (times, sizes) invalidates the cache when a file changes."""
     videos = pd.concat([checked(dataset.reader(path), path) for path in lists], ignore_index=True)
     class_names = check_together(videos, " and ".join(str(path) for path in lists))
     has_own = (videos.split == "validation").any()
     if has_own and validation not in (0, LIST):
-        raise ValueError(f"--validation {validation:g}: the list has validation videos of its own: give --validation {LIST}")
+        raise ValueError(f"--validation {validation:g}: the list has its own validation videos: "
+                         f"give --validation {LIST}")
     if validation == LIST and not has_own:
-        raise ValueError(f"--validation {LIST}: the list has no validation videos, besides test videos: give a share of the training videos")
+        raise ValueError(f"--validation {LIST}: the list has no validation videos besides the test videos: "
+                         "give a share of the training videos")
     if validation and validation != LIST:
         videos = videos.assign(split=hold_out(videos, validation))
     return videos.assign(folder=f"{frames}/" + videos.folder), class_names
 
 
 def hold_out(videos, share):
-    """The splits, in which "validation" takes the place of "train" for about a share of each class's training videos (METHOD 12): whole groups where
-    the list names them, else single videos. A function of the list and the share alone, so that runs of any seed hold out the same videos."""
+    """Return the splits with about a share of each class's training videos moved to "validation" (METHOD 12).
+
+    Whole groups are moved if the list names them, else single videos. The result depends on the list and the share
+    only, so that runs of any seed hold out the same videos.
+    """
     train = videos[videos.split == "train"]
     groups = train[GROUP].where(train[GROUP] != "", train.folder) if GROUP in train else train.folder
     chosen = choose_groups(train.label, groups, share, seed=0)
     if not chosen:
-        raise ValueError(f"--validation {share:g}: no group of training videos can be held out: the share is too small, or a class would be left untrained")
+        raise ValueError(f"--validation {share:g}: no group of training videos can be held out: the share is too "
+                         "small, or a class would be left without training videos")
     return videos.split.mask(groups.isin(chosen).reindex(videos.index, fill_value=False), "validation")
 
 
 def choose_groups(labels, groups, share, seed):
-    """Names of the groups of videos to set apart: in random order, each that brings the classes' videos set apart nearer to `share` and leaves all of
-    its own classes some videos. labels, groups: of each video."""
+    """Return the names of the groups of videos to set aside; labels, groups: of each video.
+
+    Groups are visited in random order. A group is chosen if it brings the classes closer to `share`, and if it leaves
+    some videos in each of its classes.
+    """
     members, left = {}, collections.Counter(labels)
     for label, group in zip(labels, groups):
         members.setdefault(group, collections.Counter())[label] += 1
@@ -197,7 +212,7 @@ def choose_groups(labels, groups, share, seed):
 
 
 def checked(videos, path):
-    """One list's videos with clean folder and split names; ValueError for a row that breaks a rule."""
+    """Return one list's videos with clean folder and split names; ValueError for a row that breaks a rule."""
     def refuse(wrong, why):
         if wrong.any():
             row = videos[wrong].iloc[0]
@@ -207,7 +222,8 @@ def checked(videos, path):
         raise ValueError(f"{path} lists no videos")
     folders = videos.folder.tolist()
     if not tidy(folders):
-        refuse(videos.folder.str.contains(OUTSIDE, regex=True), "the folder name {folder!r} does not stay inside the frames' directory")
+        refuse(videos.folder.str.contains(OUTSIDE, regex=True),
+               "the folder name {folder!r} leaves the directory of the frames")
         folders = [posixpath.normpath(name) for name in folders]
     refuse(videos.label == "", "{folder} has no label")
     refuse(~videos.split.isin(list(SPLITS)), "the split {split!r} is unknown: choose from " + ", ".join(SPLITS))
@@ -215,19 +231,19 @@ def checked(videos, path):
 
 
 def known_splits(splits):
-    """"train", "validation" and "test" for the names that lists use: a list that has no test videos is tested on its validation videos."""
+    """Map the lists' split names to "train", "validation" and "test"; without test videos, validation becomes test."""
     splits = splits.map(SPLITS).astype(object)
     return splits if (splits == "test").any() else splits.replace("validation", "test")
 
 
 def tidy(folders):
-    """Whether no name has an empty, hidden, `.` or `..` part; all at once, since a list may have a million."""
+    """Return whether no name has an empty, hidden, `.` or `..` part; in one pass, for lists of a million names."""
     text = "\n".join(["", *folders, ""])
     return not any(odd in text for odd in ("//", "/\n", "\n/", "\n\n", "/.", "\n.", "\0"))
 
 
 def check_together(videos, where):
-    """The sorted class names; ValueError when a video is listed twice or a class cannot be learned."""
+    """Return the sorted class names; ValueError if a video is listed twice or a class has no training videos."""
     twice = videos.folder[videos.folder.duplicated()]
     if len(twice):
         raise ValueError(f"{where}: {twice.iloc[0]} is listed more than once "
@@ -240,16 +256,18 @@ def check_together(videos, where):
 
 
 def find_list(root, names):
-    """The list that goes by one of these names, the first where none is there; ValueError for two that are not the same."""
+    """Return the list with one of these names, or the first name if none exists; ValueError if two differ."""
     found = [root / name for name in names if (root / name).is_file()]
     if len(found) > 1 and len({path.read_bytes() for path in found}) > 1:
-        raise ValueError(f"{found[0]} and {found[1].name} beside it are different lists of one data set: choose by --list_path")
+        raise ValueError(f"{found[0]} and {found[1].name} beside it are different lists of one data set: "
+                         "choose one by --list_path")
     return found[0] if found else root / names[0]
 
 
 def only_list(root):
     check_directory(root)
-    paths = [path for path in sorted(root.glob("*.csv")) if is_visible(path.name) and set(LIST_COLUMNS) <= header(path)]
+    paths = [path for path in sorted(root.glob("*.csv"))
+             if is_visible(path.name) and set(LIST_COLUMNS) <= header(path)]
     return only(paths, f"list (a csv with the columns {','.join(LIST_COLUMNS)})", root, "--list_path")
 
 
@@ -262,7 +280,7 @@ def only_directory(root):
 def only(paths, what, root, flag):
     if len(paths) != 1:
         found = ", ".join(path.name for path in paths) or "none"
-        raise ValueError(f"{root} should hold one {what}, found {found}: name it by {flag}")
+        raise ValueError(f"{root} should hold one {what}, but holds {found}: choose one by {flag}")
     return paths[0]
 
 
@@ -279,9 +297,9 @@ def header(path):
 # ---------------------------------------------------------------- frames of a clip
 
 def clip_positions(split, videos, clips, seed):
-    """Where the clips of each video start, between its first (0) and its last (1) valid start: (videos, clips) float64.
+    """Return the start of each clip, from 0 (first valid start) to 1 (last valid start): (videos, clips) float64.
 
-    At random in training, in list order from a stream of its own; evenly spaced in testing, one clip in the middle.
+    Training: random, in list order, from a separate random stream. Testing: evenly spaced; one clip is in the middle.
     """
     if split == "train":
         return np.random.default_rng(seed).random((videos, clips))
@@ -289,9 +307,9 @@ def clip_positions(split, videos, clips, seed):
 
 
 def clip_frames(length, T, stride, rule, positions):
-    """Frame numbers (n, T) of n clips of a video of `length` frames, started at n `positions` in [0, 1].
+    """Return the frame numbers (n, T) of n clips of a video of `length` frames, at n `positions` in [0, 1].
 
-    A video shorter than T frames is stretched. Rule "all" spreads the clip over the video whatever the position.
+    A video shorter than T frames is stretched. Rule "all" spreads the clip over the video and ignores the position.
     """
     positions = np.asarray(positions)
     if rule == "all" or length < T:

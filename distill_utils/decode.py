@@ -1,8 +1,8 @@
-"""Videos to frame folders: any file that FFmpeg reads, by way of PyAV.
+"""Decode videos into frame folders: any file that FFmpeg reads, through PyAV.
 
-Files are untrusted: only containers of video files are opened, no playlist or URL that names other files, and a file whose
-end is missing is refused, which FFmpeg by itself passes over in Matroska and AVI. What is stored is what a player shows: the
-container's best video stream, the frames that its edit list leaves, turned and mirrored as its display matrix says.
+Files are untrusted. Only containers of video files are opened, no playlist or URL that names other files. A file whose
+end is missing is refused; FFmpeg alone accepts one in Matroska and AVI. The stored frames are those that a player
+shows: from the container's best video stream, within its edit list, rotated and mirrored by its display matrix.
 """
 import collections
 import dataclasses
@@ -21,25 +21,26 @@ from PIL import Image
 
 from distill_utils.datasets import clip_frames
 
-CONTAINERS = {"format_whitelist": "avi,mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,mpeg,mpegts,flv,asf,ogg", "protocol_whitelist": "file"}
-MOST_PIXELS = 100_000_000  # of a frame: about 12K; decoders keep sixteen and more of them
-MOST_SIDE = 65_500  # of a JPEG, pixels
-PICTURES = av.stream.Disposition.attached_pic | av.stream.Disposition.timed_thumbnails  # streams that are none of the video
-LEAST = 0.9  # share of the frames that a header promises: encoders' own counts are off by a few
+CONTAINERS = {"format_whitelist": "avi,mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,mpeg,mpegts,flv,asf,ogg",
+              "protocol_whitelist": "file"}
+MOST_PIXELS = 100_000_000  # per frame: about 12K; decoders hold sixteen frames and more
+MOST_SIDE = 65_500  # pixels, the limit of JPEG
+PICTURES = av.stream.Disposition.attached_pic | av.stream.Disposition.timed_thumbnails  # streams of other pictures
+LEAST = 0.9  # required share of the frames that the header states: encoders' counts are off by a few
 
-av.logging.set_level(av.logging.ERROR)  # so that errors carry FFmpeg's reason
-logging.getLogger("libav").setLevel(logging.CRITICAL + 1)  # and it is not printed as well
-# A frame's side data cannot be read where it has a kind that FFmpeg knows and PyAV does not, as EXIF: they pass for one that is not looked at.
+av.logging.set_level(av.logging.ERROR)  # so that errors contain FFmpeg's reason
+logging.getLogger("libav").setLevel(logging.CRITICAL + 1)  # and FFmpeg does not print it too
+# PyAV fails to read side data of kinds that only FFmpeg knows, such as EXIF: map these to a kind that is not used here.
 SideData._missing_ = classmethod(lambda kinds, number: kinds.SEI_UNREGISTERED)
 
 
 class Broken(ValueError):
-    """A video that cannot be decoded to its end; the message is the reason."""
+    """A video that cannot be decoded to its end; the message gives the reason."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Picture:
-    """How a frame is stored. resize: (width, height), whatever the video's, or the pixels of the shorter side; crop: the middle square."""
+    """How to store frames. resize: (width, height), or the shorter side in pixels; crop: side of the middle square."""
     resize: tuple | int
     crop: int | None = None
     quality: int = 95  # of the JPEG
@@ -50,33 +51,34 @@ class Picture:
             raise ValueError(f"--crop {self.crop} does not fit into frames resized to {'x'.join(map(str, sides))}")
 
     def scaled(self, width, height):
-        """The (width, height) that frames of this size on the screen are resized to."""
+        """Return the (width, height) to which frames of this display size are resized."""
         if not isinstance(self.resize, int):
             return self.resize
         factor = self.resize / min(width, height)
         return max(self.resize, round(width * factor)), max(self.resize, round(height * factor))
 
     def cropped(self, pixels):
-        """The middle square of (H, W, 3)."""
+        """Return the middle square of (H, W, 3)."""
         if self.crop is None:
             return pixels
         top, left = (pixels.shape[0] - self.crop) // 2, (pixels.shape[1] - self.crop) // 2
         return pixels[top:top + self.crop, left:left + self.crop]
 
     def jpeg(self, pixels):
-        """The file of uint8 RGB (H, W, 3), as bytes."""
+        """Encode uint8 RGB (H, W, 3) as JPEG; return its bytes."""
         file = io.BytesIO()
         Image.fromarray(np.ascontiguousarray(self.cropped(pixels))).save(file, "JPEG", quality=self.quality)
         return file.getvalue()
 
 
 def make_folder(job):
-    """The frame folder of a video, whole or not at all, from the first of its files that can be decoded. Returns why there is none, or None.
+    """Make a video's frame folder, complete or not at all; return None, or the reason why there is none.
 
-    job: (files, folder, a folder of its own to write in, Picture, T), as one value for a process to take.
+    The frames come from the first of the video's files that can be decoded. job: (files, folder, temporary folder to
+    write in, Picture, T), as one value to send to a process.
     """
     paths, folder, partial, picture, T = job
-    if folder.is_dir():  # made just before another job's crash took the answer
+    if folder.is_dir():  # another job's crash lost the answer after the folder was made
         return None
     reasons = []
     for path in paths:
@@ -92,9 +94,10 @@ def make_folder(job):
 
 
 def extract(path, folder, picture, T=None):
-    """Write a video's frames, or T evenly spaced ones (all of a video that has fewer), as frame000001.jpg … of a new folder.
+    """Write all frames of a video, or T evenly spaced ones, as frame000001.jpg … into a new folder.
 
-    Returns (frames written, frames of the video). Broken says why a video cannot be decoded; an OSError is that of writing.
+    A video with fewer than T frames is written completely. Returns (frames written, frames of the video). Broken gives
+    the reason why a video cannot be decoded; an OSError comes from writing.
     """
     length = None if T is None else count_packets(path)
     while True:
@@ -108,12 +111,12 @@ def extract(path, folder, picture, T=None):
                 pathlib.Path(folder, f"frame{written:06d}.jpg").write_bytes(picture.jpeg(pixels))
         if T is None or number + 1 == length:
             return written, number + 1
-        length = number + 1  # packets are not always frames: now it is known
+        length = number + 1  # packets are not always frames: now the number of frames is known
 
 
 def frames(path, picture, wanted=None):
-    """Yield the frames in the order of showing, upright and resized, uint8 RGB (H, W, 3); None for one whose number is not `wanted`."""
-    reformatter = VideoReformatter()  # one for all: it keeps its tables
+    """Yield frames in display order, upright and resized, uint8 RGB (H, W, 3); None if the number is not `wanted`."""
+    reformatter = VideoReformatter()  # shared by all frames: it keeps its tables
     for number, (frame, aspect) in enumerate(decoded(path)):
         if wanted is not None and number not in wanted:
             yield None
@@ -130,28 +133,29 @@ def frames(path, picture, wanted=None):
         try:
             small = reformatter.reformat(frame, width, height, "rgb24", interpolation="BICUBIC", threads=1)
         except av.FFmpegError as error:
-            raise Broken(f"{reason(error)} in resizing") from error
+            raise Broken(f"{reason(error)} during resizing") from error
         pixels = small.to_ndarray()
         yield (pixels.swapaxes(0, 1) if transposed else pixels)[::-1 if mirrored[1] else 1, ::-1 if mirrored[0] else 1]
 
 
 def orientation(frame):
-    """What brings a frame upright: whether its rows and columns change places, and then (left and right, top and bottom) whether these do."""
+    """Return how to make a frame upright: (transpose, (mirror left-right, mirror top-bottom)), in this order."""
     data = frame.side_data.get(SideData.DISPLAYMATRIX)
     if data is None:
         return False, (False, False)
-    a, b, _, c, d, *_ = np.frombuffer(bytes(data), np.int32).tolist()  # of AVFrame: x' = ax + cy, y' = bx + dy
+    a, b, _, c, d, *_ = np.frombuffer(bytes(data), np.int32).tolist()  # AVFrame: x' = ax + cy, y' = bx + dy
     transposed = abs(b) + abs(c) > abs(a) + abs(d)
     return transposed, ((c < 0, b < 0) if transposed else (a < 0, d < 0))
 
 
 def decoded(path):
-    """Yield (frame, aspect of its pixels), PyAV's; Broken where that ends early."""
+    """Yield (frame, pixel aspect ratio) of PyAV; Broken if the video ends early."""
     with opened(path) as (container, stream):
         packets, number, begin, end, aspect = 0, 0, math.inf, 0, float(stream.sample_aspect_ratio or 1)
         for packet in container.demux():
             if packet.pts is not None:
-                begin = min(begin, float((packet.pts if packet.dts is None else min(packet.pts, packet.dts)) * packet.time_base))
+                begin = min(begin, float((packet.pts if packet.dts is None else min(packet.pts, packet.dts))
+                                         * packet.time_base))
                 end = max(end, float((packet.pts + (packet.duration or 0)) * packet.time_base))
             if packet.stream is stream:
                 packets += packet.size > 0
@@ -165,30 +169,30 @@ def decoded(path):
         if not number:
             raise Broken("holds no frames")
         seconds, lasted = (container.duration or 0) / av.time_base, max(0, end - begin)
-        reached = max(packets, lasted * float(stream.average_rate or 0))  # AVI leaves out frames that repeat the last one
+        reached = max(packets, lasted * float(stream.average_rate or 0))  # AVI omits repeated frames
         if reached < LEAST * stream.frames and (packets := count_all_packets(path)) < LEAST * stream.frames:
             raise Broken(f"ends after {packets} of {stream.frames} frames")
-        frame = 1.5 / float(stream.average_rate or 1)  # seconds: some containers do not say how long the last one is shown
-        if begin < seconds:  # of pieces cut out of a longer recording Matroska may count from the recording's start
+        frame = 1.5 / float(stream.average_rate or 1)  # seconds: some containers omit the last frame's duration
+        if begin < seconds:  # in clips of a longer recording, Matroska may count from the recording's start
             seconds -= max(0, begin)
-        if not stream.frames and lasted + frame < LEAST * seconds:  # Matroska counts seconds only
+        if not stream.frames and lasted + frame < LEAST * seconds:  # Matroska states seconds only
             raise Broken(f"ends after {lasted:.1f} of {seconds:.1f} seconds")
 
 
 def count_packets(path):
-    """About the number of frames, without decoding any; at least 1."""
+    """Return the approximate number of frames without decoding, at least 1."""
     with opened(path) as (container, stream):
         return max(1, sum(packet.size > 0 and not packet.is_discard for packet in container.demux(stream)))
 
 
 def count_all_packets(path):
-    """As count_packets, also those that the edit list of an mp4 or mov file leaves out: what is there of its stream.frames."""
+    """Like count_packets, including packets that the edit list of an mp4 or mov file excludes, as in stream.frames."""
     with opened(path, ignore_editlist="1") as (container, stream):
         return sum(packet.size > 0 for packet in container.demux(stream))
 
 
 class opened:
-    """A video file as (container, video stream); all that FFmpeg refuses within is Broken. `options` are those of its demuxer."""
+    """Open a video file as (container, video stream); FFmpeg's errors inside become Broken; options: the demuxer's."""
 
     def __init__(self, path, **options):
         self.path, self.options = path, options
@@ -213,11 +217,16 @@ class opened:
 
 
 def open_container(path, **options):
-    return av.open(os.fspath(path), container_options=CONTAINERS | options, metadata_errors="replace")  # titles may be in any encoding
+    # Titles may have any encoding.
+    return av.open(os.fspath(path), container_options=CONTAINERS | options, metadata_errors="replace")
 
 
 def video_stream(container, path):
-    """The video: not a picture beside it. Of several streams FFmpeg's choice (the default one, the one of more frames), if it holds more than one frame."""
+    """Return the video stream, not a stream of cover pictures.
+
+    Of several streams this is FFmpeg's choice (the default one, the one with more frames) if it has more than one
+    frame.
+    """
     streams = [stream for stream in container.streams.video if not stream.disposition & PICTURES]
     if not streams:
         raise Broken("has no video stream")
@@ -226,18 +235,20 @@ def video_stream(container, path):
         lengths = packets_of_streams(path)
         streams = [stream for stream in streams if lengths[stream.index] > 1] or streams
     best = container.streams.best("video")
-    stream = best if best in streams else max(streams, key=lambda stream: stream.disposition & av.stream.Disposition.default)
+    stream = best if best in streams else max(
+        streams, key=lambda stream: stream.disposition & av.stream.Disposition.default)
     if stream.codec_context is None:
         raise Broken("has a video stream of an unknown codec")
     if not 0 < stream.width * stream.height <= MOST_PIXELS:
-        raise Broken(f"has frames of {stream.width}×{stream.height} pixels (1 to {MOST_PIXELS:,} in all can be decoded)")
-    stream.codec_context.options = {"max_pixels": str(MOST_PIXELS)}  # of any frame, whatever the header says
-    stream.codec_context.thread_count = 1  # the cores take a video each
+        raise Broken(f"has frames of {stream.width}×{stream.height} pixels: "
+                     f"a frame can be decoded if it has 1 to {MOST_PIXELS:,} pixels")
+    stream.codec_context.options = {"max_pixels": str(MOST_PIXELS)}  # for every frame, whatever the header says
+    stream.codec_context.thread_count = 1  # each core decodes another video
     return stream
 
 
 def packets_of_streams(path):
-    """{index of a stream: its packets}."""
+    """Return {stream index: number of its packets}."""
     try:
         with open_container(path) as container:
             return collections.Counter(packet.stream.index for packet in container.demux() if packet.size)
@@ -249,5 +260,5 @@ def reason(error):
     text = getattr(error, "strerror", None) or str(error) or type(error).__name__
     log = getattr(error, "log", None)
     if log and "not on whitelist" in log[2]:
-        return "is no container of videos"
+        return "is not a video container"
     return " ".join(f"{text} ({log[2].strip()})".split()) if log else text

@@ -1,10 +1,10 @@
-"""A distilled set as videos that a player shows, or as arrays.
+"""Export a distilled set as videos that a player shows, or as arrays.
 
     python -m distill_utils.export RUN --format mp4|gif|npz|pt [--out DIR]
 
-Every video that the set can show is written, of a static-dynamic set each pair of memories. mp4 and gif are a file each,
-<class>_<number>; npz and pt are one file: videos uint8 (n, T, H, W, 3), or float32 (n, T, 3, H, W) in normalised pixels; labels, class_names, and
-soft_labels float32 (n, K) where the set's labels were learned.
+Every video of the set is written; for a static-dynamic set, every pair of memories. mp4 and gif: one file per video,
+<class>_<number>. npz and pt: one file with videos, labels and class_names, and soft_labels float32 (n, K) if the set's
+labels were learned. videos are uint8 (n, T, H, W, 3) in npz, and float32 (n, T, 3, H, W) in normalised pixels in pt.
 """
 import argparse
 import io
@@ -29,7 +29,8 @@ def main(args):
     synset, content = load_set(args.run)
     videos, labels = synset.every()
     names = content["class_names"]
-    learned = {} if synset.soft_labels is None else {"soft_labels": synset.scores().repeat_interleave(len(videos) // len(synset), 0)}
+    learned = {} if synset.soft_labels is None else {
+        "soft_labels": synset.scores().repeat_interleave(len(videos) // len(synset), 0)}
     folder = (args.out or (args.run if args.run.is_dir() else args.run.parent) / f"export_{args.format}")
     folder.mkdir(parents=True, exist_ok=True)
     pixels = denormalize(videos).permute(0, 1, 3, 4, 2).numpy()            # (n, T, H, W, 3) uint8
@@ -37,7 +38,8 @@ def main(args):
         save({"videos": videos.clone(), "labels": labels, "class_names": names, **learned}, folder / "distilled.pt")
     elif args.format == "npz":
         with atomic_write(folder / "distilled.npz") as file:
-            np.savez_compressed(file, videos=pixels, labels=labels.numpy(), class_names=np.array(names), **{name: values.numpy() for name, values in learned.items()})
+            np.savez_compressed(file, videos=pixels, labels=labels.numpy(), class_names=np.array(names),
+                                **{name: values.numpy() for name, values in learned.items()})
     else:
         numbers = [int((labels[:place] == label).sum()) for place, label in enumerate(labels)]
         files = file_names(names)
@@ -48,29 +50,34 @@ def main(args):
 
 
 def file_names(labels):
-    """What the files of each class begin with: its name without signs, as long as any file system takes; numbered where case alone tells two apart, or
-    nothing."""
-    names = [re.sub(r"^\.|[^\w.-]", "_", unicodedata.normalize("NFC", label)).encode()[:200].decode(errors="ignore") for label in labels]
+    """Return the beginning of the file names of each class.
+
+    It is the class name without special characters, cut to a length that any file system accepts. All names get a
+    number if two are the same or differ in case only.
+    """
+    names = [re.sub(r"^\.|[^\w.-]", "_", unicodedata.normalize("NFC", label)).encode()[:200].decode(errors="ignore")
+             for label in labels]
     if len({name.casefold() for name in names}) < len(names):
         return [f"{number}_{name}" for number, name in enumerate(names)]
     return names
 
 
 def mp4(video, fps):
-    """An H.264 file, as bytes, of uint8 (T, H, W, 3)."""
-    height, width = (side // 2 * 2 for side in video.shape[1:3])           # the format needs even sides
+    """Encode uint8 (T, H, W, 3) as an H.264 file; return its bytes."""
+    height, width = (side // 2 * 2 for side in video.shape[1:3])  # the format requires even sides
     file = io.BytesIO()
     with av.open(file, "w", format="mp4") as container:
         stream = container.add_stream("h264", rate=fps, options={"crf": "14"})
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
         for frame in video:
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(frame[:height, :width]), "rgb24")))
+            container.mux(stream.encode(
+                av.VideoFrame.from_ndarray(np.ascontiguousarray(frame[:height, :width]), "rgb24")))
         container.mux(stream.encode())
     return file.getvalue()
 
 
 def gif(video, fps):
-    """An animated GIF, as bytes, that repeats for ever."""
+    """Encode uint8 (T, H, W, 3) as an animated GIF that loops forever; return its bytes."""
     first, *others = map(Image.fromarray, video)
     file = io.BytesIO()
     first.save(file, "GIF", save_all=True, append_images=others, duration=round(1000 / fps), loop=0)
@@ -81,12 +88,15 @@ WRITERS = {"mp4": mp4, "gif": gif}
 
 
 def parser():
-    parser = argparse.ArgumentParser(prog="export", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run", type=pathlib.Path, metavar="RUN", help="a run's folder, or the file of a set")
-    parser.add_argument("--format", required=True, choices=(*WRITERS, "npz", "pt"), help="of the files")
-    parser.add_argument("--out", type=pathlib.Path, metavar="DIR", help="folder of the files (RUN/export_<format>)")
-    parser.add_argument("--fps", type=positive, default=8, help="frames per second of mp4 and gif (%(default)s)")
-    parser.add_argument("--scale", type=positive, default=1, help="enlarges mp4 and gif so many times (%(default)s)")
+    parser = argparse.ArgumentParser(prog="export", description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=pathlib.Path, metavar="RUN", help="a run folder, or the file of a set")
+    parser.add_argument("--format", required=True, choices=(*WRITERS, "npz", "pt"), help="file format")
+    parser.add_argument("--out", type=pathlib.Path, metavar="DIR", help="output folder (default: RUN/export_<format>)")
+    parser.add_argument("--fps", type=positive, default=8,
+                        help="frames per second of mp4 and gif (default: %(default)s)")
+    parser.add_argument("--scale", type=positive, default=1,
+                        help="integer factor that enlarges mp4 and gif (default: %(default)s)")
     return parser
 
 

@@ -1,4 +1,4 @@
-"""Frame folders: which files are a video's frames, in which order, their pixels as RGB; and what tells the frames of a data set from others."""
+"""Frame folders: find the images that are a video's frames, order them, read them as RGB, and digest them."""
 import fnmatch
 import glob
 import hashlib
@@ -12,24 +12,24 @@ import numpy as np
 from PIL import Image, ImageOps
 
 IMAGES = (".jpg", ".jpeg", ".png")
-RGB = {"img", "image", "images", "frame", "frames", "rgb", "color", "colour"}  # words of file names: the video's own pictures, not flow, depth or masks
-METADATA = {"__macosx", "lost+found", "thumbs.db", "desktop.ini", "$recycle.bin", "system volume information", "@eadir", "#recycle", "@recycle",
-            "@recently-snapshot"}  # of macOS, Linux, Windows, and network storage by Synology and QNAP
+RGB = {"img", "image", "images", "frame", "frames", "rgb", "color", "colour"}  # words in names; not flow, depth, masks
+METADATA = {"__macosx", "lost+found", "thumbs.db", "desktop.ini", "$recycle.bin", "system volume information",
+            "@eadir", "#recycle", "@recycle", "@recently-snapshot"}  # of macOS, Linux, Windows; Synology, QNAP storage
 SAMPLE = 64  # videos
-ORIENTATION = 0x0112  # of EXIF
+ORIENTATION = 0x0112  # EXIF tag
 
-warnings.filterwarnings("ignore", "Corrupt EXIF data")  # the picture can be read nevertheless
+warnings.filterwarnings("ignore", "Corrupt EXIF data")  # the image is readable nevertheless
 
 
 def is_visible(name):
-    """Whether a file or folder of this name is anybody's data: hidden ones and other systems' metadata are not."""
+    """Return whether a file or folder name is user data: not hidden, and not metadata of an operating system."""
     return not name.startswith(".") and name.lower() not in METADATA
 
 
 # ---------------------------------------------------------------- where the frames are
 
 def find_folders(folders, elsewhere=""):
-    """The folders as on disk, some in the directory `elsewhere` beside their own; ValueError when one is missing."""
+    """Return the folders as on disk, some in the sibling directory `elsewhere`; ValueError if one is missing."""
     found = [find_folder(folder, elsewhere) for folder in folders]
     missing = [folder for folder, there in zip(folders, found) if there is None]
     if missing:
@@ -39,7 +39,7 @@ def find_folders(folders, elsewhere=""):
 
 
 def find_folder(folder, elsewhere=""):
-    """The folder, or that of its name in `elsewhere` where it is missing or empty; None where neither is there."""
+    """Return the folder, or its namesake in `elsewhere` if it is missing or empty; None if both are missing."""
     if elsewhere and not (os.path.isdir(folder) and os.listdir(folder)):
         directory, name = os.path.split(folder)
         other = os.path.join(os.path.dirname(directory), elsewhere, name)
@@ -51,12 +51,12 @@ def find_folder(folder, elsewhere=""):
 # ---------------------------------------------------------------- which files, in which order
 
 def frame_names(folder, pattern=None):
-    """Names of a folder's frames in their order; ValueError without any, and where the names do not tell which and in which order."""
+    """Return a folder's frame names in order; ValueError if there are none, or if the names are ambiguous."""
     return [name for _, name in numbered_frames(folder, pattern)]
 
 
 def numbered_frames(folder, pattern=None):
-    """As frame_names, (number, name) of each. The number is the one that each name has for itself: 7 in frame7_112x112.jpg."""
+    """Return the frames in order as (number, name); the number is unique to each name: 7 in frame7_112x112.jpg."""
     names = image_names(folder, pattern)
     if numbers := only_difference(names):
         return sorted(zip(numbers, names))
@@ -65,13 +65,13 @@ def numbered_frames(folder, pattern=None):
     own = [column for column in columns if len(set(column)) == len(files)]
     if len({tuple(sorted(range(len(files)), key=column.__getitem__)) for column in own}) != 1:
         shown = re.sub(r"\d+(?=\D*$)", "#", glob.escape(files[0][1]))
-        raise ValueError(f"{folder}: no number in names such as {files[0][1]} and {files[-1][1]} tells the order of its {len(files)} images: "
-                         f"choose some of them by --frame_names, as {shown!r}")
+        raise ValueError(f"{folder}: no number in names such as {files[0][1]} and {files[-1][1]} gives the order of "
+                         f"its {len(files)} images: select some of them by --frame_names, such as {shown!r}")
     return sorted(zip(own[0], (name for _, name in files)))
 
 
 def image_names(folder, pattern=None):
-    """The images of a folder, or those that `pattern` fits: a glob in which # stands for a number."""
+    """Return the image names of a folder, optionally those that match the glob `pattern`, where # is a number."""
     try:
         names = sorted(name for name in os.listdir(folder) if name.lower().endswith(IMAGES) and is_visible(name))
     except (FileNotFoundError, NotADirectoryError):
@@ -81,12 +81,15 @@ def image_names(folder, pattern=None):
     if pattern is not None:
         wanted = re.compile(fnmatch.translate(pattern).replace(r"\#", r"\d+"), re.IGNORECASE)
         if not (names := list(filter(wanted.match, names))):
-            raise ValueError(f"{folder} holds no image that --frame_names {pattern} fits")
+            raise ValueError(f"{folder} holds no image that matches --frame_names {pattern}")
     return names
 
 
 def only_difference(names):
-    """The numbers in which alone the sorted names differ, or None: what follows finds the same, at a tenth of the speed."""
+    """Return the numbers if the sorted names differ in one number only, else None.
+
+    This is a shortcut: choose_series finds the same, at a tenth of the speed.
+    """
     before = len(os.path.commonprefix([names[0], names[-1]]).rstrip(string.digits))
     after = len(os.path.commonprefix([name[::-1] for name in names]).rstrip(string.digits))
     middles = [name[before:len(name) - after] for name in names]
@@ -97,24 +100,26 @@ def only_difference(names):
 
 
 def choose_series(names, folder):
-    """Which of a folder's images are the video's frames, [(numbers in the name, name)], and what the others' names are like.
+    """Return the frames among a folder's images, [(numbers in the name, name)], and the other series' name patterns.
 
-    Names that differ in their numbers only are a series. Of several the frames are the one whose names have a word for RGB pictures, and no other word
-    that not all names have, or no word at all; ValueError where that is not one.
+    Names that differ in their numbers only form a series. Of several series, the frames are the one that has a word for
+    RGB pictures in its names, or no words at all. Words that are in all names are ignored; any other word excludes a
+    series. ValueError if this does not leave exactly one series.
     """
     found = all_series(names)
     words = {key: set(re.findall(r"[^\W\d_]+", key[0])) for key in found}
     common = set.intersection(*words.values())
-    chosen = [key for key in found if words[key] - common <= RGB and (words[key] & RGB or not words[key])] if len(found) > 1 else list(found)
+    chosen = ([key for key in found if words[key] - common <= RGB and (words[key] & RGB or not words[key])]
+              if len(found) > 1 else list(found))
     if len(chosen) != 1:
         shown = [f"{''.join(key)} ({len(files)})" for key, files in found.items()]
         raise ValueError(f"{folder} holds several series of images, {', '.join(shown[:5])}{', …' * (len(shown) > 5)}: "
-                         f"choose one by --frame_names, as {''.join(next(iter(found)))!r}")
+                         f"choose one by --frame_names, such as {''.join(next(iter(found)))!r}")
     return found[chosen[0]], sorted("".join(key) for key in found if key != chosen[0])
 
 
 def all_series(names):
-    """{(name with # for each number, suffix): [(numbers, name)]}. Suffixes are told apart only where they share numbers."""
+    """Return {(name with # for each number, suffix): [(numbers, name)]}; suffixes separate only if numbers repeat."""
     found, series = {}, {}
     for name in names:
         stem, suffix = os.path.splitext(name.lower())
@@ -132,10 +137,10 @@ def all_series(names):
 # ---------------------------------------------------------------- pixels
 
 def as_rgb(image):
-    """An opened image as 8-bit RGB: upright as its EXIF orientation says, 16 bits scaled to 8, transparency on black."""
+    """Convert an image to 8-bit RGB: upright per EXIF orientation, 16 bits scaled to 8, transparency over black."""
     if orientation(image) != 1:
         image = ImageOps.exif_transpose(image)
-    if image.mode.startswith("I"):  # 16-bit grey, which PIL by itself cuts off at 255
+    if image.mode.startswith("I"):  # 16-bit grey: PIL alone would clip it at 255
         image = Image.fromarray((np.asarray(image).clip(0, 2 ** 16 - 1) >> 8).astype(np.uint8))
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
         image = image.convert("RGBA")
@@ -144,20 +149,23 @@ def as_rgb(image):
 
 
 def orientation(image):
-    """1 for an upright image, else up to 8, as EXIF counts; 1 as well where EXIF cannot be read."""
+    """Return the EXIF orientation, 1 (upright) to 8; 1 if EXIF cannot be read."""
     try:
         return image.getexif().get(ORIENTATION, 1)
-    except Exception:  # PIL's parser raises errors of many kinds
+    except Exception:  # PIL's parser raises many kinds of errors
         return 1
 
 
-# ---------------------------------------------------------------- which data they are
+# ---------------------------------------------------------------- identity of the data
 
 def content_digest(folders, elsewhere="", pattern=None):
-    """What tells the frames in these folders from others that a list of the same text names, wherever they lie: the names of the frames of evenly spaced
-    folders, and the middle one's bytes. None where none of these is there."""
-    sample = [describe(folders[number * len(folders) // SAMPLE], elsewhere, pattern) for number in range(SAMPLE)] if len(folders) > SAMPLE else [
-        describe(folder, elsewhere, pattern) for folder in folders]
+    """Return a digest of the frames, independent of their location, to distinguish data sets with the same list.
+
+    It covers the frame names of evenly spaced folders, and the bytes of each folder's middle frame. None if no folder
+    can be read.
+    """
+    sample = ([describe(folders[number * len(folders) // SAMPLE], elsewhere, pattern) for number in range(SAMPLE)]
+              if len(folders) > SAMPLE else [describe(folder, elsewhere, pattern) for folder in folders])
     return hashlib.sha256(json.dumps(sample).encode()).hexdigest()[:16] if any(sample) else None
 
 

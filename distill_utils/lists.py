@@ -1,7 +1,7 @@
-"""Which videos a data set has: the lists that it officially ships, or the folders of one's own; and our lists of what was prepared.
+"""Read the official lists of a data set, or the user's own folders; write our lists of prepared videos.
 
-A table of videos has the columns video (its name in the official list), folder (of its frames, below the frames' directory), label and
-split ("train", "validation" or "test").
+A table of videos has the columns video (name in the official list), folder (of its frames, relative to the directory of
+the frames), label and split ("train", "validation" or "test").
 """
 import fnmatch
 import os
@@ -12,31 +12,43 @@ import unicodedata
 import numpy as np
 import pandas as pd
 
-from distill_utils.datasets import CLASS_LIST, GROUP, LIST_COLUMNS, SPLITS, check_together, checked, choose_groups, known_splits, read_kinetics, read_table
+from distill_utils.datasets import (
+    CLASS_LIST,
+    GROUP,
+    LIST_COLUMNS,
+    SPLITS,
+    check_together,
+    checked,
+    choose_groups,
+    known_splits,
+    read_kinetics,
+    read_table,
+)
 from distill_utils.frames import is_visible
 from utils import atomic_write, read_json, save_json
 
-TEST_RATIO = 0.3  # of one's own videos
-SPLIT_FOLDERS = {**SPLITS, "trn": "train", "training": "train", "tst": "test", "testing": "test", "valid": "validation", "dev": "validation",
-                 "eval": "validation", "evaluation": "validation"}
-SUFFIXES = (".avi", ".divx", ".mp4", ".m4v", ".mov", ".qt", ".mkv", ".webm", ".mpg", ".mpeg", ".vob", ".ts", ".mts", ".m2ts", ".wmv", ".asf",
-            ".flv", ".f4v", ".3gp", ".3g2", ".ogv", ".ogg", ".unknown_video")  # of videos
-PREPARED = "prepared.json"  # stands beside our own lists
-FORMAT = 2  # of prepared frames: counted up when the same videos are stored otherwise
+TEST_RATIO = 0.3  # of the user's own videos
+SPLIT_FOLDERS = {**SPLITS, "trn": "train", "training": "train", "tst": "test", "testing": "test", "valid": "validation",
+                 "dev": "validation", "eval": "validation", "evaluation": "validation"}
+SUFFIXES = (".avi", ".divx", ".mp4", ".m4v", ".mov", ".qt", ".mkv", ".webm", ".mpg", ".mpeg", ".vob", ".ts", ".mts",
+            ".m2ts", ".wmv", ".asf", ".flv", ".f4v", ".3gp", ".3g2", ".ogv", ".ogg", ".unknown_video")  # of videos
+PREPARED = "prepared.json"  # lies beside our own lists
+FORMAT = 2  # of prepared frames: increase it when the same videos are stored differently
 KINETICS_COLUMNS = ["label", "youtube_id", "time_start", "time_end", "split"]
 MINI_UCF101 = (  # the 50 classes
-    "ApplyEyeMakeup", "BalanceBeam", "BandMarching", "BaseballPitch", "Basketball", "BasketballDunk", "Biking", "Billiards",
-    "BlowingCandles", "Bowling", "BreastStroke", "CleanAndJerk", "CliffDiving", "CricketShot", "Diving", "FloorGymnastics",
-    "FrisbeeCatch", "GolfSwing", "HammerThrow", "HighJump", "HorseRace", "HorseRiding", "HulaHoop", "IceDancing", "JumpingJack",
-    "Knitting", "MilitaryParade", "Mixing", "ParallelBars", "PlayingPiano", "PlayingViolin", "PoleVault", "PommelHorse", "Punch",
-    "Rafting", "Rowing", "SkateBoarding", "Skiing", "Skijet", "SkyDiving", "SoccerPenalty", "StillRings", "SumoWrestling",
-    "Surfing", "Swing", "TennisSwing", "TrampolineJumping", "UnevenBars", "VolleyballSpiking", "WritingOnBoard")
+    "ApplyEyeMakeup", "BalanceBeam", "BandMarching", "BaseballPitch", "Basketball", "BasketballDunk", "Biking",
+    "Billiards", "BlowingCandles", "Bowling", "BreastStroke", "CleanAndJerk", "CliffDiving", "CricketShot", "Diving",
+    "FloorGymnastics", "FrisbeeCatch", "GolfSwing", "HammerThrow", "HighJump", "HorseRace", "HorseRiding", "HulaHoop",
+    "IceDancing", "JumpingJack", "Knitting", "MilitaryParade", "Mixing", "ParallelBars", "PlayingPiano",
+    "PlayingViolin", "PoleVault", "PommelHorse", "Punch", "Rafting", "Rowing", "SkateBoarding", "Skiing", "Skijet",
+    "SkyDiving", "SoccerPenalty", "StillRings", "SumoWrestling", "Surfing", "Swing", "TennisSwing",
+    "TrampolineJumping", "UnevenBars", "VolleyballSpiking", "WritingOnBoard")
 
 
-# ---------------------------------------------------------------- official lists: folder -> {name of our list: its videos}
+# ---------------------------------------------------------------- official lists: folder -> {name of our list: videos}
 
 def ucf101(lists, name="ucf101_splits{}.csv", classes=None):
-    """trainlist0N.txt, testlist0N.txt, classInd.txt; `classes` are those to keep."""
+    """Read trainlist0N.txt, testlist0N.txt and classInd.txt; keep only `classes`, if given."""
     known = [line.split()[-1] for line in read_lines(find(lists, "classInd.txt"))]
     ours = {}
     for number in (1, 2, 3):
@@ -45,13 +57,16 @@ def ucf101(lists, name="ucf101_splits{}.csv", classes=None):
         parts = []
         for split in ("train", "test"):
             path = find(lists, f"{split}list0{number}.txt")
-            names = [re.fullmatch(r"(.+?)(\s+\d+)?", line)[1] for line in read_lines(path)]  # the training list gives the class's number, too
+            # The training list also gives the class number.
+            names = [re.fullmatch(r"(.+?)(\s+\d+)?", line)[1] for line in read_lines(path)]
             parts.append(table([(name, name.partition("/")[0], split) for name in names], path))
         videos = together(parts, f"{path.parent}, split {number}")
         unknown = videos.label[~videos.label.isin(known)]
         if len(unknown):
-            raise ValueError(f"{path.parent}: classInd.txt does not name the class {unknown.iloc[0]!r} of split {number}")
-        groups = videos.folder.str.extract(r"^(.+_g\d+)_c\d+$")[0]       # v_Biking_g01_c02: the same people in all clips of g01
+            raise ValueError(f"{path.parent}: classInd.txt does not name the class {unknown.iloc[0]!r} "
+                             f"of split {number}")
+        # v_Biking_g01_c02: all clips of g01 show the same people.
+        groups = videos.folder.str.extract(r"^(.+_g\d+)_c\d+$")[0]
         videos = videos.assign(group=groups.fillna(videos.folder))
         ours[name.format(number)] = videos if classes is None else videos[videos.label.isin(classes)]
     return ours
@@ -61,12 +76,12 @@ def mini_ucf101(lists):
     ours = ucf101(lists, "ucf50_splits{}.csv", MINI_UCF101)
     for name, videos in ours.items():
         if videos.empty:
-            raise ValueError(f"{lists}: none of miniUCF101's 50 classes is in the lists for {name}")
+            raise ValueError(f"{lists}: the lists for {name} contain none of miniUCF101's 50 classes")
     return ours
 
 
 def hmdb51(lists, all_train=False):
-    """<class>_test_split<N>.txt: 1 trains, 2 tests, 0 does neither, or trains with `all_train`."""
+    """Read <class>_test_split<N>.txt: 1 is training, 2 is test, 0 is unused, or training with `all_train`."""
     splits = {"1": "train", "2": "test", **({"0": "train"} if all_train else {})}
     ours = {}
     for number, name in ((1, "hmdb51_splits.csv"), (2, "hmdb51_splits2.csv"), (3, "hmdb51_splits3.csv")):
@@ -93,14 +108,15 @@ def kinetics(lists):
     for name, names in (("train.csv", ("train.csv",)), ("validate.csv", ("validate.csv", "val.csv"))):
         path = find(lists, *names)
         videos, official = checked(read_kinetics(path), path), read_table(path, KINETICS_COLUMNS)
-        ours[name] = videos.assign(video=[os.path.basename(folder) for folder in videos.folder], official_split=official.split,
+        ours[name] = videos.assign(video=[os.path.basename(folder) for folder in videos.folder],
+                                   official_split=official.split,
                                    **{column: official[column] for column in KINETICS_COLUMNS[1:4]})
     together(ours.values(), str(path.parent))
     return ours
 
 
 def ssv2(lists):
-    """something-something-v2-{train,validation,labels}.json, or the newer release's {train,validation,labels}.json."""
+    """Read something-something-v2-{train,validation,labels}.json, or {train,validation,labels}.json (newer release)."""
     prefix = "something-something-v2-"
     path = find(lists, f"{prefix}labels.json", "labels.json")
     classes = read_json(path)
@@ -110,7 +126,8 @@ def ssv2(lists):
     for name, split in (("annot_train.json", "train"), ("annot_val.json", "validation")):
         path = find(lists, f"{prefix}{split}.json", f"{split}.json")
         try:
-            videos = pd.DataFrame([(str(video["id"]), re.sub(r"[\[\]]", "", video["template"])) for video in read_json(path)],
+            videos = pd.DataFrame([(str(video["id"]), re.sub(r"[\[\]]", "", video["template"]))
+                                   for video in read_json(path)],
                                   columns=["folder", "label"])
         except (TypeError, KeyError):
             raise ValueError(f"{path} is not a list of videos with an id and a template") from None
@@ -123,7 +140,7 @@ def ssv2(lists):
 
 
 def table(rows, path):
-    """Checked videos from (name in the official list, label, split)."""
+    """Return checked videos from rows of (name in the official list, label, split)."""
     videos = checked(pd.DataFrame(rows, columns=["folder", "label", "split"]), path)
     return videos.assign(video=videos.folder, folder=[pathlib.PurePosixPath(name).stem for name in videos.folder])
 
@@ -135,11 +152,12 @@ def together(parts, where):
 
 
 def find(lists, *names, needed=True):
-    """The one file of one of these names below the folder `lists`, however deep."""
+    """Return the only file with one of these names at any depth below the folder `lists`."""
     for name in names:
         paths = official(lists, name)
         if len(paths) > 1:
-            raise ValueError(f"several files are called {name}: name one of their folders by --lists: {', '.join(map(str, paths))}")
+            raise ValueError(f"several files are called {name}: give the folder of one of them by --lists: "
+                             f"{', '.join(map(str, paths))}")
         if paths:
             return paths[0]
     if needed:
@@ -147,8 +165,9 @@ def find(lists, *names, needed=True):
 
 
 def official(lists, name):
-    """Files of this name at any depth, without those that were written beside prepared frames."""
-    return [path for path in sorted(files_below(lists)) if fnmatch.fnmatchcase(path.name, name) and not path.with_name(PREPARED).exists()]
+    """Return the files with this name at any depth, except lists that were written beside prepared frames."""
+    return [path for path in sorted(files_below(lists))
+            if fnmatch.fnmatchcase(path.name, name) and not path.with_name(PREPARED).exists()]
 
 
 def read_lines(path):
@@ -158,63 +177,74 @@ def read_lines(path):
         raise ValueError(f"{path} is not a text file ({error})") from error
 
 
-# ---------------------------------------------------------------- a folder of one's own
+# ---------------------------------------------------------------- the user's own folders
 
 def custom(folder, name, pattern=None, ratio=TEST_RATIO, seed=0):
-    """A folder per class, of video files at any depth: {name: videos}. Split as folders train, test and val above or below the classes say, or by groups.
+    """Return {name: videos} for one folder per class, with video files at any depth.
 
-    pattern: a regular expression whose first group, or else its whole match, in a file's name names the video's group, so that clips of
-    one person or source stay on one side; without it each video is a group. ratio: the share of test videos of each class, about.
+    Folders called train, test and val, above or below the class folders, give the split. Without them, groups are
+    drawn at random for testing.
+    pattern: a regular expression on file names. Its first group, or else its whole match, names the group of a video,
+    so that clips of one person or source stay in one split. Without a pattern each video is a group.
+    ratio: the approximate share of test videos in each class.
     """
     paths = [path.relative_to(folder) for path in video_files(folder)]
     if not paths:
-        raise ValueError(f"{folder} holds no video file ({', '.join(SUFFIXES)}) below a folder per class")
+        raise ValueError(f"{folder} holds no video files ({', '.join(SUFFIXES)}): "
+                         "give a folder that holds one folder per class")
     level = split_level(paths, folder)
     rows = []
     for path in paths:
         if len(path.parts) == 1:
-            raise ValueError(f"{folder / path} is in no class: {folder} should hold a folder per class")
+            raise ValueError(f"{folder / path} belongs to no class: {folder} should hold one folder per class")
         split = "train" if level is None else split_of(path.parts[level])
-        rows.append((path.as_posix(), path.with_suffix("").as_posix(), path.parts[int(level == 0)], group(path, pattern), split))
+        rows.append((path.as_posix(), path.with_suffix("").as_posix(), path.parts[int(level == 0)],
+                     group(path, pattern), split))
     videos = pd.DataFrame(rows, columns=["video", "folder", "label", "group", "split"])
     twice = videos[videos.folder.duplicated(keep=False)].video.tolist()
     if twice:
-        raise ValueError(f"{twice[0]} and {twice[1]} differ in their suffix only: rename one")
+        raise ValueError(f"{twice[0]} and {twice[1]} differ only in their suffix: rename one")
     folders = set(videos.folder)
     for inner in videos.folder:
         if above := folders & {parent.as_posix() for parent in pathlib.PurePosixPath(inner).parents}:
-            raise ValueError(f"the video {min(above)} and the folder of the video {inner} have the same name: rename one")
+            raise ValueError(f"the video {min(above)} and the folder of the video {inner} have the same name: "
+                             "rename one")
     if videos.label.nunique() == 1:
-        raise ValueError(f"{folder} holds one class only, {rows[0][2]!r}: give the folder that holds a folder per class")
+        raise ValueError(f"{folder} holds only one class, {rows[0][2]!r}: "
+                         "give the folder that holds one folder per class")
     if (videos.split != "train").any():
         if (ratio, seed) != (TEST_RATIO, 0):
-            raise ValueError(f"--test_ratio and --seed are for folders that are not split: {folder} is, by folders called {' and '.join(sorted(set(videos.split)))}")
+            raise ValueError("--test_ratio and --seed are for folders that are not split: "
+                             f"{folder} is split by folders called {' and '.join(sorted(set(videos.split)))}")
         videos = videos.assign(split=known_splits(videos.split))
     else:
         test = choose_groups(videos.label, videos.group, ratio, seed)
         if ratio and not test:
-            raise ValueError("no group of videos can be set apart for testing without leaving a class untrained")
+            raise ValueError("no group of videos can be set aside for testing without leaving a class without "
+                             "training videos")
         videos = videos.assign(split=np.where(videos.group.isin(test), "test", "train"))
     return {name: videos if pattern else videos.drop(columns=GROUP)}
 
 
 def split_level(paths, folder):
-    """Whether the folders below `folder` are splits (0), those below them (1), or none (None); ValueError where that is not certain."""
+    """Return the level of the split folders: 0 directly in `folder`, 1 below those, or None; ValueError if unclear."""
     for level in (0, 1):
         names = {path.parts[level] for path in paths if len(path.parts) > level + 1}
-        splits, others = {name for name in names if split_of(name)}, sorted(name for name in names if not split_of(name))
+        splits, others = ({name for name in names if split_of(name)},
+                          sorted(name for name in names if not split_of(name)))
         odd = [*(path for path in paths if len(path.parts) < 3), *others]
         if set(map(split_of, splits)) == {"train"} and not odd:
             return level
         if len(set(map(split_of, splits))) > 1:
             if odd or "train" not in map(split_of, splits):
                 raise ValueError(f"{folder} seems to be split by folders called {' and '.join(sorted(splits))}, but "
-                                 + (f"{odd[0]} has no place in that: move it away, or rename" if odd else "none is for training"))
+                                 + (f"{odd[0]} does not fit: move it away, or rename it" if odd
+                                    else "none of them is for training"))
             return level
 
 
 def split_of(name):
-    """The split that a folder of this name is for, or None."""
+    """Return the split that this folder name stands for, or None."""
     return SPLIT_FOLDERS.get(re.sub(r"[ _-]*(set|data|split|videos|clips)$", "", name.lower()))
 
 
@@ -224,23 +254,24 @@ def group(path, pattern):
     found = re.search(pattern, path.name)
     name = found and found[1 if found.re.groups else 0]
     if not name:
-        raise ValueError(f"--groups {pattern} finds no group in the file name {path.name}")
+        raise ValueError(f"--groups {pattern} does not match the file name {path.name}")
     return name
 
 
 def video_files(folder):
-    """Those of files_below with a video's suffix. ValueError for a name that no list can hold."""
+    """Return the files below `folder` with a video suffix; ValueError for a name that a list cannot hold."""
     paths = [path for path in files_below(folder) if path.name.lower().endswith(SUFFIXES)]
     for path in paths:
-        if any("\udc80" <= letter <= "\udcff" for letter in str(path)):  # bytes that are no UTF-8, as Python holds them
-            raise ValueError(f"{os.fsencode(path)!r} is no name in UTF-8: rename it")
+        if any("\udc80" <= letter <= "\udcff" for letter in str(path)):  # surrogates: bytes that are not UTF-8
+            raise ValueError(f"{os.fsencode(path)!r} is not a valid UTF-8 name: rename it")
     return paths
 
 
 def find_files(videos, source):
-    """{video: its files at any depth of `source`}: where several have the name, first one in the listed folder, last those of replacements.
+    """Return {video: its files at any depth of `source`}, best first.
 
-    Files go by their plain_name; one whose name differs in capitals is taken where no other fits and it is no other video's.
+    Files match by plain_name. If several files match, the one in the listed folder is first; replacements are last. A
+    file whose name differs in case is used only if no file matches exactly, and if no other video has that name.
     """
     wanted = set(map(plain_name, videos.video))
     exact, near = {}, {}
@@ -252,22 +283,27 @@ def find_files(videos, source):
             near.setdefault(name.casefold(), []).append(path)
 
     def order(video):
-        return lambda path: (not path.as_posix().endswith("/" + video), any("replacement" in part for part in path.parts),
+        return lambda path: (not path.as_posix().endswith("/" + video),
+                             any("replacement" in part for part in path.parts),
                              path.stem != os.path.basename(video), path)
     names = {video: plain_name(video) for video in videos.video}
-    return {video: sorted(exact.get(name) or near.get(name.casefold(), ()), key=order(video)) for video, name in names.items()}
+    return {video: sorted(exact.get(name) or near.get(name.casefold(), ()), key=order(video))
+            for video, name in names.items()}
 
 
 def plain_name(path):
-    """A video's name: without suffixes, also those that downloaders add (abc.mp4.mkv, abc.f137.mp4), and with times in six digits as Kinetics' own."""
-    name = unicodedata.normalize("NFC", os.path.basename(path))  # macOS takes letters and their accents apart
+    """Return a video's name without suffixes, with times in six digits, as in Kinetics.
+
+    Suffixes include those that downloaders add (abc.mp4.mkv, abc.f137.mp4).
+    """
+    name = unicodedata.normalize("NFC", os.path.basename(path))  # macOS stores accents as separate characters
     while (parts := os.path.splitext(name))[1].lower() in SUFFIXES or re.fullmatch(r"\.f\d+(-\w+)?", parts[1]):
         name = parts[0]
     return re.sub(r"_(\d{1,6})_(\d{1,6})$", lambda times: f"_{times[1]:0>6}_{times[2]:0>6}", name)
 
 
 def files_below(folder):
-    """Yield the paths of the visible files below `folder`, sorted; links are followed. OSError for a folder that cannot be read."""
+    """Yield the paths of visible files below `folder`, sorted; follow links; OSError for an unreadable folder."""
     def refuse(error):
         raise error
 
@@ -295,7 +331,7 @@ def write_kinetics(videos, path):
 
 
 def write_ssv2(videos, path):
-    """The list, and class_list.json beside it: the classes of the training list, which is written first."""
+    """Write the list, and class_list.json beside it with the classes of the training list, which is written first."""
     save_json([{"id": folder, "class": label} for folder, label in zip(videos.folder, videos.label)], path)
     if path.name == "annot_train.json":
         save_json(sorted(videos.label.unique()), path.with_name(CLASS_LIST))

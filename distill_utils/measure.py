@@ -1,6 +1,6 @@
-"""What a call costs: its counted operations and bytes, its measured seconds and memory, and this machine's own rates to hold them against.
+"""Measure the cost of a call: counted operations and bytes, seconds, memory, and reference rates of this machine.
 
-A rate is in FLOP/s or bytes/s; a multiply-add is two FLOP.
+Rates are in FLOP/s or bytes/s; a multiply-add counts as two FLOP.
 """
 import math
 import platform
@@ -22,10 +22,11 @@ CHOOSING = ("aten::index_select", "aten::index", "aten::gather")
 
 
 class ByteCounter(TorchDispatchMode):
-    """Adds up in `bytes` the sizes of all tensor inputs and outputs of every operation within, backward passes included.
+    """Sum in `bytes` the sizes of all tensor inputs and outputs of every operation, backward passes included.
 
-    Views and allocations count nothing; what an operation changes in place counts as read and as written; a tensor that strides repeat counts as it is
-    stored; of what index_select and the like choose from counts as much as they choose. Nothing is known of caches, or of what a kernel reads twice.
+    Views and allocations count zero. A tensor changed in place counts as read and as written. A tensor that strides
+    repeat (expand) counts its stored size. Of the source of index_select and the like, only the selected part counts.
+    Caches, and data that a kernel reads twice, are not modelled.
     """
 
     def __init__(self):
@@ -35,7 +36,8 @@ class ByteCounter(TorchDispatchMode):
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         with self:
-            result = function.decompose(*args, **kwargs)  # of composite operations, which inference_mode hands over whole, the parts count
+            # inference_mode passes composite operations undivided: count their parts.
+            result = function.decompose(*args, **kwargs)
         if result is NotImplemented:
             result = function(*args, **kwargs)
             self.bytes += moved(function._schema, args, kwargs, result)
@@ -44,7 +46,7 @@ class ByteCounter(TorchDispatchMode):
 
 def moved(schema, args, kwargs, result):
     reads, writes = tensors((args, {name: value for name, value in kwargs.items() if name != "out"})), tensors(result)
-    if schema.is_mutable and not writes:  # of lists of tensors
+    if schema.is_mutable and not writes:  # operations on lists of tensors
         writes = tensors(args[0])
     places = {tensor.untyped_storage().data_ptr() for tensor in reads}
     is_view = not schema.is_mutable and all(tensor.untyped_storage().data_ptr() in places for tensor in writes)
@@ -65,7 +67,7 @@ def stored(tensor):
 
 
 def count(function):
-    """FLOP and bytes (those of ByteCounter) of one call."""
+    """Return FLOP and bytes (see ByteCounter) of one call."""
     with FlopCounterMode(display=False) as operations, ByteCounter() as counter:
         function()
     return operations.get_total_flops(), counter.bytes
@@ -74,7 +76,7 @@ def count(function):
 # ---------------------------------------------------------------- seconds and memory
 
 def seconds_of(function):
-    """Seconds of one call, until a GPU has done it."""
+    """Return the seconds of one call, including queued GPU work."""
     synchronize()
     start = time.perf_counter()
     function()
@@ -83,7 +85,7 @@ def seconds_of(function):
 
 
 def alternate(functions, repeats):
-    """The seconds of `repeats` calls of each function, all in turns, so that whatever else the machine does meets them alike: {name: [seconds]}."""
+    """Return {name: [seconds]} of `repeats` calls each; functions take turns, so that other load affects all alike."""
     seconds = {name: [] for name in functions}
     for _ in range(repeats):
         for name, function in functions.items():
@@ -92,12 +94,15 @@ def alternate(functions, repeats):
 
 
 def quartiles(values):
-    """First quartile, median, third quartile."""
+    """Return first quartile, median and third quartile."""
     return np.percentile(values, (25, 50, 75)).tolist()
 
 
 def memory_of(make, device):
-    """Peak bytes of this process during the call that make() gives, and how many of them are above the peak, on a GPU the state, before it."""
+    """Return peak bytes of this process in the call that make() returns, and their increase over before the call.
+
+    Before the call means the peak until then; on a GPU, the memory allocated then.
+    """
     call = make()
     synchronize()
     if has_own_memory(device):
@@ -109,14 +114,14 @@ def memory_of(make, device):
 
 
 def memory_apart(job):
-    """memory_of(*job), for a process of its own."""
+    """Return memory_of(*job), for use in a separate process."""
     return memory_of(*job)
 
 
 # ---------------------------------------------------------------- this machine
 
 def machine(device):
-    """What the figures depend on, by name."""
+    """Return the hardware and software versions that the figures depend on, by name."""
     found = {"host": platform.node(), "cpu": cpu_model(), "cores": cores(), "threads": torch.get_num_threads(),
              "torch": torch.__version__, "python": platform.python_version()}
     if device.type != "cpu":
@@ -131,20 +136,24 @@ def cpu_model():
     try:
         with open("/proc/cpuinfo", **TEXT) as file:
             return re.search(r"model name\s*: (.*)", file.read())[1]
-    except (OSError, TypeError):  # not Linux, or a processor without a name
+    except (OSError, TypeError):  # not Linux, or a processor without a model name
         return platform.processor() or platform.machine()
 
 
 def references(precisions, device, batch, frames, size):
-    """Calls of some tens of ms that reach what this machine can: a large matmul and ConvNet3D's middle convolution, forward, on a batch of clips
-    (T frames of size pixels) in each precision, and a copy; {(name, precision): function}, of the copy (copy, None)."""
+    """Return {(name, precision): function}: calls of tens of ms that reach this machine's rates.
+
+    For each precision: a large matmul, and the forward pass of ConvNet3D's middle convolution on a batch of clips (T
+    frames of size pixels). In addition a copy: ("copy", None).
+    """
     functions, gpu = {}, device.type != "cpu"
     side = (size + 1) // 2 // 2                                            # of the second block's input
     for precision in precisions:
         dtype = torch.bfloat16 if precision == "bf16" else torch.float32
         matrix = torch.randn(2, *[8192 if gpu else 2048] * 2, device=device, dtype=dtype)
         layer = convolution(64, 128).to(device, dtype)
-        clips = torch.randn(batch, 64, frames, side, side, device=device, dtype=dtype).to(memory_format=torch.channels_last_3d)
+        clips = torch.randn(batch, 64, frames, side, side, device=device, dtype=dtype).to(
+            memory_format=torch.channels_last_3d)
         functions["matmul", precision] = under(precision, device, torch.matmul, *matrix)
         functions["convolution", precision] = under(precision, device, layer, clips)
     source = torch.randn(2 ** (28 if gpu else 26), device=device)
@@ -161,7 +170,7 @@ def under(precision, device, function, *inputs):
 
 
 def in_precision(function, precision, device):
-    """The function, before which the device's float32 products are set as `precision` wants them."""
+    """Wrap a function so that it first sets the device's float32 products to `precision`."""
     def call():
         set_precision(device, precision)
         return function()
@@ -169,7 +178,7 @@ def in_precision(function, precision, device):
 
 
 def lasting(function, least=0.03):
-    """A call that calls `function` as often as `least` seconds allow, at least once."""
+    """Return a call that repeats `function` until about `least` seconds have passed, at least once."""
     function()
     times = math.ceil(least / seconds_of(function))
     return lambda: [function() for _ in range(times)]

@@ -1,4 +1,4 @@
-"""Pictures of a set: a grid of frames, and an animated grid."""
+"""Pictures of a synthetic set: a grid of frames, and an animated grid."""
 import io
 
 import torch
@@ -7,13 +7,13 @@ from PIL import Image
 from distill_utils.clips import denormalize
 from utils import atomic_write, random_stream
 
-MOST_CLASSES = 50  # rows of a picture
+MOST_CLASSES = 50  # rows per picture
 
 
 @torch.no_grad()
 def save_pictures(synset, folder, milliseconds=150):
-    """`distilled.png`, a row of T frames for the first video of each class, and `distilled.gif`, the first videos of all classes moving."""
-    from torchvision.utils import make_grid  # takes a second and a half: not before there is a picture
+    """Write `distilled.png`, the frames of each class's first video, and `distilled.gif`, up to 5 videos per class."""
+    from torchvision.utils import make_grid  # the import takes 1.5 seconds: delay it until a picture is needed
 
     classes, per_class = min(synset.K, MOST_CLASSES), min(synset.N, 5)
     index = (torch.arange(classes)[:, None] * synset.N + torch.arange(per_class)).flatten()

@@ -1,11 +1,14 @@
-"""Raw videos to frame folders and lists: what the scripts read.
+"""Decode raw videos into frame folders and write the lists that the scripts read.
 
     python -m distill_utils.prepare DATASET --videos DIR [--lists DIR] [--out DIR]
 
-Video files are found by name at any depth of --videos; names and splits come from the official lists (--lists, by default also looked for
-below --videos), for custom from a folder per class, below or above folders called train, val and test where the set is split. Goes on where
-it was stopped. broken_videos.txt and short_videos.txt beside the lists give each video that is missing, cannot be decoded, or has fewer frames
-than a clip, with the reason; broken ones are tried again by the same command, and are left out of the lists.
+Video files are found by name at any depth of --videos. Names and splits come from the official lists; these are
+searched below --lists, by default below --videos. A custom data set has one folder per class. If it is split, folders
+called train, val and test lie above or below the class folders.
+
+The same command resumes an interrupted run. broken_videos.txt and short_videos.txt, beside the lists, name every video
+that is missing, cannot be decoded, or has fewer frames than a clip, with the reason. Broken videos are left out of the
+lists; the same command tries them again.
 """
 import argparse
 import contextlib
@@ -53,14 +56,16 @@ RECIPES = {
 
 def main(args):
     recipe, dataset = RECIPES[args.dataset], DATASETS[args.dataset]
-    picture = Picture(args.resize or recipe.resize, recipe.crop if args.crop is None else args.crop or None, args.quality)
+    picture = Picture(args.resize or recipe.resize, recipe.crop if args.crop is None else args.crop or None,
+                      args.quality)
     T = args.frames or recipe.frames
-    for flag, given, only in (("--all_train", args.all_train, "HMDB51"), ("--groups", args.groups, "custom"),
-                              ("--test_ratio", args.test_ratio != lists.TEST_RATIO, "custom"), ("--seed", args.seed, "custom")):
+    for flag, given, only in (
+            ("--all_train", args.all_train, "HMDB51"), ("--groups", args.groups, "custom"),
+            ("--test_ratio", args.test_ratio != lists.TEST_RATIO, "custom"), ("--seed", args.seed, "custom")):
         if given and args.dataset != only:
-            raise ValueError(f"{flag} is for {only}")
+            raise ValueError(f"{flag} applies to {only} only: remove it")
     if args.lists and args.dataset == "custom":
-        raise ValueError("--lists is for data sets that ship lists: custom is split by --test_ratio and --groups")
+        raise ValueError("--lists is for data sets with official lists: custom is split by --test_ratio and --groups")
     if not args.videos.is_dir():
         raise ValueError(f"--videos {args.videos} is not a directory")
     root, frames, ours = read_lists(args, recipe, dataset, picture)
@@ -70,8 +75,10 @@ def main(args):
     root.mkdir(parents=True, exist_ok=True)
     lock = lock_folder(root, ".prepare.lock", "prepares videos")
     settings = {"resize": picture.resize, "crop": picture.crop, "quality": picture.quality, "frames": T}
-    check_settings(root, frames, ours, settings | ({"videos": str(args.videos.resolve())} if args.dataset == "custom" else {}))
-    files = {name: [args.videos / name] for name in videos.video} if args.dataset == "custom" else lists.find_files(videos, args.videos)
+    check_settings(root, frames, ours,
+                   settings | ({"videos": str(args.videos.resolve())} if args.dataset == "custom" else {}))
+    files = ({name: [args.videos / name] for name in videos.video} if args.dataset == "custom"
+             else lists.find_files(videos, args.videos))
     everything = set(lists.video_files(args.videos))
     broken = prepare(videos, files, args.videos, frames, picture, T, args.workers or cores())
     unlisted = len(everything.difference(*files.values()))
@@ -81,21 +88,25 @@ def main(args):
     report(root / "short_videos.txt", short, videos.folder)
     kept = write_lists(root, ours, broken, dataset, recipe.write)
     prepared = len(videos) - len(broken)
-    print(f"{len(videos)} videos: {prepared} in {frames} ({len(short)} of fewer than {least} frames: short_videos.txt), "
-          f"{len(broken)} missing or broken: broken_videos.txt" + (f"; {unlisted} more files in {args.videos} are in no list" if unlisted else ""))
+    print(f"{len(videos)} videos: {prepared} prepared in {frames} "
+          f"({len(short)} have fewer than {least} frames: see short_videos.txt), "
+          f"{len(broken)} missing or broken: see broken_videos.txt"
+          + (f"; {unlisted} other files in {args.videos} are in no list" if unlisted else ""))
     for name, rows in kept.items():
         counts = rows.split.value_counts()
         validation = f", {counts['validation']} validation" if "validation" in counts else ""
-        print(f"{root / name}: {counts.get('train', 0)} training{validation} and {counts.get('test', 0)} test videos of {rows.label.nunique()} classes")
+        print(f"{root / name}: {counts.get('train', 0)} training{validation} and {counts.get('test', 0)} test videos "
+              f"in {rows.label.nunique()} classes")
     if not any((rows.split == "test").any() for rows in kept.values()):
-        print("there is no test video: the scripts need some to evaluate on")
-    where = ["custom", "--data_path", str(root)] if args.dataset == "custom" else [args.dataset, *(["--data_path", str(args.out)] if args.out else [])]
-    print(f"look at it: python -m distill_utils.inspect {shlex.join(where)}")
+        print("there are no test videos: the scripts need some for evaluation")
+    where = ["custom", "--data_path", str(root)] if args.dataset == "custom" else [
+        args.dataset, *(["--data_path", str(args.out)] if args.out else [])]
+    print(f"next, check the result: python -m distill_utils.inspect {shlex.join(where)}")
     lock.close()
 
 
 def read_lists(args, recipe, dataset, picture):
-    """Folder of the data set, its frames' directory, and {name of our list: its videos}."""
+    """Return the folder of the data set, the directory of its frames, and {name of our list: its videos}."""
     if args.dataset == "custom":
         root = (args.out or DATA_PATH / args.videos.resolve().name).absolute()
         ours = lists.custom(args.videos, f"{root.name}_splits1.csv", args.groups, args.test_ratio, args.seed)
@@ -109,17 +120,23 @@ def read_lists(args, recipe, dataset, picture):
 
 
 def check_settings(root, frames, ours, settings):
-    """Frames of other settings, or of another maker, are not mixed with ours, and lists of another maker are not written over."""
+    """ValueError if the frames there have other settings or another maker, or a list there has another maker.
+
+    Frames are never mixed, and foreign lists are never overwritten.
+    """
     path = root / lists.PREPARED
     if not path.is_file():
         for theirs in (*filled_folders(frames), *(root / name for name in ours if (root / name).exists())):
-            raise ValueError(f"{theirs} was not made here: give another --out")
-    elif filled_folders(frames) and read_json(path) not in json.loads(json.dumps([settings, settings | {"format": lists.FORMAT}])):
-        raise ValueError(f"the frames in {frames} are of other settings, {path.read_text()}: give another --out, or delete them")
+            raise ValueError(f"{theirs} was not made by prepare: give another --out")
+    elif filled_folders(frames) and read_json(path) not in json.loads(
+            json.dumps([settings, settings | {"format": lists.FORMAT}])):
+        raise ValueError(f"the frames in {frames} have other settings, {path.read_text()}: "
+                         "give another --out, or delete them")
     others = [folder for folder in visible_folders(root) if folder != frames]
-    if others and "videos" in settings:  # custom, of which the loader takes the only folder
-        raise ValueError(f"{root} is to hold frames and lists only, but has the folder {others[0].name}: give another --out")
-    if not filled_folders(frames):  # else some are of the format that stands there
+    if others and "videos" in settings:  # custom: the loader takes the only folder
+        raise ValueError(f"{root} may hold frames and lists only, but has the folder {others[0].name}: "
+                         "give another --out")
+    if not filled_folders(frames):  # existing frames keep the recorded format
         save_json(settings | {"format": lists.FORMAT}, path)
 
 
@@ -130,30 +147,32 @@ def filled_folders(path):
 def check_links(*places):
     for place in sorted({above for place in places for above in (place, *place.parents)}):
         if place.is_symlink() and not place.exists():
-            raise ValueError(f"{place} is a link to {os.readlink(place)}, which does not exist: is a disk missing?")
+            raise ValueError(f"{place} is a link to {os.readlink(place)}, which does not exist: is a disk unmounted?")
 
 
 def visible_folders(path):
-    return sorted(entry for entry in path.iterdir() if entry.is_dir() and is_visible(entry.name)) if path.is_dir() else []
+    return (sorted(entry for entry in path.iterdir() if entry.is_dir() and is_visible(entry.name))
+            if path.is_dir() else [])
 
 
 # ---------------------------------------------------------------- videos -> frame folders
 
 def prepare(videos, files, source, frames, picture, T, workers):
-    """Make the frame folders that are not there yet from {video: its files}. Returns {folder: why there is none}."""
+    """Make the missing frame folders from {video: its files}; return {folder: why it could not be made}."""
     there = [os.path.isdir(frames / folder) for folder in videos.folder]
     jobs, broken = [], {}
     for video, folder in videos.loc[[not done for done in there], ["video", "folder"]].itertuples(index=False):
         if paths := files[video]:
             path = frames / folder
-            jobs.append((paths, path, path.with_name(f"{PARTIAL}{len(jobs)}"), picture, T))  # beside it: links lead to other disks
+            # The partial folder lies beside the final one, because links may lead to other disks.
+            jobs.append((paths, path, path.with_name(f"{PARTIAL}{len(jobs)}"), picture, T))
         else:
-            broken[folder] = f"no file of this name below {source}"
+            broken[folder] = f"no file with this name below {source}"
     if not sum(there) and not jobs:
-        raise ValueError(f"none of the {len(videos)} videos of the lists is below {source}")
+        raise ValueError(f"none of the {len(videos)} listed videos is below {source}: check --videos and --lists")
     directories = {path.parent for _, path, *_ in jobs}
     check_links(*directories)
-    remove_partial(directories)  # of a killed process
+    remove_partial(directories)  # left by a killed process
     try:
         with progress(total=len(videos), initial=sum(there) + len(broken), desc="preparing", unit="video") as bar:
             for (_, folder, *_), reason in in_processes(make_folder, jobs, workers):
@@ -165,7 +184,8 @@ def prepare(videos, files, source, frames, picture, T, workers):
         remove_partial(directories)
     lost = [folder for folder in videos.folder if folder not in broken and not os.path.isdir(frames / folder)]
     if lost:
-        raise ValueError(f"{lost[0]} and {len(lost) - 1} other folders went away from {frames} meanwhile: run the same command again")
+        raise ValueError(f"{lost[0]} and {len(lost) - 1} other folders disappeared from {frames} during the run: "
+                         "run the same command again")
     return broken
 
 
@@ -173,7 +193,7 @@ PARTIAL = ".preparing-"
 
 
 def remove_partial(directories):
-    """Remove what is half made in these, and those of them that hold nothing else."""
+    """Remove partial frame folders in these directories, then directories that are empty."""
     for directory in directories:
         for path in directory.glob(PARTIAL + "*"):
             shutil.rmtree(path, ignore_errors=True)
@@ -181,17 +201,19 @@ def remove_partial(directories):
             os.removedirs(directory)
 
 
-# ---------------------------------------------------------------- what is left to say
+# ---------------------------------------------------------------- reports and lists
 
 def find_short(videos, frames, least):
-    """{folder: its frames} of the videos stored with fewer than `least`, which the loader stretches."""
-    counts = {folder: sum(map(is_visible, os.listdir(frames / folder))) for folder in videos.folder if os.path.isdir(frames / folder)}
+    """Return {folder: message} for videos stored with fewer than `least` frames; the loader stretches these."""
+    counts = {folder: sum(map(is_visible, os.listdir(frames / folder)))
+              for folder in videos.folder if os.path.isdir(frames / folder)}
     return {folder: f"{count} frames, fewer than {least}" for folder, count in counts.items() if count < least}
 
 
 def report(path, reasons, folders):
-    """Write the reasons, and keep those of other videos that are there: UCF101 and miniUCF101 share a folder."""
-    kept, ours = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else [], set(folders)
+    """Write the reasons; keep existing lines about other videos, because UCF101 and miniUCF101 share a folder."""
+    kept, ours = (path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else [],
+                  set(folders))
     lines = [line for line in kept if line.partition("\t")[0] not in ours]
     lines += [f"{folder}\t{' '.join(str(reason).split())}" for folder, reason in reasons.items()]
     with atomic_write(path, "w") as file:
@@ -199,16 +221,16 @@ def report(path, reasons, folders):
 
 
 def write_lists(root, ours, broken, dataset, write):
-    """Our lists of what is there: without the broken videos, and without classes that have no training videos left. Returns them."""
+    """Write our lists without broken videos and without classes that lost all training videos; return them."""
     kept = {name: videos[~videos.folder.isin(broken)] for name, videos in ours.items()}
     everything = pd.concat(kept.values())
     for name, videos in kept.items():
-        together = everything if len(dataset.lists) > 1 else videos  # lists that are read together, or each a split of its own
+        together = everything if len(dataset.lists) > 1 else videos  # several lists: read together, or one split each
         trained = set(together.label[together.split == "train"])
         if not trained:
-            raise ValueError(f"{root / name}: no training video could be prepared: broken_videos.txt beside it says why")
+            raise ValueError(f"{root / name}: no training video could be prepared: see broken_videos.txt beside it")
         if untrained := set(videos.label) - trained:
-            print(f"{name}: no training video of {len(untrained)} classes is left, of {min(untrained)} for example: "
+            print(f"{name}: {len(untrained)} classes have no training video left, for example {min(untrained)}: "
                   f"their {videos.label.isin(untrained).sum()} test videos are left out")
         kept[name] = videos[videos.label.isin(trained)]
         write(kept[name], root / name)
@@ -216,32 +238,42 @@ def write_lists(root, ours, broken, dataset, write):
 
 
 def parser():
-    parser = argparse.ArgumentParser(prog="prepare", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(prog="prepare", description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("dataset", choices=RECIPES, metavar="DATASET", help=f"one of {', '.join(RECIPES)}")
     parser.add_argument("--videos", type=pathlib.Path, required=True, metavar="DIR", help="folder of the video files")
-    parser.add_argument("--lists", type=pathlib.Path, metavar="DIR", help="folder of the official lists (--videos)")
+    parser.add_argument("--lists", type=pathlib.Path, metavar="DIR",
+                        help="folder of the official lists (default: the folder of --videos)")
     parser.add_argument("--out", type=pathlib.Path, metavar="DIR",
-                        help="the scripts' --data_path (distill_utils/data); for custom the data set's own folder (its name in there)")
-    parser.add_argument("--workers", type=positive, help="videos at a time (the number of cores)")
+                        help="folder to write to, the scripts' --data_path (default: distill_utils/data); "
+                             "for custom: the data set's own folder (default: distill_utils/data/<name of --videos>)")
+    parser.add_argument("--workers", type=positive, help="videos decoded in parallel (default: the number of cores)")
     group = parser.add_argument_group("frames")
     group.add_argument("--resize", type=resize, metavar="WxH",
-                       help="pixels, or one number for the shorter side (160x120; Kinetics400, SSv2: 64x64; custom: 120)")
-    group.add_argument("--crop", type=count, metavar="N", help="the middle square of so many pixels, 0: none (112; Kinetics400, SSv2: 0)")
-    group.add_argument("--frames", type=positive, metavar="T", help="evenly spaced frames of a video (all; Kinetics400, SSv2: 8)")
-    group.add_argument("--quality", type=quality, default=95, help="of the JPEGs, 1 to 100 (%(default)s)")
+                       help="frame size in pixels, or one number for the shorter side "
+                            "(default: 160x120; Kinetics400, SSv2: 64x64; custom: 120)")
+    group.add_argument("--crop", type=count, metavar="N",
+                       help="crop the middle N x N pixels; 0: no crop (default: 112; Kinetics400, SSv2: 0)")
+    group.add_argument("--frames", type=positive, metavar="T",
+                       help="store T evenly spaced frames per video (default: all; Kinetics400, SSv2: 8)")
+    group.add_argument("--quality", type=quality, default=95, help="JPEG quality, 1 to 100 (default: %(default)s)")
     group = parser.add_argument_group("splits")
     group.add_argument("--all_train", action="store_true",
-                       help="HMDB51: every video that is not for testing trains, as in the paper's released list, not 70 a class")
-    group.add_argument("--test_ratio", type=share, default=lists.TEST_RATIO, help="custom: test videos of each class, about, where no folders say (%(default)s)")
-    group.add_argument("--groups", type=pattern, metavar="REGEX", help="custom: the part of a file's name, or the pattern's first group in it, "
-                       "that names person or source: their videos stay on one side (each video by itself)")
-    group.add_argument("--seed", type=seed, default=0, help="custom: of the split (%(default)s)")
+                       help="HMDB51: train on every video that is not a test video, as in the paper's released list, "
+                            "instead of 70 per class")
+    group.add_argument("--test_ratio", type=share, default=lists.TEST_RATIO,
+                       help="custom, if no folders give the split: approximate share of test videos in each class "
+                            "(default: %(default)s)")
+    group.add_argument("--groups", type=pattern, metavar="REGEX",
+                       help="custom: regular expression for the part of a file name (or its first group) that names "
+                            "the person or source; videos of one group stay in one split (default: each video alone)")
+    group.add_argument("--seed", type=seed, default=0, help="custom: seed of the split (default: %(default)s)")
     return parser
 
 
 def resize(text):
     if not re.fullmatch(r"[1-9]\d{0,4}(x[1-9]\d{0,4})?", text):
-        raise argparse.ArgumentTypeError(f"{text!r} is neither WxH, as 160x120, nor a number of pixels")
+        raise argparse.ArgumentTypeError(f"{text!r} is neither WxH, such as 160x120, nor a number of pixels")
     sides = tuple(map(int, text.split("x")))
     return sides if len(sides) == 2 else sides[0]
 
@@ -258,7 +290,7 @@ def pattern(text):
     try:
         re.compile(text)
     except re.error as error:
-        raise argparse.ArgumentTypeError(f"{text!r} is no regular expression ({error})") from None
+        raise argparse.ArgumentTypeError(f"{text!r} is not a regular expression ({error})") from None
     return text
 
 

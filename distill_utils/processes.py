@@ -1,4 +1,4 @@
-"""Several processes (torchrun), and how a script starts and ends in one or many of them."""
+"""Several processes (torchrun), and the start and end of a script in one or several of them."""
 import codecs
 import contextlib
 import datetime
@@ -18,14 +18,14 @@ from tqdm import tqdm
 from distill_utils.machine import limit_threads
 from utils import TEXT, find_device, save_json
 
-# Every process runs the same program on the same random numbers and takes a share of the work; what they sum is the same bits in all
-# of them, so that their sets never part. Only the first writes the run's files.
+# All ranks run the same program with the same random numbers, and each takes a share of the work. Sums over ranks are
+# bitwise equal on all ranks, so that their sets stay equal. Only rank 0 writes the run's files.
 
-PEER_ENDED = 3  # exit code of a process whose own work is in order, as far as it knows
+PEER_ENDED = 3  # exit code of a process that ended because of another one, as far as it knows
 
 
 class PeerEnded(Exception):
-    """Working together failed, mostly because another process ended while this one waited for it."""
+    """Communication between ranks failed, usually because another process ended."""
 
 
 def rank():
@@ -38,24 +38,26 @@ def world_size():
 
 @contextlib.contextmanager
 def process_group(device):
-    """Joins torchrun's processes, by NCCL on GPUs and by gloo on CPUs; nothing to do where there is one."""
+    """Join torchrun's processes: NCCL on GPUs, gloo on CPUs. A single process does nothing."""
     if not dist.is_torchelastic_launched() or os.environ["WORLD_SIZE"] == "1":
         yield
         return
     device = find_device(device)
     threading.Thread(target=end_with, args=(os.getppid(),), daemon=True).start()
-    # A process may wait for days, as for another's experts: on one machine torchrun, not a time limit, ends all when one ends.
+    # A rank may wait for days, for example for the experts of another. On one machine torchrun, not this timeout, ends
+    # all processes when one ends.
     limit = datetime.timedelta(days=30) if os.environ["GROUP_WORLD_SIZE"] == "1" else datetime.timedelta(hours=12)
     with waiting_for_others():
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=limit)
     yield
     if device.type == "cpu":
-        end_at_once(0)  # until PyTorch 2.8 gloo's end may wait for ever: for its threads, which wait for Python's lock, which it holds
-    dist.destroy_process_group()  # not after an error: it would wait for the others
+        # Until PyTorch 2.8 gloo's shutdown may deadlock: it holds Python's lock, for which its threads wait.
+        end_at_once(0)
+    dist.destroy_process_group()  # not after an error: it would wait for the other ranks
 
 
 def end_with(parent):
-    """Ends this process when torchrun's is gone, even where that was killed."""
+    """End this process when the torchrun process is gone, even if that was killed."""
     while os.getppid() == parent:
         time.sleep(0.5)
     os._exit(PEER_ENDED)
@@ -63,16 +65,17 @@ def end_with(parent):
 
 @contextlib.contextmanager
 def only_the_first_speaks():
-    """What the processes but the first print is dropped; it would be the same again."""
+    """Silence all ranks but 0."""
     if os.environ.get("RANK", "0") == "0" or not dist.is_torchelastic_launched():
         yield
     else:
-        with open(os.devnull, "w", **TEXT) as nowhere, contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
+        with (open(os.devnull, "w", **TEXT) as nowhere, contextlib.redirect_stdout(nowhere),
+              contextlib.redirect_stderr(nowhere)):
             yield
 
 
 def leave(code, text):
-    """Ends the process with a last sentence: to torchrun, which reports that of the process that failed first, else on the screen."""
+    """End the process with a last message: on stderr, or to torchrun, which reports the first process that failed."""
     if not dist.is_torchelastic_launched():
         print(text, file=sys.stderr)
         sys.exit(code)
@@ -81,7 +84,7 @@ def leave(code, text):
 
 
 def end_at_once(code):
-    """Python's own way out would wait for the threads of the group of processes."""
+    """Exit without Python's cleanup, which would wait for the threads of the process group."""
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
@@ -96,13 +99,13 @@ def waiting_for_others():
 
 
 def own(count):
-    """Which of `count` pieces of work are this process's: a range of their numbers. The first ones, which report, have as many as any."""
+    """Return this rank's range of `count` pieces of work; rank 0, which reports, has as many as any other rank."""
     start, stop = (-(-count * number // world_size()) for number in (rank(), rank() + 1))
     return range(start, stop)
 
 
 def gather(mine):
-    """The results of all pieces of work, in order, from each process's list of those of its `own`."""
+    """Return the results of all pieces of work, in order; `mine`: this rank's results, for its range from `own`."""
     everyone = [mine]
     if world_size() > 1:
         everyone = [None] * world_size()
@@ -112,19 +115,21 @@ def gather(mine):
 
 
 def broadcast(value):
-    """The first process's value in all of them: tensors, on the CPU then, and plain values."""
+    """Return rank 0's value on all ranks: a nest of plain values and tensors; received tensors are on the CPU."""
     if world_size() == 1:
         return value
-    outline = [tree_map(lambda leaf: leaf.to("meta") if isinstance(leaf, torch.Tensor) else leaf, value) if rank() == 0 else None]
+    outline = [tree_map(lambda leaf: leaf.to("meta") if isinstance(leaf, torch.Tensor) else leaf, value)
+               if rank() == 0 else None]
     with waiting_for_others():
         dist.broadcast_object_list(outline)
     values, device = iter(tree_leaves(value)), "cuda" if dist.get_backend() == "nccl" else "cpu"
 
-    def received(leaf):  # one tensor at a time, since a state may be as large as the memory
+    def received(leaf):  # one tensor at a time: a state may be as large as the memory
         sent = next(values) if rank() == 0 else None
         if not isinstance(leaf, torch.Tensor):
             return leaf
-        tensor = sent.to(device).contiguous() if rank() == 0 else torch.empty(leaf.shape, dtype=leaf.dtype, device=device)
+        tensor = (sent.to(device).contiguous() if rank() == 0
+                  else torch.empty(leaf.shape, dtype=leaf.dtype, device=device))
         with waiting_for_others():
             dist.broadcast(tensor, 0)
         return sent if rank() == 0 else tensor.cpu()
@@ -133,7 +138,7 @@ def broadcast(value):
 
 @contextlib.contextmanager
 def first_goes_ahead():
-    """The first process runs the block before the others do, so that these find what it made."""
+    """Run the block on rank 0 before the other ranks, so that they find what it made."""
     if rank() > 0:
         broadcast(None)
     yield
@@ -142,7 +147,7 @@ def first_goes_ahead():
 
 
 def sum_over_ranks(tensor):
-    """The tensor, summed over all processes in place."""
+    """Sum a tensor over all ranks in place, and return it."""
     if world_size() > 1:
         with waiting_for_others():
             dist.all_reduce(tensor)
@@ -150,27 +155,28 @@ def sum_over_ranks(tensor):
 
 
 def sum_gradients(optimizer):
-    """Makes each process's share of the gradients all of them."""
+    """Sum each parameter's gradient over all ranks."""
     if world_size() > 1:
         for group in optimizer.param_groups:
             for value in group["params"]:
                 if value.requires_grad:
-                    value.grad = sum_over_ranks(torch.zeros_like(value) if value.grad is None else value.grad.contiguous())
+                    value.grad = sum_over_ranks(
+                        torch.zeros_like(value) if value.grad is None else value.grad.contiguous())
 
 
 # ---------------------------------------------------------------- a script
 
 def progress(iterable=None, **options):
-    """A progress bar with a rate; in a log file a line every half minute instead of ten a second."""
+    """Return a progress bar with a rate; it prints every 0.2 s on a terminal and every 30 s in a log file."""
     if rank() > 0:
         options["disable"] = True  # else TQDM_DISABLE decides
     return tqdm(iterable, dynamic_ncols=True, mininterval=0.2 if sys.stderr.isatty() else 30, **options)
 
 
 def run_script(main, parser, arguments=None):
-    """Call main with the parsed flags, in each of torchrun's processes where it was started so.
+    """Call main with the parsed flags, in each of torchrun's processes if there are several.
 
-    What is the user's to mend ends in one sentence and exit code 2 (TRACEBACK=1 shows where).
+    Report user errors (ValueError, OSError) as one line and exit with code 2; TRACEBACK=1 shows the traceback.
     """
     speak_plainly()
     limit_threads()
@@ -189,9 +195,9 @@ def run_script(main, parser, arguments=None):
     except PeerEnded as error:
         if os.environ.get("TRACEBACK"):
             raise
-        leave(PEER_ENDED, f"{parser.prog}: error: the work with the other processes failed: {sentence(error)}")
+        leave(PEER_ENDED, f"{parser.prog}: error: communication with the other processes failed: {sentence(error)}")
     except KeyboardInterrupt:
-        leave(130, f"{parser.prog}: stopped; the same command goes on from the last checkpoint")
+        leave(130, f"{parser.prog}: stopped: run the same command to resume from the last checkpoint")
 
 
 def parsed(parser, arguments):
@@ -206,20 +212,21 @@ def parsed(parser, arguments):
 
 
 def refused_memory(error):
-    """How much memory there was not, of an error that says so, else None. PyTorch has no class of such errors for the CPU."""
-    words = re.search(r"(unable|tried) to allocate [\d.,]+ ?\w+|Storage size calculation overflowed.*", sentence(error), re.IGNORECASE)
+    """Return how much memory was refused if the error says so, else None; PyTorch has no such error class on CPUs."""
+    words = re.search(r"(unable|tried) to allocate [\d.,]+ ?\w+|Storage size calculation overflowed.*",
+                      sentence(error), re.IGNORECASE)
     if words or isinstance(error, MemoryError):
-        return words[0] if words else sentence(error) or "nothing says how much was missing"
+        return words[0] if words else sentence(error) or "the missing amount is unknown"
 
 
-PLAIN = str.maketrans({"±": "+-", "×": "x", "·": "*", "−": "-", "…": "...", "²": "^2", "‖": "|", "α": "alpha", "θ": "theta", "∇": "grad ",
-                       "Σ": "sum", "∂": "d"})
+PLAIN = str.maketrans({"±": "+-", "×": "x", "·": "*", "−": "-", "…": "...", "²": "^2", "‖": "|", "α": "alpha",
+                       "θ": "theta", "∇": "grad ", "Σ": "sum", "∂": "d"})
 
 
 def speak_plainly():
-    """What a screen cannot show, as one of plain ASCII (an inherited PYTHONIOENCODING, the C locale), is spelt out instead of ending the run."""
-    codecs.register_error("plain", lambda error: (error.object[error.start:error.end].translate(PLAIN).encode("ascii", "backslashreplace").decode(),
-                                                  error.end))
+    """Spell out characters that the terminal cannot encode (PYTHONIOENCODING, the C locale), instead of failing."""
+    codecs.register_error("plain", lambda error: (
+        error.object[error.start:error.end].translate(PLAIN).encode("ascii", "backslashreplace").decode(), error.end))
     for screen in (sys.stdout, sys.stderr):
         if hasattr(screen, "reconfigure"):
             screen.reconfigure(errors="plain")
@@ -231,5 +238,6 @@ def sentence(error):
     if isinstance(error, OSError) and error.strerror and error.filename:
         return f"{error.strerror}: {error.filename}"
     if isinstance(error, torch.OutOfMemoryError):
-        return f"the GPU's memory does not suffice: end what else uses it, or lower the sizes ({' '.join(str(error).split())})"
+        return (f"the GPU's memory is full: end other programs that use it, or lower the sizes "
+                f"({' '.join(str(error).split())})")
     return " ".join(str(error).split())

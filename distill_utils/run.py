@@ -1,4 +1,4 @@
-"""The run folder: what a run is called, what it writes, how it resumes, and how finished runs are found."""
+"""The run folder: its name, what a run writes, how a run resumes, and how finished runs are found."""
 import contextlib
 import csv
 import glob
@@ -24,19 +24,33 @@ from distill_utils.datasets import DATASETS
 from distill_utils.options import add_temporal_options, add_width, list_videos, script_parser, selection_values
 from distill_utils.processes import broadcast, gather, progress, rank, sum_gradients, world_size
 from networks import WIDTH
-from utils import ROOT, append, finite, load, lock_folder, random_state, read_json, save, save_json, set_random_state, synchronize, tensors
+from utils import (
+    ROOT,
+    append,
+    finite,
+    load,
+    lock_folder,
+    random_state,
+    read_json,
+    save,
+    save_json,
+    set_random_state,
+    synchronize,
+    tensors,
+)
 
-# Flags that change no result, so that they do not choose the run's folder.
+# Flags that do not change the result, and so do not change the run's folder.
 DATA_PATHS = ("data_path", "list_path", "frames_path")
-WITHOUT_EFFECT = ("save_path", "pack_path", "pack", "device", "workers", "wandb", "checkpoint_seconds", "bytes", "no_test",
-                  *DATA_PATHS, "path_static", "buffer_path")  # the paths by their content, not by where it lies
+WITHOUT_EFFECT = ("save_path", "pack_path", "pack", "device", "workers", "wandb", "checkpoint_seconds", "bytes",
+                  "no_test", *DATA_PATHS, "path_static", "buffer_path")  # of these paths, the content counts instead
 
 
 class Run:
     """One run's folder, a function of its settings: config.json, metrics.jsonl, log.txt, checkpoint.pt and results.
 
-    The same settings lead to the same folder and go on from its checkpoint, bitwise as if never stopped. `settings` are all flags;
-    those named in `without_effect` (paths, device, logging) do not choose the folder. Of several processes the first one reads and writes.
+    The same settings give the same folder and resume from its checkpoint, bitwise as if never interrupted. `settings`
+    are all flags; those in `without_effect` (paths, device, logging) do not change the folder. With several processes,
+    rank 0 reads and writes.
     """
 
     COUNTERS = ("iteration", "seconds", "steps", "refused", "logged", "loss", "evaluated", "start", "best", "result")
@@ -48,7 +62,7 @@ class Run:
         self.metrics, self.wandb = self.folder / "metrics.jsonl", None
         self.iteration, self.seconds, self.steps, self.refused, self.logged, self.loss = 0, 0.0, 0, 0, 0, None
         self.evaluated = None                                    # iteration of the last evaluation
-        self.start, self.best, self.result = None, None, None    # value of the evaluation at iteration 0, the best one, the last one
+        self.start, self.best, self.result = None, None, None    # evaluations: value at iteration 0, the best, the last
         self.checkpoint_seconds, self.saved_at = checkpoint_seconds, time.monotonic()
         self.stateful = {}
         if rank() == 0:
@@ -61,31 +75,35 @@ class Run:
     def claim_folder(self):
         self.folder.mkdir(parents=True, exist_ok=True)
         self.lock = lock_folder(self.folder)
-        for leftover in self.folder.glob(".*.tmp"):  # of a write that was killed
+        for leftover in self.folder.glob(".*.tmp"):  # from a killed write
             leftover.unlink()
 
     def write_config(self, settings, chosen):
         path = self.folder / "config.json"
         if path.exists():
             if read_config(path)["chosen"] != json.loads(json.dumps(chosen)):
-                raise ValueError(f"{path} has other settings than this command: delete its folder, or give another --save_path")
+                raise ValueError(f"{path} has other settings than this command: delete its folder, or give another "
+                                 "--save_path")
             return
         versions = {package: importlib.metadata.version(package) for package in ("torch", "torchvision", "numpy")}
-        save_json({"command": sys.argv, "settings": settings, "chosen": chosen, "python": sys.version.split()[0], "versions": versions,
+        save_json({"command": sys.argv, "settings": settings, "chosen": chosen,
+                   "python": sys.version.split()[0], "versions": versions,
                    "git": git_commit(), "created": time.strftime("%Y-%m-%dT%H:%M:%S")}, path)
 
     def start_wandb(self, mode, settings, name):
         if mode == "disabled":
             return
-        import wandb  # slow to import, and not needed when disabled
+        import wandb  # slow to import, not needed when disabled
         try:
             if mode == "online" and not wandb.login(prompt=False):
                 raise ValueError("--wandb online needs an account: run `wandb login` first, or give --wandb offline")
-            self.wandb = wandb.init(project="video-distillation", name=name, id=self.id, resume="allow", dir=self.folder, mode=mode,
+            self.wandb = wandb.init(project="video-distillation", name=name, id=self.id, resume="allow",
+                                    dir=self.folder, mode=mode,
                                     config=settings, settings=wandb.Settings(silent=True, console="off"))
             self.wandb.define_metric("*", step_metric="iteration")
         except wandb.Error as error:
-            raise ValueError(f"--wandb {mode} does not work here: give --wandb offline or disabled ({error})") from error
+            raise ValueError(
+                f"--wandb {mode} does not work here: give --wandb offline or disabled ({error})") from error
 
     def say(self, text):
         if rank() > 0:
@@ -94,19 +112,19 @@ class Run:
         append(self.folder / "log.txt", f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}")
 
     def log(self, **values):
-        """One line of metrics.jsonl, and the same to wandb."""
+        """Write a line to metrics.jsonl, and the same to wandb."""
         if rank() > 0:
             return
         line = {"iteration": self.iteration, **values}
         append(self.metrics, json.dumps(line))
         self.logged += 1
         if self.wandb:
-            self.wandb.log(line, step=self.logged)  # wandb drops a number that it has seen: what is computed again after a kill
+            self.wandb.log(line, step=self.logged)  # wandb ignores known steps: those repeated after a kill
 
     def resume(self, **stateful):
-        """Take up the checkpoint, if there is one; `stateful` are the things with a state_dict that make up the run's state.
+        """Load the checkpoint, if there is one; `stateful`: the objects with a state_dict that form the run's state.
 
-        All processes start from the first one's bits, and from its checkpoint, however many wrote it.
+        All ranks start from rank 0's state, bit for bit, and from its checkpoint, however many ranks wrote it.
         """
         self.stateful = stateful
         path = self.folder / "checkpoint.pt"
@@ -124,17 +142,17 @@ class Run:
             self.set_state(state)
             metrics_bytes = state["metrics_bytes"]
             if self.metrics.stat().st_size < metrics_bytes:
-                raise ValueError(f"{self.metrics.name} lacks lines that were logged before")
+                raise ValueError(f"{self.metrics.name} lacks lines that were logged before the checkpoint")
         except (ValueError, LookupError, TypeError, AttributeError, RuntimeError) as error:
-            raise ValueError(f"{path} is damaged: delete its folder to start anew ({error})") from error
+            raise ValueError(f"{path} is damaged: delete its folder to start again ({error})") from error
         with open(self.metrics, "ab") as file:
-            file.truncate(metrics_bytes)  # what was logged after the checkpoint is computed and logged again
+            file.truncate(metrics_bytes)  # lines after the checkpoint will be computed and logged again
         self.say(f"resumed at iteration {self.iteration}")
 
     def state(self):
-        """All that the rest of the run depends on: what is learned, random state, counters."""
-        return {name: thing.state_dict() for name, thing in self.stateful.items()} | {name: getattr(self, name) for name in self.COUNTERS} | {
-            "random": random_state()}
+        """Return all that the rest of the run depends on: learned parameters, random state, counters."""
+        return ({name: thing.state_dict() for name, thing in self.stateful.items()}
+                | {name: getattr(self, name) for name in self.COUNTERS} | {"random": random_state()})
 
     def set_state(self, state):
         for name, thing in self.stateful.items():
@@ -144,9 +162,9 @@ class Run:
             setattr(self, name, state[name])
 
     def iterations(self, total, desc="distilling", unit="it", at_once=1):
-        """Yield iteration numbers up to and including `total`: the last is for the final evaluation, no step follows it.
+        """Yield iterations up to and including `total`, in steps of `at_once`.
 
-        Those between are `at_once` apart.
+        The last one is for the final evaluation: no step follows it.
         """
         with progress(total=total, initial=self.iteration, desc=desc, unit=unit) as self.bar:
             while self.iteration < total:
@@ -159,51 +177,55 @@ class Run:
             yield total
 
     def due(self, every, total):
-        """Whether this iteration is to be evaluated: the first and every so many (none of these where `every` exceeds `total`), and the last."""
-        due = (every <= total and self.iteration % every == 0 or self.iteration == total) and self.evaluated != self.iteration
+        """Return whether to evaluate now: at 0 and every `every` iterations (if `every` <= total), and at the end."""
+        due = ((every <= total and self.iteration % every == 0 or self.iteration == total)
+               and self.evaluated != self.iteration)
         if due:
             self.check_finite()
             self.check_same()
         return due
 
     def checkpoint(self, iteration=None):
-        """Write the state before the step of `iteration` (by default this one)."""
+        """Save the state before the step of `iteration` (default: the current one)."""
         self.check_finite()
         if rank() == 0:
             with open(self.metrics, "ab") as metrics:
-                os.fsync(metrics.fileno())  # not to be behind the checkpoint, even where the machine stops
+                os.fsync(metrics.fileno())  # so that it is not older than the checkpoint, even after a power failure
                 size = metrics.tell()
-            save({**self.state(), "iteration": self.iteration if iteration is None else iteration, "metrics_bytes": size}, self.folder / "checkpoint.pt")
+            save({**self.state(), "iteration": self.iteration if iteration is None else iteration,
+                  "metrics_bytes": size}, self.folder / "checkpoint.pt")
         self.saved_at = time.monotonic()
 
     def check_finite(self):
-        """ValueError when anything that is learned is not finite, before it is written anywhere."""
+        """ValueError if a learned value is not finite; called before anything is written."""
         for name, thing in self.stateful.items():
             if not finite(tensors(thing.state_dict())):
                 raise ValueError(f"the {name} is not finite at iteration {self.iteration}: lower the learning rate "
                                  f"(the last good checkpoint stays in {self.folder})")
 
     def check_same(self):
-        """ValueError when what is learned is not the same, to the bit, in all processes."""
+        """ValueError if the learned values differ between ranks in any bit."""
         if world_size() == 1:
             return
         found = [tensor for thing in self.stateful.values() for tensor in tensors(thing.state_dict())]
         sums = gather([[int(tensor.reshape(-1).view(torch.uint8).sum(dtype=torch.int64)) for tensor in found]])
         if any(each != sums[0] for each in sums):
-            raise ValueError(f"the processes do not have the same state at iteration {self.iteration}: start again from the checkpoint in {self.folder}")
+            raise ValueError(f"the processes do not have the same state at iteration {self.iteration}: "
+                             f"start again from the checkpoint in {self.folder}")
 
     @contextlib.contextmanager
     def timed_step(self, steps=1):
-        """Counts the seconds of a step, or of several that are taken side by side, evaluation and checkpoints apart."""
+        """Count the seconds of one step, or of several parallel ones, without evaluation and checkpoints."""
         start = time.perf_counter()
         yield
         synchronize()
         self.seconds, self.steps = self.seconds + time.perf_counter() - start, self.steps + steps
 
     def step(self, loss_of, optimizer, last_good=None):
-        """One step down the gradient of loss_of(): a loss of all processes, the same in each, whose gradients are their shares.
+        """Take one optimizer step on loss_of().
 
-        With a LastGood, a step that leads to a loss that is not finite is taken back and counted.
+        The loss covers all ranks and is the same on each; its gradient is this rank's share. With a LastGood, a step
+        that leads to a loss that is not finite is rolled back and counted.
         """
         with self.timed_step():
             optimizer.zero_grad()
@@ -222,7 +244,7 @@ class Run:
                 self.bar.set_postfix(loss=loss.item(), refused=self.refused, refresh=False)
 
     def check_loss(self, loss):
-        """Remember the loss, a tensor or a number; ValueError when it is not finite."""
+        """Store the loss, a tensor or a number; ValueError if it is not finite."""
         self.loss = torch.as_tensor(loss).item()
         if not math.isfinite(self.loss):
             raise ValueError(f"the loss is {self.loss} at iteration {self.iteration}: lower the learning rate "
@@ -230,7 +252,7 @@ class Run:
         self.bar.set_postfix(loss=f"{self.loss:.4g}", refresh=False)
 
     def keep_best(self, value, **result):
-        """Remember the best evaluation along the way, and the first; returns the best."""
+        """Store the first and the best evaluation so far; return the best."""
         if self.iteration == 0:
             self.start = value
         if self.best is None or value > self.best["value"]:
@@ -239,7 +261,7 @@ class Run:
 
     def finish(self, **result):
         path = self.folder / "result.json"
-        if rank() == 0 and not path.exists():  # a finished run that is started again changes nothing
+        if rank() == 0 and not path.exists():  # running a finished command again changes nothing
             save_json({"iteration": self.iteration, **result, "steps": self.steps, "refused": self.refused,
                        "seconds_per_iteration": self.seconds / self.steps if self.steps else None}, path)
         if self.wandb:
@@ -247,7 +269,7 @@ class Run:
 
 
 def read_config(path):
-    """The config.json of a run: the command, its settings, and the chosen ones, those that have an effect."""
+    """Return "settings" (all flags) and "chosen" (those with an effect) of a run's config.json."""
     try:
         config = read_json(path)
         return {name: dict(config[name]) for name in ("settings", "chosen")}
@@ -256,27 +278,31 @@ def read_config(path):
 
 
 def git_commit():
-    """The commit of this code; None where there is no git, or none that knows it."""
-    ours = {name: value for name, value in os.environ.items() if name not in ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE")}  # of a hook: another's
+    """Return the commit of this code; None without git or outside a repository."""
+    ours = {name: value for name, value in os.environ.items()
+            if name not in ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE")}  # a git hook sets these for its repository
     try:
-        answer = subprocess.run(["git", "-C", ROOT, "describe", "--always", "--dirty", "--abbrev=40"], env=ours, capture_output=True, text=True)
+        answer = subprocess.run(["git", "-C", ROOT, "describe", "--always", "--dirty", "--abbrev=40"], env=ours,
+                                capture_output=True, text=True)
     except OSError:
         return None
     return answer.stdout.strip() or None
 
 
-# ---------------------------------------------------------------- runs by their flags
+# ---------------------------------------------------------------- find runs by their flags
 
 def dataset_label(args):
-    """Name of the data set in the run folders; a custom set goes by the name of its folder."""
+    """Return the data set's name in run folders; a custom set is named after its folder."""
     return f"custom-{args.data_path.resolve().name}" if args.dataset == "custom" and args.data_path else args.dataset
 
 
 def start_run(args, name, *files):
-    """The run folder <save_path>/<data set>/<name>_<hash of the settings, of the list, of the frames and of `files`>."""
+    """Return the Run in <save_path>/<data set>/<name>_<hash of the settings, the list, the frames and `files`>."""
     settings = {key: as_setting(value) for key, value in vars(args).items()}
-    settings |= {"list_digest": list_digest(args), "content_digest": content_digest(args), "digest": digest(map(tail, files))}
-    return Run(settings, args.save_path / dataset_label(args), name, WITHOUT_EFFECT, args.wandb, args.checkpoint_seconds)
+    settings |= {"list_digest": list_digest(args), "content_digest": content_digest(args),
+                 "digest": digest(map(tail, files))}
+    return Run(settings, args.save_path / dataset_label(args), name, WITHOUT_EFFECT, args.wandb,
+               args.checkpoint_seconds)
 
 
 def as_setting(value):
@@ -288,58 +314,72 @@ def digest(contents):
 
 
 def list_digest(args):
-    """Of the labels, splits and folders of the list, wherever the folders lie."""
+    """Digest of the list's labels, splits and folders, independent of where the folders are."""
     videos, _ = list_videos(args)
     rows = io.StringIO()
-    csv.writer(rows, lineterminator="\n").writerows([videos.columns, *zip(relative(videos.folder), *(videos[name] for name in videos.columns[1:]))])
+    csv.writer(rows, lineterminator="\n").writerows([
+        videos.columns, *zip(relative(videos.folder), *(videos[name] for name in videos.columns[1:]))])
     return digest([rows.getvalue().encode()])
 
 
 def content_digest(args):
-    """Of the frames of the training and test videos: what tells them from others that a list of the same text names."""
+    """Digest of the training and test frames, to distinguish data sets with the same list."""
     splits = list_videos(args)[0].split.unique()
-    return "-".join(select(args.dataset, split=split, **selection_values(args)).content(args.pack_path) for split in ("train", "test") if split in splits)
+    return "-".join(select(args.dataset, split=split, **selection_values(args)).content(args.pack_path)
+                    for split in ("train", "test") if split in splits)
 
 
 def tail(path, size=2 ** 20):
-    """What tells a file from others without reading gigabytes: its size and its last MB, where torch.save has the checksums of its tensors."""
+    """Return bytes that identify a large file quickly: its size and last MB, where torch.save puts the checksums."""
     with open(path, "rb") as file:
         file.seek(max(0, os.stat(path).st_size - size))
         return str(os.stat(path).st_size).encode() + file.read()
 
 
 def find_run(args, name, same, wanted, launcher, flag):
-    """Folder of the finished run `name`_<hash> of the same list, frames and settings `same`; ValueError says how to make it. Where the data lie
-    is in the command that it says, and makes no other data.
+    """Return the folder of the finished run `name`_<hash> with the same list, frames and settings `same`.
 
-    wanted: what it is, in words; launcher: its command's first words; flag: the one that names a folder or file instead.
+    If there is none, ValueError gives the command that makes it, including the data paths, which do not change the
+    data.
+    wanted: description of the run; launcher: first words of its command; flag: the flag that gives a folder or file
+    instead.
     """
-    folder, mine, content, defaults = args.save_path / dataset_label(args), vars(args), content_digest(args), script_parser("")
+    folder, mine, content, defaults = (
+        args.save_path / dataset_label(args), vars(args), content_digest(args), script_parser(""))
     add_temporal_options(defaults)
     add_width(defaults)
-    places = (args.save_path, ROOT / "results")  # a study has a folder of its own, and the experts of all
-    labels = (glob.escape(folder.name), *(["custom-*"] if args.dataset == "custom" else []))  # a custom set's folder may have had another name
+    places = (args.save_path, ROOT / "results")  # a study has its own folder, but uses the experts of all
+    labels = (glob.escape(folder.name), *(["custom-*"] if args.dataset == "custom" else []))  # it may have been renamed
     for place, label in itertools.product(places, labels):
-        found = [path.parent for path in sorted(place.glob(f"{label}/{name}_*/result.json")) if not differing(args, path.parent, same, content)]
+        found = [path.parent for path in sorted(place.glob(f"{label}/{name}_*/result.json"))
+                 if not differing(args, path.parent, same, content)]
         if found:
             break
     if not found:
-        given = [word for key in (*same, "save_path") if mine[key] != defaults.get_default(key) for word in (f"--{key}", str(mine[key]))]
-        raise ValueError(f"no finished {wanted} for these data in {folder}: run `{shlex.join(launcher + given)}` first, or give {flag}")
+        given = [word for key in (*same, "save_path") if mine[key] != defaults.get_default(key)
+                 for word in (f"--{key}", str(mine[key]))]
+        raise ValueError(f"no finished {wanted} for these data in {folder}: "
+                         f"run `{shlex.join(launcher + given)}` first, or give {flag}")
     if len(found) > 1:
-        raise ValueError(f"several fit as {wanted}: choose one by {flag}: {', '.join(map(str, found))}")
+        raise ValueError(f"several finished runs have a matching {wanted}: choose one by {flag}: "
+                         f"{', '.join(map(str, found))}")
     return found[0]
 
 
 def differing(args, folder, same, content=None):
-    """Which of the settings `same`, "list", and "content" of the frames where it is given, are not those that the run in `folder` was made with; None
-    stands for the data set's own. Where data lie counts only where a run of an older version did not note what they are."""
+    """Return which of the settings `same`, "list" and, if given, "content" differ from those of the run in `folder`.
+
+    None stands for the data set's default. Data paths count only if the run is of an older version without a content
+    digest.
+    """
     made, row = read_config(folder / "config.json")["settings"], DATASETS[args.dataset]
     mine = vars(args) | {"list_digest": list_digest(args), "content_digest": content}
-    own = {"frames": row.T, "size": row.size, "stride": row.stride, "segments": 1, "width": WIDTH, "validation": 0.0, "dsa": NONE,
+    own = {"frames": row.T, "size": row.size, "stride": row.stride, "segments": 1, "width": WIDTH, "validation": 0.0,
+           "dsa": NONE,
            "static_size": args.size or row.size}
 
     def value(settings, key):
         return own.get(key) if settings.get(key) is None else as_setting(settings[key])
     left_out = DATA_PATHS if content and "content_digest" in made else ("content_digest",)
-    return [key.removesuffix("_digest") for key in (*same, "list_digest", "content_digest") if key not in left_out and value(mine, key) != value(made, key)]
+    return [key.removesuffix("_digest") for key in (*same, "list_digest", "content_digest")
+            if key not in left_out and value(mine, key) != value(made, key)]

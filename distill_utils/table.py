@@ -1,10 +1,12 @@
-"""The results of all finished runs below some folders as one table.
+"""Print the results of all finished runs below some folders as one table.
 
     python -m distill_utils.table results/ [--over_seeds] [--csv FILE]
 
-over random: accuracy less that of random selection at the same bytes (coreset --method random of the same data, network and protocol below these
-folders, the mean over seeds, interpolated linearly in log(bytes)), in points; empty below the smallest and above the largest of these runs. of full:
-accuracy as a share of that of the full training set (sh/baseline/full.sh of the same data and network); empty where there is none.
+over random: accuracy minus that of random selection at the same bytes, in points. Random selection is `coreset --method
+random` with the same data, network and protocol, below these folders: mean over seeds, linear interpolation in
+log(bytes). It is empty below the smallest and above the largest random run.
+of full: accuracy as a share of the full training set's (sh/baseline/full.sh with the same data and network); empty
+without such a run.
 """
 import argparse
 import json
@@ -20,30 +22,39 @@ from distill_utils.run import read_config
 from networks import WIDTH
 from utils import atomic_write
 
-SETTINGS = ("ipc", "spc", "dpc", "n_syn", "interpolation", "n_real", "segments", "init", "lr_img", "lr_dynamic", "method", "network", "width", "pool", "storage", "dynamic_frames", "dynamic_size", "static_size", "static", "select", "dsa", "learn_label", "eval_protocol", "validation", "seed", "Iteration")
-WORDS = ("interpolation", "init", "method", "network", "storage", "static", "select", "dsa", "eval_protocol", "learn_label", "validation")  # of these: words, or yes and no
+SETTINGS = ("ipc", "spc", "dpc", "n_syn", "interpolation", "n_real", "segments", "init", "lr_img", "lr_dynamic",
+            "method", "network", "width", "pool", "storage", "dynamic_frames", "dynamic_size", "static_size", "static",
+            "select", "dsa", "learn_label", "eval_protocol", "validation", "seed", "Iteration")
+WORDS = ("interpolation", "init", "method", "network", "storage", "static", "select", "dsa", "eval_protocol",
+         "learn_label", "validation")  # the SETTINGS that are words or booleans
 
 
 def read_results(folders):
-    """A row for each result.json below `folders`: data, run, path, SETTINGS, FIGURES (percent, bytes, seconds), headline; per_class accuracies with class_names,
-    the confusion matrix, and the chosen settings; over_random and of_full, the comparisons with other rows."""
+    """Return a row for each result.json below `folders`.
+
+    Columns: data, run, path, SETTINGS, FIGURES (percent, bytes, seconds), headline, per_class accuracies, class_names,
+    the confusion matrix, the chosen settings, and the comparisons over_random and of_full with other rows.
+    """
     rows = []
-    paths = sorted({path for folder in folders for path in folder.rglob("result.json")}, key=lambda path: path.stat().st_mtime)
+    paths = sorted({path for folder in folders for path in folder.rglob("result.json")},
+                   key=lambda path: path.stat().st_mtime)
     for path in paths:
         config, result = read_config(path.parent / "config.json"), read_result(path)
         if result is None:
             continue
         settings, folder = config["settings"], path.parent.resolve()
         try:
-            hash(same(config["chosen"], CLIPS + NETWORK + PROTOCOL))  # runs are compared by these: a damaged file's may be anything
+            hash(same(config["chosen"], CLIPS + NETWORK + PROTOCOL))  # TypeError now if a damaged file gives a bad key
             rows.append({"data": folder.parent.name, "run": folder.name, "path": folder, "dataset": settings["dataset"],
-                         "headline": DATASETS[settings["dataset"]].headline, **{name: setting(name, settings.get(name)) for name in SETTINGS},
-                         **{name: result[name] for name in FIGURES}, "per_class": result["per_class"], "class_names": tuple(result["class_names"]),
+                         "headline": DATASETS[settings["dataset"]].headline,
+                         **{name: setting(name, settings.get(name)) for name in SETTINGS},
+                         **{name: result[name] for name in FIGURES},
+                         "per_class": result["per_class"], "class_names": tuple(result["class_names"]),
                          **best_on_validation(result), "confusion": result["confusion"], "chosen": config["chosen"]})
         except (LookupError, TypeError) as error:
             raise ValueError(f"{path.parent / 'config.json'} is damaged ({type(error).__name__}: {error})") from None
     if not rows:
-        raise ValueError(f"no finished run below {' or '.join(map(str, folders))}")
+        raise ValueError(f"no finished run below {' or '.join(map(str, folders))}: give the --save_path of some runs")
     rows = pd.DataFrame(rows, dtype=object)
     return rows.assign(over_random=over_random(rows), of_full=of_full(rows))
 
@@ -53,14 +64,15 @@ def setting(name, value):
 
 
 def best_on_validation(result):
-    """Of a run with validation clips: the iteration that was best on them, and the test figures of that iteration's set."""
+    """Return the iteration with the best validation accuracy and the test figures of its set; {} without validation."""
     best = result.get("best_on_validation")
     if not best:
         return {}
-    return {"best_iteration": best["iteration"], **{f"best_{name}": best["test"][name] for name in ("top1", "top1_std", "top5", "top5_std")}}
+    return {"best_iteration": best["iteration"],
+            **{f"best_{name}": best["test"][name] for name in ("top1", "top1_std", "top5", "top5_std")}}
 
 
-# ---------------------------------------------------------------- comparisons with random selection and with the full set
+# ---------------------------------------------------------------- comparison with random selection and the full set
 
 CLIPS = ("dataset", "list_digest", "content_digest", "frames", "size", "stride", "train_clips", "test_clips")
 NETWORK = ("network", "width")
@@ -68,15 +80,22 @@ PROTOCOL = ("epoch_eval_train", "lr_net", "batch_train", "dsa", "eval_protocol")
 
 
 def same(chosen, names):
-    """The chosen settings `names`, to compare runs by; where a run gives none it is the default. A learned step size goes as the default of --lr_net."""
+    """Return the chosen settings `names` as a key to compare runs; missing ones are the default.
+
+    A learned step size counts as the default of --lr_net.
+    """
     dataset = DATASETS[chosen["dataset"]]
-    defaults = {"frames": dataset.T, "size": dataset.size, "stride": dataset.stride, "width": WIDTH, "lr_net": 0.01, "dsa": "none", "eval_protocol": "standard"}
+    defaults = {"frames": dataset.T, "size": dataset.size, "stride": dataset.stride, "width": WIDTH, "lr_net": 0.01,
+                "dsa": "none", "eval_protocol": "standard"}
     return tuple(defaults.get(name) if chosen.get(name) is None else chosen[name] for name in names)
 
 
 def over_random(rows):
-    """Of each row the accuracy less that of random selection at the same bytes, in points: of `coreset --method random` of the same clips, network and
-    protocol, the mean over seeds, interpolated linearly in log(bytes). None where no two random runs lie on both sides."""
+    """Return each row's accuracy minus that of random selection at the same bytes, in points.
+
+    Random selection is `coreset --method random` with the same clips, network and protocol: mean over seeds, linear
+    interpolation in log(bytes). None unless random runs exist on both sides (or at the same bytes).
+    """
     random, differences = {}, []
     for row in rows[rows.run.str.startswith("coreset_random_")].itertuples():
         accuracies = random.setdefault((row.data, same(row.chosen, CLIPS + NETWORK + PROTOCOL)), {})
@@ -84,7 +103,8 @@ def over_random(rows):
     for row in rows.itertuples():
         known = sorted(random.get((row.data, same(row.chosen, CLIPS + NETWORK + PROTOCOL)), {}).items())
         if known and known[0][0] <= row.bytes <= known[-1][0]:
-            expected = np.interp(np.log(row.bytes), [np.log(size) for size, _ in known], [np.mean(accuracies) for _, accuracies in known])
+            expected = np.interp(np.log(row.bytes), [np.log(size) for size, _ in known],
+                                 [np.mean(accuracies) for _, accuracies in known])
             differences.append(getattr(row, row.headline) - expected)
         else:
             differences.append(None)
@@ -92,58 +112,76 @@ def over_random(rows):
 
 
 def of_full(rows):
-    """Of each row the accuracy in percent of that of the full training set: of the `full` runs of the same clips and network, the mean over seeds, the
-    highest where they differ in more. None where there is none."""
+    """Return each row's accuracy in percent of the full training set's; None without a full run.
+
+    The reference is the `full` runs with the same clips and network: mean over seeds; if they differ in other settings,
+    the highest mean.
+    """
     full = {}
     for row in rows[rows.run.str.startswith("full_") & rows.n_real.isna()].itertuples():
         alike = json.dumps({name: value for name, value in row.chosen.items() if name != "seed"}, sort_keys=True)
-        full.setdefault((row.data, same(row.chosen, CLIPS + NETWORK)), {}).setdefault(alike, []).append(getattr(row, row.headline))
+        full.setdefault((row.data, same(row.chosen, CLIPS + NETWORK)), {}).setdefault(alike, []).append(
+            getattr(row, row.headline))
     best = {key: max(np.mean(accuracies) for accuracies in runs.values()) for key, runs in full.items()}
     references = [best.get((row.data, same(row.chosen, CLIPS + NETWORK))) for row in rows.itertuples()]
-    return [100 * getattr(row, row.headline) / reference if reference else None for row, reference in zip(rows.itertuples(), references)]
+    return [100 * getattr(row, row.headline) / reference if reference else None
+            for row, reference in zip(rows.itertuples(), references)]
 
 
 def compared(over_random, of_full):
-    """The two comparisons for a reader, empty where there is none."""
-    return {"over random": "" if pd.isna(over_random) else f"{over_random:+.1f}", "of full": "" if pd.isna(of_full) else f"{of_full:.0f} %"}
+    """Format the two comparisons for display; empty strings where there is none."""
+    return {"over random": "" if pd.isna(over_random) else f"{over_random:+.1f}",
+            "of full": "" if pd.isna(of_full) else f"{of_full:.0f} %"}
 
 
 # ---------------------------------------------------------------- tables
 
 def shown(rows):
-    """The rows of read_results for a reader: accuracy ± std in percent, seconds per step and of the steps, GB. Accuracies are of test clips: at the
-    last iteration, and in columns of their own at the one that was best on validation."""
+    """Format the rows of read_results for display: accuracy ± std in percent, seconds per step and in all, GB.
+
+    Accuracies are on test clips: at the last iteration, and in extra columns at the best iteration on validation.
+    """
     table = []
     for row in rows.itertuples():
         seconds, headline = row.seconds_per_iteration or 0, row.headline
         table.append({"data": row.data, "run": row.run + mark(row), "steps": row.steps, "ipc": row.ipc,
-                      headline: accuracy(row, headline), **at_best(row, headline), "video top1": accuracy(row, "video_top1"), "bytes": f"{row.bytes:,}", "bytes at fp32": f"{row.bytes_fp32:,}",
-                      **compared(row.over_random, row.of_full), "s/step": f"{seconds:.2f}", "distilled in s": f"{seconds * row.steps:.0f}", "evaluated in s": f"{row.seconds:.0f}",
+                      headline: accuracy(row, headline), **at_best(row, headline),
+                      "video top1": accuracy(row, "video_top1"), "bytes": f"{row.bytes:,}",
+                      "bytes at fp32": f"{row.bytes_fp32:,}", **compared(row.over_random, row.of_full),
+                      "s/step": f"{seconds:.2f}", "distilled in s": f"{seconds * row.steps:.0f}",
+                      "evaluated in s": f"{row.seconds:.0f}",
                       "GB": f"{row.peak_memory / 2 ** 30:.2f}"})
     return pd.DataFrame(table, dtype=object).fillna("")
 
 
 def over_seeds(rows):
-    """The rows of read_results with those as one that differ in nothing but the seed, in the order of the first of each: the mean over seeds of the
-    accuracy at the last iteration ± its standard deviation over seeds, percent, with the seeds, bytes, and seconds of all seeds together. Of several
-    runs of one seed, which differ in the static memory or the experts that they read, the latest counts."""
+    """Merge rows of read_results that differ in the seed only, and format them for display.
+
+    Accuracy is the mean ± standard deviation over seeds at the last iteration, in percent. Seconds are summed over the
+    seeds. If one seed has several runs (with different static memories or experts), the latest counts. The order is
+    that of each group's first row.
+    """
     table, last = [], {}
     for row in rows.itertuples():
-        same = {name: value for name, value in row.chosen.items() if name not in ("seed", "digest")}  # digest: of experts and static memories
+        # digest: of the experts and static memories that a run reads
+        same = {name: value for name, value in row.chosen.items() if name not in ("seed", "digest")}
         last.setdefault((row.data, row.run.rpartition("_")[0], json.dumps(same, sort_keys=True)), []).append(row)
     for (data, run, _), group in last.items():
         headline, group = group[0].headline, list({row.seed: row for row in group}.values())
         top1 = pd.Series([getattr(row, headline) for row in group], dtype=float)
-        table.append({"data": data, "run": run + mark(group[0]), "steps": group[0].steps, "seeds": ", ".join(str(row.seed) for row in group),
-                      headline: f"{top1.mean():.1f} ± {top1.std(ddof=0):.1f}", "bytes": f"{group[0].bytes:,}", "bytes at fp32": f"{group[0].bytes_fp32:,}",
-                      **compared(*(pd.Series([getattr(row, name) for row in group], dtype=float).mean() for name in ("over_random", "of_full"))),
+        table.append({"data": data, "run": run + mark(group[0]), "steps": group[0].steps,
+                      "seeds": ", ".join(str(row.seed) for row in group),
+                      headline: f"{top1.mean():.1f} ± {top1.std(ddof=0):.1f}", "bytes": f"{group[0].bytes:,}",
+                      "bytes at fp32": f"{group[0].bytes_fp32:,}",
+                      **compared(*(pd.Series([getattr(row, name) for row in group], dtype=float).mean()
+                                   for name in ("over_random", "of_full"))),
                       "distilled in s": f"{sum((row.seconds_per_iteration or 0) * row.steps for row in group):.0f}",
                       "evaluated in s": f"{sum(row.seconds for row in group):.0f}"})
     return pd.DataFrame(table, dtype=object).fillna("")
 
 
 def mark(row):
-    """What sets a row apart that was evaluated by another protocol."""
+    """Return a label for rows evaluated by another protocol, else an empty string."""
     return " [frepo protocol]" if row.chosen.get("eval_protocol") == "frepo" else ""
 
 
@@ -160,7 +198,7 @@ def accuracy(row, name):
 def main(args):
     rows = read_results(args.folders)
     print((over_seeds if args.over_seeds else shown)(rows).to_string(index=False))
-    print("\nEach run's folder holds distilled.png and distilled.gif, its pictures, and distilled.pt, the set.")
+    print("\nEach run folder holds the distilled set (distilled.pt) and pictures of it (distilled.png, distilled.gif).")
     if args.csv:
         args.csv.parent.mkdir(parents=True, exist_ok=True)
         with atomic_write(args.csv, "w") as file:
@@ -169,10 +207,14 @@ def main(args):
 
 
 def parser():
-    parser = argparse.ArgumentParser(prog="table", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folders", type=pathlib.Path, nargs="+", metavar="FOLDER", help="of run folders, as given by --save_path")
-    parser.add_argument("--over_seeds", action="store_true", help="runs that differ in nothing but --seed as one row, their mean ± their standard deviation")
-    parser.add_argument("--csv", type=pathlib.Path, metavar="FILE", help="write settings and figures of every run there, unrounded")
+    parser = argparse.ArgumentParser(prog="table", description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folders", type=pathlib.Path, nargs="+", metavar="FOLDER",
+                        help="folder that contains run folders, such as the --save_path of runs")
+    parser.add_argument("--over_seeds", action="store_true",
+                        help="merge runs that differ in --seed only: show mean ± standard deviation over seeds")
+    parser.add_argument("--csv", type=pathlib.Path, metavar="FILE",
+                        help="also write the settings and unrounded figures of every run to FILE")
     return parser
 
 

@@ -1,11 +1,11 @@
-"""The toy set: four things that move up or down, told apart by no single frame.
+"""Generate the toy set: four shapes that move up or down; a single frame does not show the direction.
 
     python -m distill_utils.toy [--out DIR]
 
-The up and the down video of a pair are the same frames in opposite order, file for file: whatever does not see the order
-of frames is right about the direction exactly half of the time. Motion is vertical, since training clips are mirrored
-left-right, and cyclic (what leaves at the top comes in at the bottom), so that the height in any given frame is uniform
-and tells nothing of the direction either.
+The up and the down video of a pair have the same frame files in opposite order. A model that ignores the order of
+frames therefore gets the direction right exactly half of the time. The motion is vertical, because training clips are
+mirrored left-right. It is cyclic (a shape that leaves at the top enters at the bottom), so that the height in any frame
+is uniform and does not show the direction either.
 """
 import argparse
 import io
@@ -21,8 +21,8 @@ from tqdm import tqdm
 from utils import lock
 
 SIZE = 64          # pixels
-FRAMES = 16        # of a video
-VERSION = 6        # of the generator: counted up when its pixels or its list change
+FRAMES = 16        # per video
+VERSION = 6        # of the generator: increase it when pixels or list change
 COLOURS = {"square": (250, 120, 110), "disc": (120, 240, 130), "cross": (130, 150, 250), "ring": (245, 230, 110)}
 DIRECTIONS = ("up", "down")
 SPLITS = ("train", "test")
@@ -30,10 +30,11 @@ DEFAULT_OUT = Path(__file__).resolve().parent / "data" / "toy"
 
 
 def make_toy(out=DEFAULT_OUT, seed=0, train=24, test=12):
-    """Writes the toy set to the folder `out`: jpegs_64/<video>/frame000001.jpg … and toy_splits1.csv; returns `out`.
+    """Write the toy set to the folder `out`: jpegs_64/<video>/frame000001.jpg … and toy_splits1.csv; return `out`.
 
-    `train` and `test` are videos of each of the eight classes. The same settings give the same bytes. The folder appears
-    only when all is written; a complete set of the same settings is left alone, anything else there is a ValueError.
+    `train` and `test` are numbers of videos in each of the eight classes. The same settings give the same bytes. The
+    folder appears only when it is complete. An existing complete set with the same settings is kept; ValueError for
+    anything else.
     """
     out = Path(out).resolve()  # it may be a link to another disk
     settings = {"version": VERSION, "seed": seed, "train": train, "test": test}
@@ -44,7 +45,7 @@ def make_toy(out=DEFAULT_OUT, seed=0, train=24, test=12):
             check_existing(out, settings)
             return out
         partial = out.with_name(out.name + ".partial")
-        shutil.rmtree(partial, ignore_errors=True)              # of a killed process
+        shutil.rmtree(partial, ignore_errors=True)              # left by a killed process
         try:
             write_set(partial, settings)
             partial.rename(out)
@@ -58,10 +59,11 @@ def check_existing(out, settings):
     try:
         found = json.loads((out / "toy.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        raise ValueError(f"{out} exists and is not a complete toy set: remove it or name another folder by --out") from None
+        raise ValueError(f"{out} exists and is not a complete toy set: "
+                         "remove it, or give another folder by --out") from None
     if found != settings:
-        raise ValueError(f"{out} is a toy set of other settings ({found}, not {settings}): "
-                         "remove it or name another folder by --out")
+        raise ValueError(f"{out} is a toy set with other settings ({found}, not {settings}): "
+                         "remove it, or give another folder by --out")
 
 
 def write_set(root, settings):
@@ -72,26 +74,27 @@ def write_set(root, settings):
         jpegs = [encode(frame) for frame in up_video(shape, rng)]
         for direction in DIRECTIONS:
             label = f"{shape}_{direction}"
-            # The generator's version and seed are in the name: packs go by the list, and those of another set must not be taken.
+            # Packs are identified by the list: version and seed in the names exclude the packs of other sets.
             folder = root / f"jpegs_{SIZE}" / f"{label}_{split}{i:03d}_v{VERSION}s{settings['seed']}"
             folder.mkdir(parents=True)
             for number, jpeg in enumerate(jpegs if direction == "up" else reversed(jpegs), start=1):
                 (folder / f"frame{number:06d}.jpg").write_bytes(jpeg)
-            rows.append(f"{folder.name},{label},{split},{shape}_{split}{i:03d}")  # a pair is a group: its videos are the same frames
+            # A pair forms a group, because its videos have the same frames.
+            rows.append(f"{folder.name},{label},{split},{shape}_{split}{i:03d}")
     (root / "toy_splits1.csv").write_text("\n".join(rows) + "\n")
     (root / "toy.json").write_text(json.dumps(settings) + "\n")
 
 
 def encode(frame):
-    """The JPEG file of a uint8 frame (H, W, 3), as bytes."""
+    """Encode a uint8 frame (H, W, 3) as JPEG; return its bytes."""
     buffer = io.BytesIO()
     Image.fromarray(frame).save(buffer, "JPEG", quality=92)
     return buffer.getvalue()
 
 
 def up_video(shape, rng):
-    """A video of the shape moving up, uint8 (T, H, W, 3), all that varies drawn from the NumPy generator `rng`."""
-    radius = rng.uniform(11, 14)                                            # pixels, as everything here
+    """Return a video of the shape moving up, uint8 (T, H, W, 3); all variation comes from the generator `rng`."""
+    radius = rng.uniform(11, 14)                                            # all lengths are in pixels
     left = SIZE / 2 + 0.6 * rng.uniform(radius - SIZE / 2, SIZE / 2 - radius)
     heights = rng.uniform(0, SIZE) - rng.uniform(2.5, 4.5) * np.arange(FRAMES)
     colour = np.array(COLOURS[shape]) + rng.uniform(-20, 20, 3)
@@ -102,16 +105,16 @@ def up_video(shape, rng):
 
 
 def background(rng):
-    """A smooth random picture of dark, muted colours, (H, W, 3) between 35 and 95."""
+    """Return a smooth random picture of dark, muted colours, (H, W, 3), values 35 to 95."""
     grid = rng.uniform(45, 85, (5, 5, 1)) + rng.uniform(-10, 10, (5, 5, 3))
     small = Image.fromarray(np.rint(grid).astype(np.uint8))
     return np.asarray(small.resize((SIZE, SIZE), Image.Resampling.BILINEAR), dtype=np.float64)
 
 
 def coverage(shape, left, heights, radius):
-    """How much of each pixel the shape covers, (T, H, W) in 0 … 1: half a pixel of blur on either side of its outline.
+    """Return the share of each pixel that the shape covers, (T, H, W) in 0 … 1, with a blur of 1 pixel on outlines.
 
-    `heights` (T,) are those of its centre, taken cyclically; `left` is the column of its centre.
+    heights: (T,), of the centre, taken modulo SIZE; left: the column of the centre.
     """
     pixels = np.arange(SIZE) + 0.5
     x = np.abs(pixels - left)[None, None, :]
@@ -122,15 +125,16 @@ def coverage(shape, left, heights, radius):
         outside = np.sqrt(x * x + y * y) - radius
     elif shape == "ring":
         outside = np.abs(np.sqrt(x * x + y * y) - 0.75 * radius) - 0.25 * radius
-    else:                                                                   # a cross: two bars
+    else:                                                                   # cross: two bars
         outside = np.maximum(np.maximum(x, y) - radius, np.minimum(x, y) - radius / 3)
     return np.clip(0.5 - outside, 0, 1)
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--out", default=DEFAULT_OUT, help="folder of the set (%(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="of all that varies between videos (%(default)s)")
+    parser.add_argument("--out", default=DEFAULT_OUT, help="output folder of the set (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0,
+                        help="seed of everything that varies between videos (default: %(default)s)")
     flags = parser.parse_args()
     try:
         print(make_toy(flags.out, seed=flags.seed))

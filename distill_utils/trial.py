@@ -1,4 +1,4 @@
-"""One trial of a search (distill_utils/tune.py): a launcher's run in processes of its own, watched by what it writes into its folder."""
+"""One trial of a search (distill_utils/tune.py): run a launcher in its own processes, and watch its run folder."""
 import contextlib
 import json
 import os
@@ -12,18 +12,19 @@ from optuna.trial import TrialState
 
 from distill_utils.run import read_config
 
-# The command, in whose group of processes all are killed once standard input ends: that is, when the process that started it does, however that ends.
+# Run the command; kill its process group when standard input ends, that is, when the parent process ends in any way.
 WATCHED = 'exec 3<&0; (read -r <&3; kill -KILL 0) & "$@" < /dev/null 3<&-'
 
 
 def run_trial(trial, command, log, file, headline):
-    """Runs the command, whose output goes to `log`, and reports its evaluations to Optuna's trial: (state, value, why there is none)."""
+    """Run the command with output to `log`, report its evaluations to Optuna; return (state, value, why no value)."""
     reported, running = {}, True
     with watched(command, log, file) as process:
         while running:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(0.5)
-            running, folder = process.poll() is None, run_folder(log)      # in this order: what it wrote before its end is read
+            # In this order, so that everything written before the end of the process is read.
+            running, folder = process.poll() is None, run_folder(log)
             for iteration, value in evaluations(folder, headline) if folder else ():
                 if iteration not in reported:
                     reported[iteration] = value
@@ -33,16 +34,17 @@ def run_trial(trial, command, log, file, headline):
     if process.returncode == 0 and reported:
         return TrialState.COMPLETE, reported[max(reported)], None
     why = last_line(log) or f"exit code {process.returncode}"
-    # A run that began and ended with a sentence diverged: TPE learns from what is pruned, not from what failed.
+    # A run that began and ended with an error message diverged: TPE learns from pruned trials, not from failed ones.
     return TrialState.PRUNED if process.returncode == 2 and run_folder(log) else TrialState.FAIL, None, why
 
 
 @contextlib.contextmanager
 def watched(command, log, file):
-    """A process of the command that ends with this block and with this process; it holds the lock `file`, too."""
+    """Start the command as a process that ends with this block and with this process; it also holds the lock `file`."""
     environment = {**os.environ, "PYTHON": os.environ.get("PYTHON", sys.executable), "PYTHONUNBUFFERED": "1"}
     with open(log, "ab") as output:
-        process = subprocess.Popen(["bash", "-c", WATCHED, "trial", *command], env=environment, stdin=subprocess.PIPE, stdout=output, stderr=subprocess.STDOUT,
+        process = subprocess.Popen(["bash", "-c", WATCHED, "trial", *command], env=environment, stdin=subprocess.PIPE,
+                                   stdout=output, stderr=subprocess.STDOUT,
                                    start_new_session=True, pass_fds=[file.fileno()])
     try:
         yield process
@@ -54,16 +56,17 @@ def watched(command, log, file):
 
 
 def run_folder(log):
-    """The folder that a run has named in its log, or None."""
-    found = re.findall(r"^run folder: (.*?)(?:, \d+ processes)?$", log.read_text(encoding="utf-8", errors="replace"), re.MULTILINE)
+    """Return the run folder that a run has printed to its log, or None."""
+    found = re.findall(r"^run folder: (.*?)(?:, \d+ processes)?$", log.read_text(encoding="utf-8", errors="replace"),
+                       re.MULTILINE)
     return pathlib.Path(found[-1]) if found else None
 
 
 def evaluations(folder, headline):
-    """(iteration, accuracy) of a run's evaluations on validation videos so far."""
+    """Return (iteration, accuracy) of a run's evaluations on validation videos so far."""
     path = folder / "metrics.jsonl"
     lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
-    metrics = [json.loads(line) for line in lines if line.endswith("\n")]  # the last may be in the making
+    metrics = [json.loads(line) for line in lines if line.endswith("\n")]  # the last line may be incomplete
     return [(line["iteration"], line[headline]) for line in metrics if line.get("split") == "validation"]
 
 

@@ -1,10 +1,14 @@
-"""A search over flags on validation videos by Optuna (METHOD 12): TPE, and the median pruner on the evaluations along the way. No test video is read.
+"""Search over a method's flags with Optuna, scored on validation videos (METHOD 12); test videos are never read.
 
     bash sh/study/tune.sh GPU DATASET METHOD [--trials N] [--search FLAG=RANGE] [any flag of the method's script]
 
-A trial is a run of the method's launcher with --validation and --no_test; its figure is the last accuracy on the validation videos. A flag that is
-given is not searched. A study is a folder, a function of data, method, given flags and ranges: the same command goes on with it, and several at a
-time, on GPUs or on machines that see the folder, share its trials. A trial that was killed is taken up again: its run goes on from its checkpoint.
+The sampler is TPE. A median pruner acts on the evaluations during a run. A trial is a run of the method's launcher with
+--validation and --no_test; its value is the last accuracy on the validation videos. A flag that is given is not
+searched.
+
+A study is a folder, a function of data set, method, given flags and ranges. The same command continues it. Several
+commands at a time, on GPUs or on machines that share the folder, share its trials. A killed trial is restarted, and its
+run resumes from its checkpoint.
 """
 import argparse
 import collections
@@ -29,8 +33,8 @@ from utils import ROOT, atomic_write, lock, stream_seed
 
 Method = collections.namedtuple("Method", "launcher script positionals search")
 
-# Launcher; script; the flags that the launcher takes by their place, after DATASET; what is searched. A range is log:LOW:HIGH, linear:LOW:HIGH, or choices
-# A,B,C; of whole numbers where the flag takes these.
+# Launcher; script; flags that the launcher takes by position, after DATASET; ranges to search. A range is log:LOW:HIGH,
+# linear:LOW:HIGH, or choices A,B,C. It holds whole numbers if the flag does.
 METHODS = {
     "coreset": Method("sh/baseline/coreset.sh", "distill_utils.coreset", ("method", "ipc"), {
         "method": "random,herding,k-center",
@@ -58,12 +62,12 @@ METHODS = {
     "s2d-DM": Method("sh/s2d/DM.sh", "distill_s2d", ("lr_dynamic", "ipc"), {
         "lr_dynamic": "log:0.01:10000",
         "lr_hal": "log:1e-6:0.01",
-        "lr_static": "log:0.01:1000",       # with --train_static only
+        "lr_static": "log:0.01:1000",       # only with --train_static
     }),
     "s2d-MTT": Method("sh/s2d/MTT.sh", "distill_s2d", ("lr_dynamic", "ipc"), {
         "lr_dynamic": "log:1:100000",
         "lr_hal": "log:1e-6:0.01",
-        "lr_static": "log:1:100000",        # with --train_static only
+        "lr_static": "log:1:100000",        # only with --train_static
         "lr_teacher": "log:0.002:0.05",
         "syn_steps": "5,10",
         "expert_epochs": "1,2,3",
@@ -71,26 +75,29 @@ METHODS = {
     "s2d-FRePo": Method("sh/s2d/FRePo.sh", "distill_s2d", ("lr_dynamic", "ipc"), {
         "lr_dynamic": "log:0.001:0.3",
         "lr_hal": "log:1e-6:0.01",
-        "lr_static": "log:0.001:0.3",       # with --train_static only
+        "lr_static": "log:0.001:0.3",       # only with --train_static
         "lr_pool": "log:3e-5:0.003",
         "lr_label": "log:0.0001:0.03",
     }),
 }
 SAVE_PATH = ROOT / "results" / "tune"
 ONLY_WITH = {"lr_static": "train_static"}
-MOST_FAILURES = 3  # that a command's first trials may be, before it is the command that is at fault
+MOST_FAILURES = 3  # a command whose first trials all fail, this many of them, is itself wrong
 
 
-# ---------------------------------------------------------------- what is searched
+# ---------------------------------------------------------------- search space
 
 class Flags:
-    """The flags of a method's script: how its own parser reads those of a command."""
+    """The flags of a method's script, read by the script's own parser."""
 
     def __init__(self, method, dataset):
         self.script, self.needed = METHODS[method].script, ["--dataset", dataset]
 
     def read(self, words, defaults=True):
-        """The values of the flags that `words` are, as a dict; without `defaults` of those only that are given. ValueError for what the script refuses."""
+        """Parse `words` as flags; return a dict of all values, or without `defaults` only of those given.
+
+        ValueError if the script rejects them.
+        """
         parser, absent = importlib.import_module(self.script).parser(), object()
         parser.error = refuse
         start = argparse.Namespace()
@@ -102,7 +109,7 @@ class Flags:
         return {name: value for name, value in vars(args).items() if value is not absent}
 
     def value(self, name, word):
-        """The value of the flag --name for a word."""
+        """Return the value of the flag --name for a word."""
         if name not in self.read([]):
             raise ValueError(f"--search {name}: {self.script} has no flag --{name}")
         return self.read([f"--{name}", word])[name]
@@ -113,7 +120,7 @@ def refuse(message):
 
 
 class Range:
-    """What a flag is searched in: `log:LOW:HIGH`, `linear:LOW:HIGH`, or choices `A,B,C`."""
+    """The search range of a flag: `log:LOW:HIGH`, `linear:LOW:HIGH`, or choices `A,B,C`."""
 
     def __init__(self, name, text, flags):
         self.name, (kind, *ends) = name, text.split(":")
@@ -126,13 +133,15 @@ class Range:
         if len(ends) != 2:
             raise ValueError(f"--search {name}={text} is not log:LOW:HIGH, linear:LOW:HIGH or A,B,C")
         values = [flags.value(name, end) for end in ends]
-        if not all(isinstance(value, (int, float)) for value in values) or not (0 if self.log else -math.inf) < values[0] < values[1]:
-            raise ValueError(f"--search {name}={text} is not from one number to a larger one" + (", both above 0" if self.log else ""))
+        if (not all(isinstance(value, (int, float)) for value in values)
+                or not (0 if self.log else -math.inf) < values[0] < values[1]):
+            raise ValueError(f"--search {name}={text}: LOW must be less than HIGH"
+                             + (", and both above 0" if self.log else ""))
         self.low, self.high = values
         self.whole = all(isinstance(value, int) for value in values)
 
     def suggest(self, trial):
-        """The word of the flag for a trial, of three digits where it may be any number, so that commands are short."""
+        """Return the flag's value for a trial as a word; real numbers have three digits, to keep commands short."""
         if self.choices:
             return trial.suggest_categorical(self.name, self.choices)
         if self.whole:
@@ -141,65 +150,78 @@ class Range:
 
 
 def ranges(method, flags, given, search):
-    """The Range of each searched flag: of the table above, then of --search; but for those that are `given`, or have no effect here."""
-    texts = {name: text for name, text in METHODS[method].search.items() if name not in given and (name not in ONLY_WITH or given.get(ONLY_WITH[name]))}
+    """Return the Range of each searched flag, and their texts: those of METHODS, replaced or extended by --search.
+
+    Flags that are `given`, or that have no effect here, are not searched.
+    """
+    texts = {name: text for name, text in METHODS[method].search.items()
+             if name not in given and (name not in ONLY_WITH or given.get(ONLY_WITH[name]))}
     for each in search:
         name, separator, text = each.partition("=")
         if not separator:
             raise ValueError(f"--search {each} is not FLAG=RANGE")
         if name in given:
-            raise ValueError(f"--{name} is given and searched: choose one")
+            raise ValueError(f"--{name} is both given and searched: choose one")
         texts[name] = text
     if not texts:
-        raise ValueError("all flags are given, so there is nothing to search: give --search FLAG=RANGE")
+        raise ValueError("all flags are given, so nothing is left to search: give --search FLAG=RANGE")
     return {name: Range(name, text, flags) for name, text in texts.items()}, texts
 
 
 def command_of(method, gpu, dataset, flags, words, given_words):
-    """The launcher's command of a trial: `words` are those of the searched flags by name, `given_words` the user's."""
+    """Return the launcher command of a trial; words: {searched flag: value}; given_words: the user's flags."""
     launcher, _, positionals, _ = METHODS[method]
     values = flags.read(given_words)
-    places = [words.get(name, f"{values[name]:g}" if isinstance(values[name], float) else str(values[name])) for name in positionals]
+    places = [words.get(name, f"{values[name]:g}" if isinstance(values[name], float) else str(values[name]))
+              for name in positionals]
     others = [word for name, value in words.items() if name not in positionals for word in (f"--{name}", value)]
     return ["bash", os.path.relpath(ROOT / launcher), gpu, dataset, *places, *others, *given_words]
 
 
-# ---------------------------------------------------------------- a study, which several processes may share
+# ---------------------------------------------------------------- a study, shared by several processes
 
 class Study:
-    """A study's folder: journal.log is Optuna's, trials.csv a row for each trial, trials/<number>.log what its run printed.
+    """A study's folder: journal.log (Optuna's), trials.csv (one row per trial), trials/<number>.log (a run's output).
 
-    Each running trial has a lock that ends with its process: one without was killed.
+    Each running trial holds a lock that ends with its process: a trial without a lock was killed.
     """
 
     def __init__(self, folder, ranges, seed, startup):
         self.folder, self.ranges, self.seed, self.startup = folder, ranges, seed, startup
         (folder / "trials").mkdir(parents=True, exist_ok=True)
         with self.alone():
-            storage = optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(str(folder / "journal.log")))
-            # At the first evaluation nothing has been learned yet.
+            storage = optuna.storages.JournalStorage(
+                optuna.storages.journal.JournalFileBackend(str(folder / "journal.log")))
+            # One warm-up step: at the first evaluation nothing has been learned yet.
             pruner = optuna.pruners.MedianPruner(n_startup_trials=startup, n_warmup_steps=1)
-            self.optuna = optuna.create_study(study_name="tune", storage=storage, direction="maximize", load_if_exists=True, pruner=pruner)
+            self.optuna = optuna.create_study(study_name="tune", storage=storage, direction="maximize",
+                                              load_if_exists=True, pruner=pruner)
 
     @contextlib.contextmanager
     def alone(self):
-        """No other process of the study is in such a block."""
+        """Exclude the study's other processes from such blocks."""
         with open(self.folder / "lock", "w") as file:
             lock(file)
             yield
 
     def begin(self, most):
-        """The next trial, the words of its flags and its lock; None where `most` have begun. Killed ones are begun anew and do not count."""
+        """Return the next trial, its words {flag: value} and its lock; None if `most` trials have begun.
+
+        Killed trials are restarted and do not count.
+        """
         with self.alone():
             self.take_up_killed()
             trials = self.optuna.get_trials(deepcopy=False)
-            begun = [trial for trial in trials if trial.state != TrialState.WAITING and trial.number not in again(trials)]
+            begun = [trial for trial in trials
+                     if trial.state != TrialState.WAITING and trial.number not in again(trials)]
             if len(begun) >= most:
                 return None
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # constant_liar: other processes' trials are kept clear of
-                self.optuna.sampler = optuna.samplers.TPESampler(n_startup_trials=self.startup, constant_liar=True,
-                                                                 seed=stream_seed("tune", self.seed, len(trials)) % 2 ** 32)
+                # constant_liar keeps away from trials that run in other processes.
+                warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+                self.optuna.sampler = optuna.samplers.TPESampler(
+                    n_startup_trials=self.startup, constant_liar=True,
+                    seed=stream_seed("tune", self.seed, len(trials)) % 2 ** 32)
             trial = self.optuna.ask()
             words = {name: each.suggest(trial) for name, each in self.ranges.items()}
             file = open(self.lock_path(trial.number), "a")
@@ -223,17 +245,20 @@ class Study:
         return self.folder / "trials" / f"{number}.log"
 
     def best(self):
-        """The best finished trial, or None."""
+        """Return the best finished trial, or None."""
         finished = self.optuna.get_trials(deepcopy=False, states=[TrialState.COMPLETE])
         return max(finished, key=lambda trial: trial.value, default=None)
 
     def write_csv(self):
-        """All trials, the best first."""
+        """Write trials.csv: all trials, the best first."""
         with self.alone():
             trials = self.optuna.get_trials(deepcopy=False)
-            rows = [{"trial": trial.number, "state": "killed" if trial.number in again(trials) else state_name(trial.state), "validation": trial.value,
-                     **{name: trial.params.get(name) for name in self.ranges}, "evaluations": len(trial.intermediate_values),
-                     "minutes": trial.duration and trial.duration.total_seconds() / 60, **{name: trial.user_attrs.get(name) for name in ("command", "run", "why")}}
+            rows = [{"trial": trial.number,
+                     "state": "killed" if trial.number in again(trials) else state_name(trial.state),
+                     "validation": trial.value, **{name: trial.params.get(name) for name in self.ranges},
+                     "evaluations": len(trial.intermediate_values),
+                     "minutes": trial.duration and trial.duration.total_seconds() / 60,
+                     **{name: trial.user_attrs.get(name) for name in ("command", "run", "why")}}
                     for trial in trials]
             table = pd.DataFrame(rows).sort_values("validation", ascending=False, kind="stable", na_position="last")
             with atomic_write(self.folder / "trials.csv", "w") as file:
@@ -245,20 +270,20 @@ def state_name(state):
 
 
 def again(trials):
-    """Numbers of the killed trials, in whose place another one is begun."""
+    """Return the numbers of killed trials that were restarted under another number."""
     return {trial.user_attrs.get("again") for trial in trials}
 
 
-# ---------------------------------------------------------------- as a program
+# ---------------------------------------------------------------- the program
 
 def main(args):
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     if args.dataset not in DATASETS:
-        raise ValueError(f"unknown DATASET {args.dataset!r}: choose one of {', '.join(DATASETS)}")
+        raise ValueError(f"unknown DATASET {args.dataset!r}: choose from {', '.join(DATASETS)}")
     flags = Flags(args.method, args.dataset)
     given, validation = flags.read(args.flags, defaults=False), ["--validation", args.validation]
     if flags.read(validation)["validation"] == 0:
-        raise ValueError("--validation 0 leaves no videos to choose by")
+        raise ValueError("--validation 0 leaves no videos to score trials on: give a share above 0")
     searched, texts = ranges(args.method, flags, given, args.search)
     settings = argparse.Namespace(**flags.read([*args.flags, *validation]))
     folder = study_folder(args, settings, texts)
@@ -270,44 +295,48 @@ def main(args):
         study.write_csv()
         failures += [why] if state == TrialState.FAIL else []
         if len(failures) >= MOST_FAILURES and study.best() is None:
-            raise ValueError(f"{len(failures)} trials failed and none has finished; the last said: {why}")
+            raise ValueError(f"{len(failures)} trials failed and none finished; the last error was: {why}")
     report(study, [] if args.save_path == SAVE_PATH else ["--save_path", str(args.save_path)])
 
 
 def run_next(study, trial, words, file, args, flags):
-    """Runs a trial that has begun, and notes and prints how it ends: its state, and why where it has no value."""
+    """Run a trial, record and print its end; return its state, and the reason if it has no value."""
     command = command_of(args.method, args.gpu, args.dataset, flags, words, args.flags)
     trial.set_user_attr("command", shlex.join(command))
     alone = ["--validation", args.validation, "--no_test", "--save_path", str(args.save_path)]
     with file:
-        state, value, why = run_trial(trial, [*command, *alone], study.log_path(trial.number), file, DATASETS[args.dataset].headline)
+        state, value, why = run_trial(trial, [*command, *alone], study.log_path(trial.number), file,
+                                      DATASETS[args.dataset].headline)
         trial.set_user_attr("run", str(run_folder(study.log_path(trial.number)) or ""))
         trial.set_user_attr("why", why)
         study.optuna.tell(trial, value, state)
-    print(f"trial {trial.number}: {state_name(state)} {why or f'{value:.1f} %'}: {' '.join(f'{name}={word}' for name, word in words.items())}", flush=True)
+    print(f"trial {trial.number}: {state_name(state)} {why or f'{value:.1f} %'}: "
+          f"{' '.join(f'{name}={word}' for name, word in words.items())}", flush=True)
     return state, why
 
 
 def study_folder(args, settings, texts):
-    """Of the data, the method, all settings that have an effect, and the ranges."""
+    """Return the study's folder: a function of the data, the method, all settings with an effect, and the ranges."""
     paths = {"path_static", "buffer_path"}
-    chosen = {name: as_setting(value) for name, value in vars(settings).items() if name not in set(WITHOUT_EFFECT) - paths - {"bytes"}}
+    chosen = {name: as_setting(value) for name, value in vars(settings).items()
+              if name not in set(WITHOUT_EFFECT) - paths - {"bytes"}}
     name = stream_seed(args.method, sorted(chosen.items()), sorted(texts.items()), list_digest(settings))
     return args.save_path.absolute() / dataset_label(settings) / f"tune_{args.method}_{f'{name:015x}'[:8]}"
 
 
 def report(study, place):
-    """Prints the best trial's command, without the flags that make it a trial, and with those of the `place` where experts and static memories may be."""
+    """Print the best trial's command without the flags of a trial, and with `place`: the flags that locate results."""
     best = study.best()
     print(f"all trials: {study.folder / 'trials.csv'}")
     if best is None:
         raise ValueError("no trial has finished yet")
-    print(f"best on validation: {best.value:.1f} %, trial {best.number}. Learned from all training videos, and tested:")
+    print(f"best on validation: {best.value:.1f} %, trial {best.number}. "
+          "To distill all training videos and test the result, run:")
     print(shlex.join([*shlex.split(best.user_attrs["command"]), *place]))
 
 
 class PassingOn(argparse.ArgumentParser):
-    """A parser that leaves flags that it does not know, with their values, to another: `flags`."""
+    """A parser that leaves unknown flags, with their values, in `flags` for another parser."""
 
     def parse_args(self, arguments=None):
         args, flags = self.parse_known_args(arguments)
@@ -316,18 +345,26 @@ class PassingOn(argparse.ArgumentParser):
 
 
 def parser():
-    table = "\n".join(f"  {name:9} {' '.join(f'{flag}={text}' for flag, text in method.search.items())}" for name, method in METHODS.items())
-    parser = PassingOn(prog="tune", description=__doc__, epilog=f"searched are (lr_static with --train_static only):\n{table}", allow_abbrev=False,
-                       formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("gpu", metavar="GPU", help="as the launchers take it")
+    table = "\n".join(f"  {name:9} {' '.join(f'{flag}={text}' for flag, text in method.search.items())}"
+                      for name, method in METHODS.items())
+    parser = PassingOn(prog="tune", description=__doc__,
+                       epilog=f"searched flags (lr_static only with --train_static):\n{table}",
+                       allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("gpu", metavar="GPU", help="GPU, in the form that the launchers take")
     parser.add_argument("dataset", metavar="DATASET", help=f"one of {', '.join(DATASETS)}")
     parser.add_argument("method", metavar="METHOD", choices=METHODS, help=", ".join(METHODS))
-    parser.add_argument("--trials", type=options.positive, default=50, metavar="N", help="of the study, those of all its commands together (%(default)s)")
-    parser.add_argument("--startup", type=options.positive, default=8, metavar="N", help="trials at random before TPE, and before any is pruned (%(default)s)")
+    parser.add_argument("--trials", type=options.positive, default=50, metavar="N",
+                        help="total number of trials of the study, over all its commands (default: %(default)s)")
+    parser.add_argument("--startup", type=options.positive, default=8, metavar="N",
+                        help="number of random trials before TPE and pruning start (default: %(default)s)")
     parser.add_argument("--search", action="append", default=[], metavar="FLAG=RANGE",
-                        help="in the place of, or besides, what is listed below: log:LOW:HIGH, linear:LOW:HIGH, or choices A,B,C; may be given several times")
-    parser.add_argument("--validation", default="0.25", metavar="F", help="share of the training videos that trials are judged on, or `list` (%(default)s)")
-    parser.add_argument("--save_path", type=pathlib.Path, metavar="DIR", help="folder of the studies and of their trials' runs (results/tune)",
+                        help="search this flag too, or in this range instead of the one listed below: log:LOW:HIGH, "
+                             "linear:LOW:HIGH, or choices A,B,C; may be repeated")
+    parser.add_argument("--validation", default="0.25", metavar="F",
+                        help="share of the training videos held out to score trials, or `list` for the list's own "
+                             "validation videos (default: %(default)s)")
+    parser.add_argument("--save_path", type=pathlib.Path, metavar="DIR",
+                        help="folder for the studies and the runs of their trials (default: results/tune)",
                         default=SAVE_PATH)
     return parser
 

@@ -1,6 +1,7 @@
-"""Work in processes of their own, where one that crashes takes no other with it.
+"""Run jobs in separate processes; a crash of one process does not affect the others.
 
-Each is spoken to through a pipe. The standard library's pools need semaphores, which a machine without a writable /dev/shm does not have.
+Each process has a pipe to the parent. The standard library's pools need semaphores, which are missing on a machine
+without a writable /dev/shm.
 """
 import contextlib
 import itertools
@@ -12,12 +13,12 @@ import signal
 import tempfile
 import threading
 
-CRASHED = "its process crashed"  # the answer of a job that killed its process
-LONGEST = 60  # bytes of the temporary folder's path below which a socket's path (of at most 103 bytes on macOS) fits
+CRASHED = "its process crashed"  # the answer of a job whose process crashed
+LONGEST = 60  # bytes: with a longer temporary folder, a socket path exceeds its limit (103 bytes on macOS)
 
 
 def in_processes(function, jobs, workers):
-    """Yield (job, function(job)) in the order of `jobs`, or (job, CRASHED); few are in flight, so that memory stays flat."""
+    """Yield (job, function(job)) in the order of `jobs`, or (job, CRASHED), with few jobs and results in memory."""
     jobs, idle, busy, answers, wanted = enumerate(jobs), [], {}, {}, 0
     try:
         while True:
@@ -52,19 +53,19 @@ class Worker:
 
     def __init__(self, function):
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload([function.__module__])  # imported once, not in each process
+        context.set_forkserver_preload([function.__module__])  # import it once, not in each process
         shorten_sockets()
         self.connection, theirs = context.Pipe()
         self.process = context.Process(target=serve, args=(function, theirs), daemon=True)
         self.process.start()
-        theirs.close()  # so that the end of the process is the end of the pipe
+        theirs.close()  # the pipe then closes when the process ends
 
     def send(self, job):
-        with contextlib.suppress(BrokenPipeError):  # the process is gone, and the answer will be CRASHED
+        with contextlib.suppress(BrokenPipeError):  # the process has ended; the answer will be CRASHED
             self.connection.send(job)
 
     def answer(self):
-        """Of the job that was sent, or CRASHED; raises what the function raised."""
+        """Return the answer of the job, or CRASHED; raise the error that the function raised."""
         try:
             error, answer = self.connection.recv()
         except (EOFError, OSError):
@@ -81,7 +82,7 @@ class Worker:
 
 
 def serve(function, connection):
-    """In each process: Ctrl-C is the parent's to handle, and none outlives it, even where it is killed."""
+    """Answer jobs in a worker process: leave Ctrl-C to the parent, and exit when the parent ends or is killed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process().sentinel
     threading.Thread(target=lambda: multiprocessing.connection.wait([parent]) and os._exit(1), daemon=True).start()
@@ -95,10 +96,10 @@ def serve(function, connection):
 
 
 def shorten_sockets():
-    """Puts the sockets of multiprocessing, whose paths have a limit, into /tmp where TMPDIR is too long for them; newer Pythons do so themselves."""
+    """Put multiprocessing's sockets into /tmp if TMPDIR is too long for their paths; newer Pythons do this."""
     if len(os.fsencode(tempfile.gettempdir())) > LONGEST:
         given, tempfile.tempdir = tempfile.tempdir, "/tmp"
         try:
-            multiprocessing.util.get_temp_dir()  # made now, and kept
+            multiprocessing.util.get_temp_dir()  # creates and remembers the folder
         finally:
             tempfile.tempdir = given

@@ -1,12 +1,14 @@
-"""What this machine makes of the code: loading, DM iteration, MTT step, evaluation and an expert's epoch, each with the FLOP and bytes that are counted in
-it, the shares that it reaches of the machine's own rates of a large matmul, a convolution and a copy, and its peak memory.
+"""Benchmark the main operations on this machine: loading, DM iteration, MTT step, evaluation, expert epoch.
 
-    bash sh/benchmark.sh [GPU]                              # the toy set's sizes
-    bash sh/benchmark.sh [GPU] --classes 50 --frames 16 --size 112 --batch_real 64 --clips_per_class 96 --syn_steps 10     # miniUCF101's
+    bash sh/benchmark.sh [GPU]                              # sizes of the toy set
+    bash sh/benchmark.sh [GPU] --classes 50 --frames 16 --size 112 --batch_real 64 --clips_per_class 96 --syn_steps 10
     bash sh/benchmark.sh [GPU] --growth classes,ipc,frames,size,clips
 
-The clips are random, in packs that are made in a temporary folder. Everything is measured in turns, so that whatever else the machine does meets all
-alike; the table shows medians, with first and third quartile in brackets.
+The second command has the sizes of miniUCF101. For each operation the benchmark reports counted FLOP and bytes, peak
+memory, and the share of this machine's own rates (a large matmul, a convolution, a copy).
+
+The clips are random, in packs in a temporary folder. Measurements take turns, so that other load on the machine affects
+all alike. The table shows medians, with the first and third quartiles in brackets.
 """
 import argparse
 import functools
@@ -37,37 +39,43 @@ from utils import ROOT, check_space, find_device, has_own_memory, save, save_jso
 
 RATES = ("matmul", "flop", 0), ("convolution", "flop", 0), ("copy", "bytes", 1)
 SECTIONS = ("loading", "dm", "mtt", "evaluation", "experts")
-SMALL = {"classes": 2, "clips_per_class": 2, "test_clips": 2, "frames": 8, "size": 48, "ipc": 1, "batch_real": 2, "syn_steps": 1}
-GROWTH = {  # what is varied from SMALL: its values, what else is other than in SMALL, what is measured
+SMALL = {"classes": 2, "clips_per_class": 2, "test_clips": 2, "frames": 8, "size": 48, "ipc": 1, "batch_real": 2,
+         "syn_steps": 1}
+GROWTH = {  # variable: (its values, other differences from SMALL, what is measured)
     "classes": ((2, 20, 100, 400), {}, ("dm", "mtt")),
     "ipc": ((1, 5, 20, 50), {"clips_per_class": 50}, ("dm", "mtt")),
     "frames": ((8, 16, 32, 64), {}, ("dm", "mtt")),
     "size": ((64, 112, 160, 224), {}, ("dm", "mtt")),
-    "clips": ((10 ** 2, 10 ** 3, 10 ** 4, 10 ** 5, 10 ** 6), {"classes": 50, "device": "cpu"}, ("start_up", "class_batch", "gather")),
+    "clips": ((10 ** 2, 10 ** 3, 10 ** 4, 10 ** 5, 10 ** 6), {"classes": 50, "device": "cpu"},
+              ("start_up", "class_batch", "gather")),
 }
-COLUMNS = {"clips/s": ("clips_per_second", 1, 4), "TFLOP": ("flop", 1e12, 3), "GB moved": ("bytes", 1e9, 3), "peak GB": ("peak_bytes", 1e9, 3),
-           "GB above start": ("bytes_above_start", 1e9, 3), "predicted": ("predicted", 1, 3), "ratio": ("ratio", 1, 3), "relative": ("relative", 1, 3)}
+COLUMNS = {"clips/s": ("clips_per_second", 1, 4), "TFLOP": ("flop", 1e12, 3), "GB moved": ("bytes", 1e9, 3),
+           "peak GB": ("peak_bytes", 1e9, 3), "GB above start": ("bytes_above_start", 1e9, 3),
+           "predicted": ("predicted", 1, 3), "ratio": ("ratio", 1, 3), "relative": ("relative", 1, 3)}
 SHARES = {f"of {name}": f"share_of_{name}" for name, _, _ in RATES}
 
 
 class Workload:
-    """Random clips of the sizes in `args`, as a custom data set in `folder`: a list, no frames, and the packs that loading finds.
+    """Random clips with the sizes in `args`, as a custom data set in `folder`: a list, packs, and no frames.
 
-    Its methods make what is measured: calls without arguments. A `sparse` pack is all zeros and takes no disk.
+    Its methods return what is measured: calls without arguments. A `sparse` pack is all zeros and takes no disk space.
     """
 
     def __init__(self, args, folder, sparse=False):
         self.args, self.folder, self.sparse = args, pathlib.Path(folder), sparse
-        self.flags = ["--dataset", "custom", "--data_path", str(folder), "--pack_path", str(folder), "--frames", str(args.frames), "--size",
-                      str(args.size), "--test_clips", "1", "--ipc", str(args.ipc), "--device", args.device]
+        self.flags = ["--dataset", "custom", "--data_path", str(folder), "--pack_path", str(folder),
+                      "--frames", str(args.frames), "--size", str(args.size), "--test_clips", "1",
+                      "--ipc", str(args.ipc), "--device", args.device]
 
     def parse(self, script, **flags):
-        return script.parser().parse_args(self.flags + [word for name, value in flags.items() for word in (f"--{name}", str(value))])
+        return script.parser().parse_args(
+            self.flags + [word for name, value in flags.items() for word in (f"--{name}", str(value))])
 
     def write(self):
         (self.folder / "frames").mkdir()
         counts = {"train": self.args.classes * self.args.clips_per_class, "test": self.args.test_clips}
-        rows = [f"v_class{number % self.args.classes:03}_{split}_{number:07},class{number % self.args.classes:03},{split}\n"
+        rows = [f"v_class{number % self.args.classes:03}_{split}_{number:07},"
+                f"class{number % self.args.classes:03},{split}\n"
                 for split, videos in counts.items() for number in range(videos)]
         (self.folder / "list.csv").write_text("folder_name,label,split\n" + "".join(rows))
         flags = self.parse(distill_DM)
@@ -94,7 +102,7 @@ class Workload:
 
     @property
     def batch(self):
-        """Clips that all classes' batches are together."""
+        """Number of clips in the batches of all classes together."""
         return self.args.classes * min(self.args.batch_real, self.args.clips_per_class)
 
     # ---------------------------------------------------------------- the sections
@@ -104,16 +112,18 @@ class Workload:
         return lambda: [self.train.draw(part, flip=coin_flips(len(part))) for part in index.split(self.at_once)]
 
     def dm(self, precision):
-        return self.step(distill_DM.make_matching(self.parse(distill_DM, precision=precision, batch_real=self.args.batch_real), self.train))
+        return self.step(distill_DM.make_matching(
+            self.parse(distill_DM, precision=precision, batch_real=self.args.batch_real), self.train))
 
     def mtt(self, precision):
         weights = snapshot(networks.build("ConvNet3D", self.train.K, self.train.T, self.train.size), torch.float32)
         save([[weights, [1.001 * weight for weight in weights]]], self.folder / "replay_buffer_0.pt")
-        flags = self.parse(distill_MTT, precision=precision, buffer_path=self.folder, syn_steps=self.args.syn_steps, max_start_epoch=1)
+        flags = self.parse(distill_MTT, precision=precision, buffer_path=self.folder, syn_steps=self.args.syn_steps,
+                           max_start_epoch=1)
         return self.step(distill_MTT.make_matching(flags, self.train))
 
     def step(self, matching):
-        """A step of the matching; its learning rate of 0 leaves all steps alike."""
+        """Return a step of the matching; with learning rate 0, all steps are the same."""
         synset = initial_pixels(self.train, self.args.ipc, "real")
         optimizer = torch.optim.SGD([*synset.parameters(), *matching.parameters()], lr=0, momentum=0.5)
 
@@ -129,12 +139,13 @@ class Workload:
 
     def experts(self, precision):
         net = networks.build("ConvNet3D", self.train.K, self.train.T, self.train.size).to(self.train.device)
-        return lambda: list(buffer.train_expert(net, self.train, 1, 0.0, self.args.batch_train, precision, ("benchmark",)))
+        return lambda: list(buffer.train_expert(
+            net, self.train, 1, 0.0, self.args.batch_train, precision, ("benchmark",)))
 
-    # ---------------------------------------------------------------- what grows with the number of clips
+    # ---------------------------------------------------------------- costs that grow with the number of clips
 
     def start_up(self, precision):
-        """What every script does with existing packs before its first step: the list, its digest for the run folder, both splits' clips."""
+        """Return a script's start with existing packs: the list, its digest for the run folder, both splits' clips."""
         def start_up():
             read_lists.cache_clear()
             flags = self.parse(distill_DM)
@@ -153,7 +164,8 @@ class Workload:
 def write_pack(selection, folder, sparse):
     path, shape = selection.pack(folder), selection.shape
     if not sparse:
-        check_space(folder, int(np.prod(shape)), "the generated clips", "set TMPDIR to a larger disk, or lower --clips_per_class")
+        check_space(folder, int(np.prod(shape)), "the generated clips",
+                    "set TMPDIR to a larger disk, or lower --clips_per_class")
     with open(path, "wb") as file:
         np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
         if sparse:
@@ -167,32 +179,39 @@ def write_pack(selection, folder, sparse):
 # ---------------------------------------------------------------- the sections at given sizes
 
 def benchmark(args, folder):
-    """This machine's rates, and a row for each section and precision."""
+    """Return this machine's rates, and a row for each section and precision."""
     workload = Workload(args, folder).write()
-    jobs = [(section, precision) for section in args.sections for precision in (args.precisions if section != "loading" else [None])]
-    # Resident memory in processes of their own, before this one has grown: a process starts with its parent's peak.
+    jobs = [(section, precision) for section in args.sections
+            for precision in (args.precisions if section != "loading" else [None])]
+    # Measure resident memory in separate processes, and first: a process starts with its parent's peak.
     apart = memory_apart if has_own_memory(workload.device) else functools.partial(alone, memory_apart)
-    memory = {(section, precision): apart((functools.partial(getattr(workload, section), precision), workload.device)) for section, precision in jobs}
-    functions = {(section, precision): in_precision(getattr(workload, section)(precision), precision or "fp32", workload.device) for section, precision in jobs}
-    functions |= references(args.precisions, workload.device, min(workload.at_once, workload.batch), args.frames, args.size)
+    memory = {(section, precision): apart((functools.partial(getattr(workload, section), precision), workload.device))
+              for section, precision in jobs}
+    functions = {(section, precision): in_precision(getattr(workload, section)(precision), precision or "fp32",
+                                                    workload.device) for section, precision in jobs}
+    functions |= references(args.precisions, workload.device, min(workload.at_once, workload.batch), args.frames,
+                            args.size)
     counts, seconds = measured(functions, args)
     counts["loading", None] = 0, workload.batch * args.frames * 3 * args.size ** 2 * 5   # uint8 read, float32 written
     rates, rows = rates_of(counts, seconds), []
     for job in jobs:
         peak, above = (None, None) if memory[job] == CRASHED else memory[job]
-        row = {"section": job[0], "precision": job[1], **figures(counts[job], seconds[job]), "peak_bytes": peak, "bytes_above_start": above}
-        row |= {f"share_of_{name}": row[kind] / row["seconds"] / rate for (name, precision), (kind, rate) in rates.items() if precision in (job[1], None)}
+        row = {"section": job[0], "precision": job[1], **figures(counts[job], seconds[job]), "peak_bytes": peak,
+               "bytes_above_start": above}
+        row |= {f"share_of_{name}": row[kind] / row["seconds"] / rate
+                for (name, precision), (kind, rate) in rates.items() if precision in (job[1], None)}
         rows.append(row | ({"clips_per_second": workload.batch / row["seconds"]} if job[0] == "loading" else {}))
     return rates, rows
 
 
 def measured(functions, args):
-    """FLOP and bytes of each function, whose counting warms it up, and its seconds."""
+    """Return FLOP and bytes of each function, and its seconds; counting also warms it up."""
     counts = {}
     for name, function in functions.items():
         start = time.perf_counter()
         counts[name] = count(function)
-        print(f"counted {' '.join(map(str, name))}: {counts[name][0]:.3g} FLOP, {counts[name][1]:.3g} bytes, {time.perf_counter() - start:.1f} s", flush=True)
+        print(f"counted {' '.join(map(str, name))}: {counts[name][0]:.3g} FLOP, {counts[name][1]:.3g} bytes, "
+              f"{time.perf_counter() - start:.1f} s", flush=True)
     return counts, alternate(functions, args.repeats)
 
 
@@ -202,31 +221,39 @@ def figures(count, seconds):
 
 
 def rates_of(counts, seconds):
-    """What this machine reached in the references: {(name, precision): (what it is of, rate)}."""
+    """Return this machine's rates in the reference calls: {(name, precision): ("flop" or "bytes", rate)}."""
     return {job: (kind, counts[job][place] / quartiles(seconds[job])[1])
             for job in counts for name, kind, place in RATES if job[0] == name}
 
 
-# ---------------------------------------------------------------- how cost grows
+# ---------------------------------------------------------------- growth of costs
 
 def growth(args, folder):
-    """This machine's rates, and for each of args.growth, varied by itself, a row for each value and figure: seconds, those that its FLOP and bytes
-    predict, their ratio, and that ratio relative to the smallest value's. Of reading a list nothing is counted: a start-up's ratios compare with each other."""
+    """Return this machine's rates, and rows of costs with one size varied at a time, for each name in args.growth.
+
+    A row is for one value and one figure: seconds, the seconds predicted from FLOP and bytes, their ratio, and that
+    ratio relative to the smallest value's. Reading a list has no counted operations, so the ratios of start_up are
+    comparable with each other only.
+    """
     precision, functions = args.precisions[0], {}
     for axis in args.growth:
         values, other, names = GROWTH[axis]
         for value in values:
             place = pathlib.Path(folder, f"{axis}{value}")
             place.mkdir()
-            varied = {axis: value} if axis != "clips" else {"clips_per_class": value // other["classes"], "test_clips": max(1, value // 10)}
-            workload = Workload(argparse.Namespace(**vars(args) | SMALL | other | varied), place, sparse=axis == "clips").write()
-            functions |= {(axis, value, name): in_precision(getattr(workload, name)(precision), precision, workload.device) for name in names}
+            varied = {axis: value} if axis != "clips" else {
+                "clips_per_class": value // other["classes"], "test_clips": max(1, value // 10)}
+            workload = Workload(argparse.Namespace(**vars(args) | SMALL | other | varied), place,
+                                sparse=axis == "clips").write()
+            functions |= {(axis, value, name): in_precision(getattr(workload, name)(precision), precision,
+                                                            workload.device) for name in names}
     small = Workload(argparse.Namespace(**vars(args) | SMALL), folder)
     functions |= references([precision], small.device, small.batch, small.args.frames, small.args.size)
     counts, seconds = measured(functions, args)
     rates, rows, smallest = rates_of(counts, seconds), [], {}
     for axis, value, name in [job for job in functions if job not in rates]:
-        row = {"axis": axis, "value": value, "figure": name, **figures(counts[axis, value, name], seconds[axis, value, name])}
+        row = {"axis": axis, "value": value, "figure": name,
+               **figures(counts[axis, value, name], seconds[axis, value, name])}
         row["predicted"] = row["flop"] / rates["convolution", precision][1] + row["bytes"] / rates["copy", None][1]
         row["ratio"] = row["seconds"] / row["predicted"]
         rows.append(row | {"relative": row["ratio"] / smallest.setdefault((axis, name), row["ratio"])})
@@ -236,10 +263,13 @@ def growth(args, folder):
 # ---------------------------------------------------------------- tables
 
 def shown(rows):
-    """The rows for a reader, without columns that are empty."""
-    table = [{**{name: row.get(name) for name in ("section", "precision", "axis", "value", "figure")}, "seconds": spread(row["seconds"], *row["quartiles"]),
-              **{title: f"{row[name] / unit:.{digits}g}" if row.get(name) else None for title, (name, unit, digits) in COLUMNS.items()},
-              **{title: f"{row[name]:.0%}" if row.get(name) else None for title, name in SHARES.items()}} for row in rows]
+    """Format the rows as a table, without empty columns."""
+    table = [{**{name: row.get(name) for name in ("section", "precision", "axis", "value", "figure")},
+              "seconds": spread(row["seconds"], *row["quartiles"]),
+              **{title: f"{row[name] / unit:.{digits}g}" if row.get(name) else None
+                 for title, (name, unit, digits) in COLUMNS.items()},
+              **{title: f"{row[name]:.0%}" if row.get(name) else None for title, name in SHARES.items()}}
+             for row in rows]
     return pd.DataFrame(table, dtype=object).dropna(axis=1, how="all").fillna("").to_string(index=False)
 
 
@@ -255,51 +285,65 @@ def main(args):
         raise ValueError("the benchmark measures one device: give one GPU, or cpu")
     args.precisions = args.precisions or ["fp32", *(["tf32"] if device.type == "cuda" else []), "bf16"]
     for precision in args.precisions:
-        set_precision(device, precision)  # refuses what the device does not have
-    networks.build("ConvNet3D", args.classes, args.frames, args.size)  # refuses clips that are too small
+        set_precision(device, precision)  # ValueError if the device lacks it
+    networks.build("ConvNet3D", args.classes, args.frames, args.size)  # ValueError if the clips are too small
     seed_everything(0)
     about, start = machine(device), time.strftime("%Y-%m-%dT%H-%M-%S")
-    out = args.out or ROOT / "results" / "benchmark" / f"{about.get('gpu', about['host']).replace(' ', '-')}_{start}.json"
+    out = args.out or (
+        ROOT / "results" / "benchmark" / f"{about.get('gpu', about['host']).replace(' ', '-')}_{start}.json")
     out.parent.mkdir(parents=True, exist_ok=True)
     print(", ".join(f"{name} {value}" for name, value in about.items()), flush=True)
     with tempfile.TemporaryDirectory(prefix="benchmark-") as folder:
         rates, rows = (growth if args.growth else benchmark)(args, folder)
-    print("\nthis machine: " + ", ".join(f"{' '.join(filter(None, name))} {rate / 1e12:.3g} T{'B' if kind == 'bytes' else 'FLOP'}/s"
-                                         for name, (kind, rate) in rates.items()))
+    print("\nthis machine: " + ", ".join(
+        f"{' '.join(filter(None, name))} {rate / 1e12:.3g} T{'B' if kind == 'bytes' else 'FLOP'}/s"
+        for name, (kind, rate) in rates.items()))
     print(shown(rows))
-    save_json({"machine": about, "created": start, "settings": {name: as_setting(value) for name, value in vars(args).items()},
-               "rates": [{"name": name, "precision": precision, "of": kind, "per_second": rate} for (name, precision), (kind, rate) in rates.items()],
+    save_json({"machine": about, "created": start,
+               "settings": {name: as_setting(value) for name, value in vars(args).items()},
+               "rates": [{"name": name, "precision": precision, "of": kind, "per_second": rate}
+                         for (name, precision), (kind, rate) in rates.items()],
                "rows": rows}, out)
     print(f"all figures: {out}")
 
 
 def some_of(choices):
-    """The type of a flag that takes a few of `choices`, with commas between."""
+    """Return the argparse type of a flag that takes some of `choices`, separated by commas."""
     def names(text):
         for name in text.split(","):
             if name not in choices:
-                raise argparse.ArgumentTypeError(f"unknown {name!r}: choose among {','.join(choices)}")
+                raise argparse.ArgumentTypeError(f"unknown {name!r}: choose from {','.join(choices)}")
         return list(dict.fromkeys(text.split(",")))
     return names
 
 
 def parser():
-    parser = argparse.ArgumentParser(prog="benchmark", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--device", default="cuda", help="cuda, cuda:1, mps, xpu or cpu; the launcher's GPU gives it (%(default)s)")
-    parser.add_argument("--sections", type=some_of(SECTIONS), default=list(SECTIONS), metavar="A,B", help=f"what is measured, of {','.join(SECTIONS)} (all)")
+    parser = argparse.ArgumentParser(prog="benchmark", description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cuda",
+                        help="cuda, cuda:1, mps, xpu or cpu; set by the launcher's GPU argument (default: %(default)s)")
+    parser.add_argument("--sections", type=some_of(SECTIONS), default=list(SECTIONS), metavar="A,B",
+                        help=f"operations to measure, from {','.join(SECTIONS)} (default: all)")
     parser.add_argument("--precisions", type=some_of(PRECISIONS), metavar="A,B",
-                        help=f"number formats of convolutions, of {','.join(PRECISIONS)} (all that the device has); --growth measures the first")
+                        help=f"number formats of convolutions, from {','.join(PRECISIONS)}; --growth uses the first "
+                             "(default: fp32, tf32 on CUDA, bf16)")
     parser.add_argument("--growth", type=some_of(tuple(GROWTH)), metavar="A,B",
-                        help=f"instead of the sections: how cost grows with each of {','.join(GROWTH)}, from sizes of its own")
-    parser.add_argument("--repeats", type=options.positive, default=5, help="calls of each that are timed, in turns (%(default)s)")
-    parser.add_argument("--out", type=pathlib.Path, metavar="FILE", help="json with all figures (results/benchmark/<GPU or host>_<time>.json)")
+                        help=f"instead of the sections, measure how costs grow with each of {','.join(GROWTH)}, "
+                             "starting from small sizes")
+    parser.add_argument("--repeats", type=options.positive, default=5,
+                        help="timed calls of each operation, in turns (default: %(default)s)")
+    parser.add_argument("--out", type=pathlib.Path, metavar="FILE",
+                        help="json file for all figures (default: results/benchmark/<GPU or host>_<time>.json)")
     group = parser.add_argument_group("sizes")
     for name, default, meaning in (
-            ("classes", 8, "classes"), ("clips_per_class", 24, "training clips of each"), ("test_clips", 96, "test clips in all"),
-            ("frames", 8, "frames of a clip"), ("size", 64, "height and width in pixels"), ("ipc", 1, "synthetic videos per class"),
-            ("batch_real", 24, "real clips per class of a DM iteration, and of loading"), ("syn_steps", 5, "inner steps of an MTT step"),
-            ("batch_train", 16, "batch size of an expert"), ("epoch_eval_train", 20, "epochs of an evaluation, of one network")):
-        group.add_argument(f"--{name}", type=options.positive, default=default, help=f"{meaning} (%(default)s)")
+            ("classes", 8, "number of classes"), ("clips_per_class", 24, "training clips per class"),
+            ("test_clips", 96, "test clips in total"), ("frames", 8, "frames per clip"),
+            ("size", 64, "height and width in pixels"), ("ipc", 1, "synthetic videos per class"),
+            ("batch_real", 24, "real clips per class in a DM iteration, and in loading"),
+            ("syn_steps", 5, "inner steps of an MTT step"), ("batch_train", 16, "batch size of an expert"),
+            ("epoch_eval_train", 20, "training epochs of an evaluation, with one network")):
+        group.add_argument(f"--{name}", type=options.positive, default=default,
+                           help=f"{meaning} (default: %(default)s)")
     return parser
 
 

@@ -1,14 +1,16 @@
 #!/usr/bin/env bash
-# What this machine makes of the code: loading, DM iteration, MTT step, evaluation and expert epoch against its own rates; a table and a json file.
+# Benchmark of the main operations on this machine: loading, DM iteration, MTT step, evaluation and expert epoch, each
+# compared with the machine's own rates. Prints a table and writes a json file.
 # Usage: bash sh/benchmark.sh [GPU] [any flag of sh/benchmark.py]
-# GPU is a number, mps, xpu or cpu; without it the first GPU, or the CPU where there is none. Some minutes on two cores at the toy set's sizes.
+# GPU is a number, mps, xpu or cpu. Default: the first GPU, or the CPU if there is none.
+# Time: some minutes on two cores at the toy set's sizes.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/launch.sh"
 gpu=cpu
 if [[ -n ${CUDA_VISIBLE_DEVICES-all} && $(nvidia-smi -L 2>/dev/null || true) == GPU* ]]; then gpu=0; fi
 if (($#)) && [[ $1 != --* ]]; then gpu=$1; shift; fi
 install
-export TQDM_DISABLE=1       # no progress bars between the lines
+export TQDM_DISABLE=1       # no progress bars
 
 flags=(
   --repeats 5

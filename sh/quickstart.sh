@@ -1,9 +1,11 @@
 #!/usr/bin/env bash
-# The whole story on a generated toy set, on a CPU, without a download: one real video per class; pixels learned by DM; still frames alone; still
-# frames that a dynamic memory moves, learned by MTT. Each for three random selections of real videos, all stored at 8 bits, and a table at the end.
+# All methods on a generated toy set, on a CPU, without a download: one real video per class; pixels learned by DM;
+# still frames alone; still frames moved by a dynamic memory, learned by MTT. Each runs for three random selections of
+# real videos, and all sets are stored at 8 bits. A table follows at the end.
 # Usage: bash sh/quickstart.sh [GPU] [any flag that all scripts have, such as --precision fp32]
-# Five minutes and a half on two cores of an AMD EPYC (Zen 3: AVX2, no AVX-512), after two and a half of installation; the announced seconds are of these.
-# It goes on where it stopped; what is finished is not computed again.
+# Time: 5.5 minutes on two cores of an AMD EPYC (Zen 3: AVX2, no AVX-512), after 2.5 minutes of installation; the
+# printed seconds refer to this machine.
+# The same command resumes where it stopped; finished runs are not repeated.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/launch.sh"
 gpu=${1:-cpu}
@@ -11,16 +13,16 @@ if (($#)); then shift; fi
 install
 export WANDB_MODE=${WANDB_MODE:-disabled}
 results=$root/results/quickstart
-seeds=(0 1 2)               # of the selection and of all else that is random
+seeds=(0 1 2)               # of the selection of real videos and of everything else that is random
 
-# All were chosen on validation clips: bash sh/quickstart.sh cpu --validation 0.25.
+# These settings were chosen on validation clips: bash sh/quickstart.sh cpu --validation 0.25.
 all=(--save_path "$results" --size 48 --width 32)
 evaluation=(
-  --num_eval 3              # networks of an evaluation
+  --num_eval 3              # networks per evaluation
   --epoch_eval_train 90
 )
 learned=(
-  --storage uint8           # as real videos are
+  --storage uint8           # like real videos
   --eval_it 100000          # evaluate at the end only
 )
 
@@ -28,7 +30,8 @@ chapter() {
   printf '\n[%s/5] %s (about %s on two cores)\n' "$@"
 }
 
-# each LAUNCHER ARGUMENT …: run it for all seeds side by side, each on its share of the cores; only the first one's progress is shown.
+# each LAUNCHER ARGUMENT …: run it for all seeds in parallel, each with a share of the cores; only the first one shows
+# progress.
 cores=$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2)
 threads=$((cores > ${#seeds[@]} ? cores / ${#seeds[@]} : 1))
 each() {
@@ -40,7 +43,7 @@ each() {
   done
   for job in "${jobs[@]}"; do wait "$job"; done
 }
-set -m                      # a process group for each, so that all end when this script does
+set -m                      # give each job a process group, so that all end when this script does
 trap 'for job in $(jobs -p); do kill -- "-$job"; done 2>/dev/null' EXIT
 extra=("$@")
 module distill_utils.toy
@@ -52,11 +55,12 @@ each baseline/DM.sh 1000 1 --init mean --batch_real 24 --Iteration 25 "${learned
 chapter 3 'static memory: still frames learned by gradient matching' '75 s'
 each s2d/DC.sh 1 --init mean --lr_img 0.02 --batch_real 24 --Iteration 5 "${learned[@]}"
 chapter 4 'experts: networks trained on the real clips, a snapshot per epoch' '55 s'
-bash "$root/sh/baseline/buffer.sh" "$gpu" toy "${all[@]}" --num_experts 2 --train_epochs 18 --batch_train 16 --test_clips 1 "${extra[@]}"
+bash "$root/sh/baseline/buffer.sh" "$gpu" toy "${all[@]}" --num_experts 2 --train_epochs 18 --batch_train 16 \
+  --test_clips 1 "${extra[@]}"
 chapter 5 'static-dynamic MTT: the still frames, moved by a dynamic memory that trajectory matching learns' '80 s'
-each s2d/MTT.sh 150 1 --spc 1 --dpc 2 --init_dynamic motion --init_hal identity --lr_hal 0 --syn_steps 5 --no-train_lr --Iteration 12 "${learned[@]}" \
-  --expert_epochs 5 --min_start_epoch 6 --max_start_epoch 13
+each s2d/MTT.sh 150 1 --spc 1 --dpc 2 --init_dynamic motion --init_hal identity --lr_hal 0 --syn_steps 5 \
+  --no-train_lr --Iteration 12 "${learned[@]}" --expert_epochs 5 --min_start_epoch 6 --max_start_epoch 13
 
 printf '\nTop-1 accuracy on the test videos, mean and standard deviation over %s selections:\n' ${#seeds[@]}
 module distill_utils.table --over_seeds "$results"
-printf 'The last one moving: %s\n' "$(ls -t "$results"/toy/s2d_MTT_*/distilled.gif | head -n 1)"
+printf 'Animated videos of the last set: %s\n' "$(ls -t "$results"/toy/s2d_MTT_*/distilled.gif | head -n 1)"

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Installs what is needed and passes the tests; runs on a bare machine with Python 3.10 or later.
+# Install all requirements and run the tests, on a bare machine with Python 3.10 or later.
 # Usage: bash sh/test.sh [--quick] [any argument of pytest]
-# --quick leaves out the tests that are marked slow: those that start several processes or train for long.
+# --quick skips tests marked slow: those that start several processes or train for long.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/launch.sh"
 arguments=(-q)
@@ -10,7 +10,7 @@ for argument in "$@"; do
 done
 install pytest pytest-xdist
 cd "$root"
-# The files of tests are shared by up to four processes of one thread each, where pytest-xdist is there.
+# With pytest-xdist, up to four processes of one thread each share the test files.
 if "$(find_python)" -c 'import xdist' 2>/dev/null; then
   cores=$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 1)
   arguments=(-n $((cores < 4 ? cores : 4)) --dist loadfile "${arguments[@]}")

@@ -128,7 +128,7 @@ SERIES = {  # names of images, and which of them are the frames, in order: a pat
     "a second format of some": ([*numbered("img_{}.jpg"), "img_3.png"], "several series"),
     "a copy in brackets": ([*numbered("frame{}.jpg"), "frame7 (1).jpg"], "several series"),
     "no numbers": (["a.jpg", "b.jpg"], "several series"),
-    "two cameras": (numbered("cam1_{}.jpg", "cam2_{}.jpg"), "no number in names such as cam1_1.jpg and cam2_9.jpg tells the order of its 24 images"),
+    "two cameras": (numbered("cam1_{}.jpg", "cam2_{}.jpg"), "no number in names such as cam1_1.jpg and cam2_9.jpg gives the order of its 24 images"),
     "two parts": (numbered("part1_frame{:04}.jpg", "part2_frame{:04}.jpg"), "as 'part1_frame#.jpg'"),
     "times": (["0.5.jpg", "1.0.jpg", "1.5.jpg"], "no number in names"),
     "numbers that disagree": (["1_30.jpg", "2_20.jpg", "3_10.jpg"], "no number in names"),
@@ -157,7 +157,7 @@ def test_a_flag_chooses_the_series(tmp_path, pattern, expected):
     for name in numbered("img_{:05}.jpg", "flow_x_{:05}.jpg", "flow_y_{:05}.jpg", "cam1_{:05}.jpg", "cam2_{:05}.jpg", "{:05}.jpg", "{:05}.png"):
         (tmp_path / name).touch()
     assert frame_names(tmp_path, pattern) == numbered(expected)
-    for other, words in (("flow_*", "holds several series"), ("cam*", "no number in names"), ("film_#.jpg", "holds no image that --frame_names film_#.jpg fits")):
+    for other, words in (("flow_*", "holds several series"), ("cam*", "no number in names"), ("film_#.jpg", "holds no image that matches --frame_names film_#.jpg")):
         with pytest.raises(ValueError, match=words):
             frame_names(tmp_path, other)
 
@@ -409,15 +409,15 @@ def test_odd_names_are_seen_among_many(name):
     ("a,b\x00\xff\n", "list.csv has no column"),
     ("folder_name,label\na,Run\n", "list.csv has no column split"),
     (HEADER, "list.csv lists no videos"),
-    ("split,folder_name,label\ntrain,a,clap, loudly\n", r"list.csv cannot be read as a csv list \(row 1 has more fields than the header: a comma"),
+    ("split,folder_name,label\ntrain,a,clap, loudly\n", r"list.csv cannot be read as a csv list \(row 1 has more fields than the header: put quotes"),
     (HEADER + "a,Run,train\nb,Run,dev\n", "list.csv, row 2: the split 'dev' is unknown: choose from train, test, val"),
     (HEADER + "a,Run,train\nb,Run\n", "list.csv, row 2: the split '' is unknown"),
-    (HEADER + "../a,Run,train\n", "list.csv, row 1: the folder name '../a' does not stay inside"),
-    (HEADER + "b/../../a,Run,train\n", "does not stay inside"),
-    (HEADER + "b/..,Run,train\n", "does not stay inside"),
-    (HEADER + "/etc,Run,train\n", "does not stay inside"),
-    (HEADER + ".,Run,train\n", "does not stay inside"),
-    (HEADER + ",Run,train\n", "does not stay inside"),
+    (HEADER + "../a,Run,train\n", "list.csv, row 1: the folder name '../a' leaves the directory of the frames"),
+    (HEADER + "b/../../a,Run,train\n", "leaves the directory of the frames"),
+    (HEADER + "b/..,Run,train\n", "leaves the directory of the frames"),
+    (HEADER + "/etc,Run,train\n", "leaves the directory of the frames"),
+    (HEADER + ".,Run,train\n", "leaves the directory of the frames"),
+    (HEADER + ",Run,train\n", "leaves the directory of the frames"),
     (HEADER + "a,,train\n", "list.csv, row 1: a has no label"),
     (HEADER + "a,Run,train\na,Run,train\n", "list.csv: a is listed more than once"),
     (HEADER + "a,Run,train\n./a,Run,test\n", "list.csv: a is listed more than once"),
@@ -482,11 +482,11 @@ def test_custom_finds_its_frames_and_list(tiny):
     videos, class_names = read_videos("custom", tiny)
     assert len(videos) == 11 and class_names == ["fall", "rise"]
     (tiny / "other").mkdir()
-    with pytest.raises(ValueError, match="one directory of frame folders, found jpegs, other: .* --frames_path"):
+    with pytest.raises(ValueError, match="one directory of frame folders, but holds jpegs, other: .* --frames_path"):
         read_videos("custom", tiny)
     assert len(read_videos("custom", tiny, frames_path=tiny / "jpegs")[0]) == 11
     (tiny / "second.csv").write_text(HEADER)
-    with pytest.raises(ValueError, match="found list.csv, second.csv: name it by --list_path"):
+    with pytest.raises(ValueError, match="but holds list.csv, second.csv: choose one by --list_path"):
         read_videos("custom", tiny, frames_path=tiny / "jpegs")
     assert len(read_videos("custom", tiny, tiny / "list.csv", tiny / "jpegs")[0]) == 11
 
@@ -496,7 +496,7 @@ def test_missing_places(tiny, tmp_path):
         (("UCF", tmp_path), "--dataset UCF is unknown: choose from UCF101, miniUCF101"),
         (("custom",), "--dataset custom needs --data_path"),
         (("custom", tmp_path / "no"), "--data_path .*no is not a directory"),
-        (("custom", tmp_path), "found none: name it by --list_path"),
+        (("custom", tmp_path), "but holds none: choose one by --list_path"),
         (("custom", tiny, tiny / "no.csv"), "no.csv, the list of custom, does not exist"),
         (("UCF101", tmp_path), "ucf101_splits1.csv, the list of UCF101, does not exist: .*--data_path"),
         (("toy", tmp_path), "does not exist: make it by `python -m distill_utils.toy`"),
@@ -692,11 +692,11 @@ def test_val_is_the_test_set_only_where_there_is_no_other(tmp_path):
     for extra, expected in (([], {"train": 2, "test": 6}), (["x,c0,test"], {"train": 2, "validation": 6, "test": 1})):
         path = write_list(tmp_path / "list.csv", HEADER + "\n".join([*rows, *extra, ""]))
         assert read_videos("custom", tmp_path, path, tmp_path)[0].split.value_counts().to_dict() == expected
-    with pytest.raises(ValueError, match="--validation 0.5: the list has validation videos of its own: give --validation list"):
+    with pytest.raises(ValueError, match="--validation 0.5: the list has its own validation videos: give --validation list"):
         read_videos("custom", tmp_path, path, tmp_path, validation=0.5)
     assert read_videos("custom", tmp_path, path, tmp_path, validation="list")[0].split.value_counts().to_dict() == expected
     path = write_list(tmp_path / "list.csv", HEADER + "\n".join([*rows, ""]))
-    with pytest.raises(ValueError, match="--validation list: the list has no validation videos, besides test videos: give a share"):
+    with pytest.raises(ValueError, match="--validation list: the list has no validation videos besides the test videos: give a share"):
         read_videos("custom", tmp_path, path, tmp_path, validation="list")
 
 

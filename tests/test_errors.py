@@ -179,12 +179,12 @@ def here(monkeypatch, kind, count):
 def test_devices(refused, monkeypatch):
     here(monkeypatch, "cuda", 0)
     for device in ("gpu", "cuda:x", "meta", "mps", "xpu:1", "vulkan", ""):
-        assert refused("DM", "--device", device) == f"--device {device}: PyTorch {torch.__version__} sees no such device here, only cpu"
+        assert refused("DM", "--device", device) == f"--device {device}: PyTorch {torch.__version__} finds no such device here: give one of cpu"
     for name in ("DM", "DC", "s2d"):
         assert refused(name, "--device", "cuda", *(("--path_static", "x") if name == "s2d" else ())).startswith("--device cuda: PyTorch")
     for kind, count, wrong in (("cuda", 2, "cuda:3"), ("cuda", 1, "mps"), ("mps", 1, "cuda"), ("mps", 1, "mps:1"), ("xpu", 2, "xpu:2")):
         here(monkeypatch, kind, count)
-        assert refused("DM", "--device", wrong).endswith(", ".join(["only cpu", *(f"{kind}:{number}" for number in range(count))]))
+        assert refused("DM", "--device", wrong).endswith(", ".join(["one of cpu", *(f"{kind}:{number}" for number in range(count))]))
 
 
 @pytest.mark.parametrize("device", ("cuda", "cuda:1", "mps", "xpu"))
@@ -203,7 +203,7 @@ def test_one_device_for_several_processes(monkeypatch, device):
     for name, value in {"TORCHELASTIC_RUN_ID": "test", "WORLD_SIZE": "2", "LOCAL_RANK": "1"}.items():
         monkeypatch.setenv(name, value)
     here(monkeypatch, device.split(":")[0], 2)
-    with pytest.raises(ValueError, match=f"--device {device} is one device, and there are several processes: give cuda or cpu"):
+    with pytest.raises(ValueError, match=f"--device {device} is a single device, but there are several processes: give cuda or cpu"):
         utils.find_device(device)
 
 
@@ -211,7 +211,7 @@ def test_too_little_memory_on_the_device(script, monkeypatch):
     def fail(*arguments, **options):
         raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate 20.00 MiB.")
     monkeypatch.setattr(networks, "build", fail)
-    assert script("DM") == (2, "distill_DM.py: error: the GPU's memory does not suffice: end what else uses it, or lower the sizes "
+    assert script("DM") == (2, "distill_DM.py: error: the GPU's memory is full: end other programs that use it, or lower the sizes "
                                "(CUDA out of memory. Tried to allocate 20.00 MiB.)")
 
 
@@ -415,7 +415,7 @@ def test_steps_that_are_taken_back(script, buffer, tmp_path, name, flags, monkey
     finite(folder)
     result, log = json.loads((folder / "result.json").read_text()), (folder / "log.txt").read_text()
     assert 4 <= result["refused"] <= 9
-    assert f"{result['refused']} of 9 steps were taken back because the loss after them was not finite: lower the learning rates" in log
+    assert f"{result['refused']} of 9 steps were rolled back because the loss after them was not finite: lower the learning rates" in log
     metrics = [json.loads(line)["refused"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert metrics == sorted(metrics) and metrics[-1] == result["refused"]
     code, sentence = script(*command, "--Iteration", 90, "--eval_it", 100)

@@ -296,7 +296,7 @@ NO_PYTHON = ("error: {}/.venv needs Python 3.10 or later: install it (on Debian 
 
 @pytest.mark.parametrize("knows, sentence", (
     ("", NO_PYTHON), ("venv ensurepip old", NO_PYTHON),
-    ("venv", "error: {}/.venv gets no pip: on Debian and Ubuntu install the package python3-venv, elsewhere Python's ensurepip")))
+    ("venv", "error: {}/.venv has no pip: on Debian and Ubuntu install the package python3-venv, elsewhere Python's ensurepip")))
 def test_what_an_environment_needs_is_a_sentence(project, knows, sentence):
     for _ in range(2):  # the first attempt changes nothing about the second
         code, said, calls = project(knows=knows)
@@ -315,12 +315,12 @@ def test_launchers_before_anything_is_installed(project):
     name, arguments = "sh/baseline/full.sh", ("cpu", "toy")
     code, said, calls = project(name, "venv ensurepip", *arguments)
     assert code == 2 and not calls
-    assert said == f"error: there is no PyTorch for python3: bash sh/quickstart.sh installs all into {project.root}/.venv, or give PYTHON=/path/to/python"
+    assert said == f"error: python3 has no PyTorch: bash sh/quickstart.sh installs it into {project.root}/.venv, or give PYTHON=/path/to/python"
     code, said, calls = project(name, "torch", *arguments)
     assert code == 0 and calls[0].startswith("-m distill_utils.evaluate "), said
     half_made(project.root / ".venv", "python without pip")
     code, said, calls = project(name, "", *arguments)
-    assert code == 2 and not calls and said.startswith(f"error: there is no PyTorch for {project.root}/.venv/bin/python: "), said
+    assert code == 2 and not calls and said.startswith(f"error: {project.root}/.venv/bin/python has no PyTorch: "), said
 
 
 def test_allocator_settings_can_be_overridden(launch, monkeypatch):
@@ -374,7 +374,7 @@ def test_static_dynamic_finds_the_static_memory_of_its_launcher(launch, monkeypa
     other = start_run(dc_parser().parse_args([*flags("sh/s2d/DC.sh", "custom", "10"), "--lr_img", "3"]), "DC_spc10")
     (other.folder / "result.json").write_text("{}")
     other.lock.close()
-    with pytest.raises(ValueError, match="several fit as static memory of 10 frames per class: choose one by --path_static"):
+    with pytest.raises(ValueError, match="several finished runs have a matching static memory of 10 frames per class: choose one by --path_static"):
         find_static(arguments, spc=10)
     (other.folder / "config.json").write_text("{")
     with pytest.raises(ValueError, match=f"{other.folder.name}/config.json is damaged"):
@@ -513,7 +513,7 @@ def test_two_lists_of_one_data_set_that_are_not_the_same(tmp_path):
     assert len(read_videos("miniUCF101", tmp_path)[0]) == 8
     with open(tmp_path / "UCF101" / "miniucf_splits1.csv", "a") as file:
         file.write("v_more,Walk,train\n")
-    with pytest.raises(ValueError, match="ucf50_splits1.csv and miniucf_splits1.csv beside it are different lists of one data set: choose by --list_path"):
+    with pytest.raises(ValueError, match="ucf50_splits1.csv and miniucf_splits1.csv beside it are different lists of one data set: choose one by --list_path"):
         read_videos("miniUCF101", tmp_path)
     assert len(read_videos("miniUCF101", tmp_path, list_path=tmp_path / "UCF101" / "miniucf_splits1.csv")[0]) == 9
 
@@ -583,7 +583,7 @@ def test_taxonomy_goes_on_after_a_cell_that_fails(study):
     assert process.returncode == 1 and process.stderr.splitlines()[-2:] == ["failed: DM --segments 2", "failed: DM --segments 4"]
     assert calls[-1]["command"][1] == "distill_utils.table"
     process, calls = study("sh/study/taxonomy.sh", "cpu", "toy", "1", METHOD="DC")
-    assert process.returncode == 2 and not calls and "METHOD is DM or MTT, not 'DC'" in process.stderr
+    assert process.returncode == 2 and not calls and "METHOD must be DM or MTT, not 'DC'" in process.stderr
 
 
 def test_quickstart(study):
@@ -654,7 +654,7 @@ def test_frontier(study, tmp_path):
 
 def test_frontier_goes_on_after_a_run_that_is_refused_or_fails(study, tmp_path):
     (tmp_path / "small.sh").write_text("budgets=(1000)\nseeds=(0)\n")
-    for code, sentence in ((2, "left out, as the error above says: herding at 1000 bytes, seed 0"), (1, "failed: herding at 1000 bytes, seed 0")):
+    for code, sentence in ((2, "left out (see the error above): herding at 1000 bytes, seed 0"), (1, "failed: herding at 1000 bytes, seed 0")):
         process, calls = study("sh/study/frontier.sh", "cpu", "toy", SETTINGS="small.sh", FAILS="herding", CODE=str(code))
         assert process.returncode == (code == 1) and process.stderr.splitlines() == [sentence] and len(calls) == 2 + len(FRONTIER) + 1 + 2
     process, calls = study("sh/study/frontier.sh", "cpu", "toy", SETTINGS="small.sh", FAILS="herding", CODE="130")

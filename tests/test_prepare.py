@@ -275,7 +275,7 @@ def sound(path):
 BAD_FILES = {  # what stands in the file `a.mp4` (or with the suffix given), and the reason
     "nothing": (lambda path: path.write_bytes(b""), "is empty"),
     "text": (lambda path: path.write_text("no video\n" * 99), "Invalid data found when processing input"),
-    "picture": (lambda path: Image.new("RGB", (9, 9)).save(path, "PNG"), "is no container of videos"),
+    "picture": (lambda path: Image.new("RGB", (9, 9)).save(path, "PNG"), "is not a video container"),
     "playlist": (lambda path: path.write_text(f"#EXTM3U\n#EXTINF:9,\n{path.with_name('other.mp4')}\n"), "Invalid data found"),
     "half an mp4": (lambda path: cut(write_video(path, 16), 0.5), r"Invalid data found .*moov atom not found"),
     "half an avi": (lambda path: cut(write_video(path, 50, size=(480, 360)), 0.5), r"ends after \d+ of 50 frames"),
@@ -432,7 +432,7 @@ def ucf(tmp_path):
 def test_ucf101(ucf, tmp_path, command):
     (tmp_path / "out" / "UCF101" / "raw").mkdir(parents=True)  # other folders beside the frames do no harm
     code, printed = command("UCF101", "--videos", ucf)
-    assert code == 0 and "8 videos: 8 in " in printed and "0 missing or broken" in printed
+    assert code == 0 and "8 videos: 8 prepared in " in printed and "0 missing or broken" in printed
     root = tmp_path / "out" / "UCF101"
     assert (root / "ucf101_splits1.csv").read_text().splitlines() == [
         "folder_name,label,split,group", *(f"v_{label}_g{group}_c0{clip},{label},{split},v_{label}_g{group}" for split, group in (("train", "01"), ("test", "02"))
@@ -496,8 +496,8 @@ def test_kinetics_with_replacements(tmp_path, command, second, bom):
     write(videos / second, bom + KINETICS, "run,-_x,4,14,validate")
     code, printed = command("Kinetics400", "--videos", videos)
     root = tmp_path / "out" / "Kinetics"
-    assert code == 0 and "5 videos: 4 in " in printed and "; 1 more files in " in printed
-    assert report(root / "broken_videos.txt") == {"train/gone_000005_000015": f"no file of this name below {videos}"}
+    assert code == 0 and "5 videos: 4 prepared in " in printed and "; 1 other files in " in printed
+    assert report(root / "broken_videos.txt") == {"train/gone_000005_000015": f"no file with this name below {videos}"}
     assert report(root / "short_videos.txt") == {"train/ghi_000003_000013": "3 frames, fewer than 8"}
     assert (root / "train.csv").read_text().splitlines() == [KINETICS, '"clap, loudly",abc,1,11,train', "run,def,2,12,train",
                                                              "run,ghi,3,13,train"]
@@ -531,8 +531,8 @@ def test_something_something(tmp_path, command, prefix):
 BAD_LISTS = {  # file, what is written there, the sentence
     "listed twice": ("trainlist01.txt", names(groups=(1,)) + names(groups=(1,)), "v_Walk_g01_c01 is listed more than once"),
     "on both sides": ("testlist01.txt", names(groups=(1,)), "v_Walk_g01_c01 is listed more than once"),
-    "climbing out": ("trainlist01.txt", ["Walk/../../v_Walk_g01_c01.avi 2"], "does not stay inside the frames' directory"),
-    "absolute": ("trainlist01.txt", ["/Walk/v_Walk_g01_c01.avi 2"], "does not stay inside the frames' directory"),
+    "climbing out": ("trainlist01.txt", ["Walk/../../v_Walk_g01_c01.avi 2"], "leaves the directory of the frames"),
+    "absolute": ("trainlist01.txt", ["/Walk/v_Walk_g01_c01.avi 2"], "leaves the directory of the frames"),
     "empty": ("trainlist01.txt", [], "trainlist01.txt lists no videos"),
     "unknown class": ("classInd.txt", ["1 Biking"], "classInd.txt does not name the class 'Walk' of split 1"),
     "no training": ("trainlist01.txt", names(label="Biking", groups=(1,)), "the class 'Walk' has no training videos"),
@@ -552,7 +552,7 @@ def test_lists_that_are_not_there(ucf, tmp_path, command):
     assert refused(command, "UCF101", "--videos", ucf).startswith(f"{ucf} holds no classInd.txt: give the folder of the official lists by --lists")
     write(ucf / "lists" / "classInd.txt", "1 Biking", "2 Walk")
     write(ucf / "again" / "classInd.txt", "1 Biking", "2 Walk")
-    assert "several files are called classInd.txt: name one of their folders by --lists" in refused(command, "UCF101", "--videos", ucf)
+    assert "several files are called classInd.txt: give the folder of one of them by --lists" in refused(command, "UCF101", "--videos", ucf)
     assert command("UCF101", "--videos", ucf, "--lists", ucf / "lists")[0] == 0
     for dataset, missing in (("HMDB51", "<class>_test_split1.txt"), ("Kinetics400", "train.csv"), ("SSv2", "something-something-v2-labels.json")):
         assert missing in refused(command, dataset, "--videos", ucf)
@@ -575,7 +575,7 @@ def test_custom(own, tmp_path, command):
     write(own / "füll" / "notes.txt", "not a video")
     write_video(own / ".hidden" / "x.mp4", 1)
     code, printed = command("custom", "--videos", own, "--groups", r"^(\w)_")
-    assert code == 0 and "8 videos: 8 in " in printed and "in no list" not in printed
+    assert code == 0 and "8 videos: 8 prepared in " in printed and "in no list" not in printed
     videos, class_names = read_videos("custom", tmp_path / "out")
     assert class_names == ["füll", "rise up"]
     people = videos.folder.str.extract(r"(\w)_1$")[0]
@@ -607,22 +607,22 @@ def test_without_groups_every_class_is_split_alike():
 
 
 def test_bad_folders_of_ones_own(own, tmp_path, command):
-    assert "--groups (x_) finds no group in the file name a_1.mp4" in refused(command, "custom", "--videos", own, "--groups", "(x_)")
-    assert "'(' is no regular expression" in refused(command, "custom", "--videos", own, "--groups", "(")
-    assert "no group of videos can be set apart" in refused(command, "custom", "--videos", own, "--groups", "_1")
+    assert "--groups (x_) does not match the file name a_1.mp4" in refused(command, "custom", "--videos", own, "--groups", "(x_)")
+    assert "'(' is not a regular expression" in refused(command, "custom", "--videos", own, "--groups", "(")
+    assert "no group of videos can be set aside" in refused(command, "custom", "--videos", own, "--groups", "_1")
     write_video(own / "füll" / "day one" / "a_1.avi", 1)
-    assert "differ in their suffix only" in refused(command, "custom", "--videos", own)
-    assert "finds no group in the file name" in refused(command, "custom", "--videos", own, "--groups", r"(x\d+)?_")
+    assert "differ only in their suffix" in refused(command, "custom", "--videos", own)
+    assert "does not match the file name" in refused(command, "custom", "--videos", own, "--groups", r"(x\d+)?_")
     (own / "füll" / "day one" / "a_1.avi").unlink()
     write_video(own / "stray.mp4", 1)
-    assert "stray.mp4 is in no class" in refused(command, "custom", "--videos", own)
+    assert "stray.mp4 belongs to no class" in refused(command, "custom", "--videos", own)
     assert "is not a directory" in refused(command, "custom", "--videos", own / "nowhere")
     (tmp_path / "empty").mkdir()
     assert "holds no video file" in refused(command, "custom", "--videos", tmp_path / "empty")
     assert "--all_train is for HMDB51" in refused(command, "custom", "--videos", own, "--all_train")
     for flag, value in (("--groups", "x"), ("--seed", "1"), ("--test_ratio", "0.5")):
         assert f"{flag} is for custom" in refused(command, "UCF101", "--videos", own, flag, value)
-    assert "--lists is for data sets that ship lists" in refused(command, "custom", "--videos", own, "--lists", own)
+    assert "--lists is for data sets with official lists" in refused(command, "custom", "--videos", own, "--lists", own)
     assert "invalid choice: 'toy'" in refused(command, "toy", "--videos", own)
     for flag, value in (("--resize", "160*120"), ("--resize", "0"), ("--crop", "-1"), ("--quality", "101"), ("--frames", "0"),
                         ("--test_ratio", "1"), ("--workers", "0")):
@@ -648,13 +648,13 @@ SPLIT_TREES = {  # files, and the (class, split) of each; None: an error that sa
     "vehicles": (["train/a", "train/b", "bus/c", "bus/d"], [("train", "train"), ("bus", "train"), ("train", "test"), ("bus", "test")]),
     "much the same words": (["data/a", "data/b", "set/c", "testify/d", "set/e", "testify/f"], [("data", "train"), ("set", "train"), ("testify", "train"),
                                                                                               ("data", "test"), ("set", "test"), ("testify", "test")]),
-    "a class beside": (["train/run/a", "test/run/b", "walk/c"], "seems to be split by folders called test and train, but walk/c.mp4 has no place in that"),
-    "a folder beside": (["train/run/a", "test/run/b", "old/walk/c"], "split by folders called test and train, but old has no place in that"),
-    "no classes": (["train/a", "train/b", "test/c"], "split by folders called test and train, but test/c.mp4 has no place in that"),
-    "no training": (["val/run/a", "test/run/b"], "split by folders called test and val, but none is for training"),
-    "split in one class": (["run/train/a", "run/test/b", "walk/c"], "split by folders called test and train, but walk/c.mp4 has no place in that"),
-    "a folder too high": (["mine/run/a", "mine/run/b", "mine/walk/c"], "holds one class only, 'mine': give the folder that holds a folder per class"),
-    "splits a folder too high": (["mine/train/run/a", "mine/test/run/b"], "holds one class only, 'mine'"),
+    "a class beside": (["train/run/a", "test/run/b", "walk/c"], "seems to be split by folders called test and train, but walk/c.mp4 does not fit"),
+    "a folder beside": (["train/run/a", "test/run/b", "old/walk/c"], "split by folders called test and train, but old does not fit"),
+    "no classes": (["train/a", "train/b", "test/c"], "split by folders called test and train, but test/c.mp4 does not fit"),
+    "no training": (["val/run/a", "test/run/b"], "split by folders called test and val, but none of them is for training"),
+    "split in one class": (["run/train/a", "run/test/b", "walk/c"], "split by folders called test and train, but walk/c.mp4 does not fit"),
+    "a folder too high": (["mine/run/a", "mine/run/b", "mine/walk/c"], "holds only one class, 'mine': give the folder that holds one folder per class"),
+    "splits a folder too high": (["mine/train/run/a", "mine/test/run/b"], "holds only one class, 'mine'"),
 }
 
 
@@ -680,14 +680,14 @@ def test_a_given_split_is_kept_and_validated_on(tmp_path, command):
             for number in range(count):
                 write_video(tmp_path / "videos" / split / label / f"{number}.mp4", 9)
     code, printed = command("custom", "--videos", tmp_path / "videos")
-    assert code == 0 and "8 training, 4 validation and 6 test videos of 2 classes" in printed
+    assert code == 0 and "8 training, 4 validation and 6 test videos in 2 classes" in printed
     settings = {"data_path": tmp_path / "out", "size": 16, "pack_path": tmp_path / "packs"}
     for validation in (0, "list"):
         for split, clips in (("train", 8), ("validation", 4 * 3), ("test", 6 * 3)):
             found = load_clips("custom", split=split, validation=validation, **settings)
             assert found.class_names == ["run", "walk"] and len(found) == clips
     assert len(list((tmp_path / "packs").glob("*.npy"))) == 3
-    with pytest.raises(ValueError, match="--validation 0.2: the list has validation videos of its own: give --validation list"):
+    with pytest.raises(ValueError, match="--validation 0.2: the list has its own validation videos: give --validation list"):
         load_clips("custom", split="train", validation=0.2, **settings)
     assert "--test_ratio and --seed are for folders that are not split" in refused(command, "custom", "--videos", tmp_path / "videos", "--seed", 1)
     code, printed = command("custom", "--data_path", tmp_path / "out", "--out", tmp_path / "look", module=inspect)
@@ -709,7 +709,7 @@ def test_other_systems_files_are_not_anybodys_data(tmp_path, command, place):
     for name in JUNK:
         write(tmp_path / "all" / place / name, "\0\5\26\7\0Mac OS X\xff", encoding="latin-1")
     code, printed = command("HMDB51", "--videos", tmp_path / "all")
-    assert code == 0 and "3 videos: 3 in " in printed and "0 missing or broken" in printed and "in no list" not in printed, printed
+    assert code == 0 and "3 videos: 3 prepared in " in printed and "0 missing or broken" in printed and "in no list" not in printed, printed
 
 
 def test_other_systems_files_beside_frames_and_lists(tmp_path, command):
@@ -756,7 +756,7 @@ def test_a_downloaded_file_is_decoded_by_what_is_in_it(tmp_path, command):
     write(tmp_path / "train.csv", KINETICS, "run,abc,1,11,train")
     write(tmp_path / "validate.csv", KINETICS, "run,-_x,4,14,validate")
     code, printed = command("Kinetics400", "--videos", tmp_path)
-    assert code == 0 and "2 videos: 2 in " in printed and "in no list" not in printed
+    assert code == 0 and "2 videos: 2 prepared in " in printed and "in no list" not in printed
 
 
 @pytest.mark.parametrize("listed, files, found", (
@@ -813,7 +813,7 @@ def test_links_to_other_disks(own, disk, tmp_path, command, linked):
     (tmp_path / linked).parent.mkdir(parents=True, exist_ok=True)
     (tmp_path / linked).symlink_to(disk)
     code, printed = command("custom", "--videos", own)
-    assert code == 0 and "8 videos: 8 in " in printed, printed
+    assert code == 0 and "8 videos: 8 prepared in " in printed, printed
     assert (tmp_path / linked).is_symlink() and any(disk.iterdir()) and not list(disk.rglob(".preparing*"))
     assert len(load_clips("custom", split="train", data_path=tmp_path / "out", pack=False)) == 6
 
@@ -846,7 +846,7 @@ def test_what_would_be_mixed_up_is_refused(own, tmp_path, command):
     moved = tmp_path / "elsewhere" / own.name
     moved.parent.mkdir()
     own.rename(moved)
-    assert "are of other settings" in refused(command, "custom", "--videos", moved)  # other videos, for all that is known
+    assert "have other settings" in refused(command, "custom", "--videos", moved)  # other videos, for all that is known
     moved.rename(own)
     assert "has the folder jpegs_112" in refused(command, "custom", "--videos", own, "--crop", "64")
     write_video(own / "füll" / "day one.mp4")
@@ -854,7 +854,7 @@ def test_what_would_be_mixed_up_is_refused(own, tmp_path, command):
     (own / "füll" / "day one.mp4").unlink()
     with open(os.fsencode(own / "füll") + b"/caf\xe9.avi", "w"):
         pass
-    assert "is no name in UTF-8" in refused(command, "custom", "--videos", own)
+    assert "is not a valid UTF-8 name" in refused(command, "custom", "--videos", own)
 
 
 def test_official_lists_are_not_written_over(tmp_path, command):
@@ -864,7 +864,7 @@ def test_official_lists_are_not_written_over(tmp_path, command):
     write(root / "train.csv", KINETICS, "run,abc,1,11,train", "run,gone,1,11,train")
     write(root / "val.csv", KINETICS, "run,def,1,11,val")
     before = (root / "train.csv").read_text()
-    assert f"{root / 'train.csv'} was not made here" in refused(command, "Kinetics400", "--videos", tmp_path / "videos", "--lists", root)
+    assert f"{root / 'train.csv'} was not made by prepare" in refused(command, "Kinetics400", "--videos", tmp_path / "videos", "--lists", root)
     assert (root / "train.csv").read_text() == before
     root.rename(tmp_path / "videos" / "lists")
     out = tmp_path / "videos" / "frames"  # below the videos: our own lists are not taken for official ones
@@ -898,7 +898,7 @@ def test_broken_videos_are_named_left_out_and_tried_again(ucf, tmp_path, command
     write_video(ucf / "UCF-101" / "Walk" / "unlisted.avi", 1)
     root = tmp_path / "out" / "UCF101"
     code, printed = command("UCF101", "--videos", ucf)
-    assert code == 0 and "8 videos: 6 in " in printed and "2 missing or broken" in printed and "1 more files in" in printed
+    assert code == 0 and "8 videos: 6 prepared in " in printed and "2 missing or broken" in printed and "1 other files in" in printed
     reasons = report(root / "broken_videos.txt")
     assert set(reasons) == {"v_Walk_g01_c01", "v_Walk_g02_c02"}
     assert re.search(r"v_Walk_g01_c01.avi: (ends after|Invalid data)", reasons["v_Walk_g01_c01"])
@@ -913,7 +913,7 @@ def test_a_class_without_training_videos_leaves_the_list(ucf, tmp_path, command)
     for name in names(groups=(1,)):
         (ucf / "UCF-101" / name).unlink()
     code, printed = command("UCF101", "--videos", ucf)
-    assert code == 0 and "ucf101_splits1.csv: no training video of 1 classes is left, of Walk for example: their 2 test videos are left out" in printed
+    assert code == 0 and "ucf101_splits1.csv: 1 classes have no training video left, for example Walk: their 2 test videos are left out" in printed
     root = tmp_path / "out" / "UCF101"
     assert set(pd.read_csv(root / "ucf101_splits1.csv").label) == {"Biking"}
     assert set(pd.read_csv(root / "ucf101_splits2.csv").label) == {"Biking", "Walk"}  # trains on what is there
@@ -921,15 +921,15 @@ def test_a_class_without_training_videos_leaves_the_list(ucf, tmp_path, command)
 
 def test_nothing_found_leaves_nothing(ucf, tmp_path, command):
     (tmp_path / "empty").mkdir()
-    assert "none of the 8 videos of the lists is below" in refused(command, "UCF101", "--videos", tmp_path / "empty", "--lists", ucf / "lists")
+    assert "none of the 8 listed videos is below" in refused(command, "UCF101", "--videos", tmp_path / "empty", "--lists", ucf / "lists")
     assert command("UCF101", "--videos", ucf, "--quality", 80)[0] == 0  # whatever the settings of the failed attempt
 
 
 def test_frames_of_other_settings_or_makers_are_not_mixed(ucf, tmp_path, command):
     assert command("UCF101", "--videos", ucf)[0] == 0
-    assert "are of other settings" in refused(command, "UCF101", "--videos", ucf, "--quality", "80")
+    assert "have other settings" in refused(command, "UCF101", "--videos", ucf, "--quality", "80")
     (tmp_path / "out" / "UCF101" / "prepared.json").unlink()
-    assert "was not made here" in refused(command, "UCF101", "--videos", ucf)
+    assert "was not made by prepare" in refused(command, "UCF101", "--videos", ucf)
 
 
 def test_two_at_once_are_refused(ucf, tmp_path, command):
@@ -1031,7 +1031,7 @@ def test_inspect_with_damage_that_only_drawing_finds(ucf, tmp_path, command):
     (folder / "frame000000.jpg").write_bytes((folder / "frame000001.jpg").read_bytes())
     look = ("UCF101", "--data_path", tmp_path / "out", "--out", tmp_path / "look")
     code, printed = command(*look, module=inspect)
-    assert code == 1 and "9999999999978 frames are missing, of number 21" in printed
+    assert code == 1 and "9999999999978 frames are missing, for example number 21" in printed
     (folder / "frame9999999999999.jpg").unlink()
     code, printed = command(*look, module=inspect)
     assert code == 1 and "cannot be read as an image" in printed and "one clip of each class" in printed
@@ -1068,19 +1068,19 @@ def of_another_mode(mode):
 
 FOREIGN = {  # what may be the matter with a foreign set's images; what inspect says, and whether that is an error
     "flow": (lambda path: shutil.copy(path, path.with_name(path.name.replace("frame", "flow_x_"))),
-             "images beside the frames, not used: flow_x_#.jpg (1 videos)", False),
+             "images that are not frames (ignored): flow_x_#.jpg (1 videos)", False),
     "flow alone": (lambda path: (shutil.copy(path, path.with_name(path.name.replace("frame", "flow_x_"))), path.rename(path.with_name("flow_y_" + path.name[5:]))),
                    "holds several series of images, flow_x_#.jpg (16), flow_y_#.jpg (16): choose one by --frame_names", True),
     "two cameras": (lambda path: (shutil.copy(path, path.with_name("cam1_" + path.name[5:])), path.rename(path.with_name("cam2_" + path.name[5:]))),
                     "no number in names such as cam1_000001.jpg", True),
     "size behind the number": (lambda path: path.rename(path.with_name(f"f{int(path.name[5:11])}_16x16.jpg")), "no folder is missing or broken", False),
-    "EXIF": (lying, "images not plain 8-bit RGB, read as that: EXIF orientation 6 (1 videos)", False),
-    "16 bits": (of_another_mode("I;16"), "images not plain 8-bit RGB, read as that: mode I", False),
-    "alpha": (of_another_mode("RGBA"), "read as that: mode RGBA (1 videos)", False),
-    "palette": (of_another_mode("P"), "read as that: mode P (1 videos)", False),
-    "one frame": (lambda path: path.unlink() if path.name != "frame000001.jpg" else None, "1 videos, 1 of them of one frame", False),
+    "EXIF": (lying, "images that are not plain 8-bit RGB (converted): EXIF orientation 6 (1 videos)", False),
+    "16 bits": (of_another_mode("I;16"), "images that are not plain 8-bit RGB (converted): mode I", False),
+    "alpha": (of_another_mode("RGBA"), "(converted): mode RGBA (1 videos)", False),
+    "palette": (of_another_mode("P"), "(converted): mode P (1 videos)", False),
+    "one frame": (lambda path: path.unlink() if path.name != "frame000001.jpg" else None, "1 videos, 1 of them with one frame", False),
     "a gap": (lambda path: path.unlink() if path.name == "frame000004.jpg" else None,
-              "1 frames are missing, of number 4 for example", True),
+              "1 frames are missing, for example number 4", True),
     "every third": (lambda path: path.unlink() if int(path.name[5:11]) % 3 else None, "no folder is missing or broken", False),
     "two of five": (lambda path: path.unlink() if int(path.name[5:11]) % 5 not in (0, 3) else None, "no folder is missing or broken", False),
 }
@@ -1092,21 +1092,21 @@ def test_inspect_finds_what_is_odd_in_a_foreign_set(tiny, look, kind):
     change(tiny, "v_fall_train_0", function)
     code, printed, wrong = look()
     assert sentence in (wrong if is_error else printed) and code == is_error, printed
-    assert ("not used" in printed, "not plain" in printed) == (kind == "flow", "read as that" in sentence)
+    assert ("(ignored)" in printed, "not plain" in printed) == (kind == "flow", "(converted)" in sentence)
 
 
 def test_inspect_takes_the_flag_that_chooses(tiny, look):
     change(tiny, "v_fall_train_0", lambda path: shutil.copy(path, path.with_name(path.name.replace("frame", "img_"))))
     assert look()[0] == 1
     code, printed, wrong = look("--frame_names", "frame#.jpg")
-    assert code == 0 and not wrong and "not used" not in printed
+    assert code == 0 and not wrong and "(ignored)" not in printed
 
 
 def test_inspect_sees_splits_that_were_taken_for_classes(tiny, look):
     text = (tiny / "list.csv").read_text()
     (tiny / "list.csv").write_text(text.replace(",fall,", ",train,").replace(",rise,", ",val,"))
     code, printed, _ = look()
-    assert code == 1 and "the classes train, val are called like splits: were folders of splits taken for classes?" in printed
+    assert code == 1 and "the classes train, val have names of splits: were split folders read as class folders?" in printed
     (tiny / "list.csv").write_text(text.replace(",fall,", ",train,").replace(",rise,", ",bus,"))
     assert look()[0] == 0
 
@@ -1116,15 +1116,15 @@ def test_inspect_sees_what_prepare_left_out_and_sets_of_older_versions(own, tmp_
     write_video(own / "füll" / "short.mp4", 1)
     assert command("custom", "--videos", own, "--out", tmp_path / "data")[0] == 0
     code, printed, _ = look()
-    assert code == 0 and "left out of the lists as missing or broken: 1 videos, all in" in printed and "the first: füll/day one/a_1" in printed
-    assert "1 of them of one frame" in printed and "older version" not in printed
+    assert code == 0 and "left out of the lists as missing or broken: 1 videos: see" in printed and "the first: füll/day one/a_1" in printed
+    assert "1 of them with one frame" in printed and "older version" not in printed
     path = tmp_path / "data" / "prepared.json"
     path.write_text(json.dumps({name: value for name, value in json.loads(path.read_text()).items() if name != "format"}))
     assert "prepared by an older version" in look()[1]
     assert command("custom", "--videos", own, "--out", tmp_path / "data")[0] == 0  # goes on, and is not called new by that
     assert "prepared by an older version" in look()[1]
     path.write_text(json.dumps(json.loads(path.read_text()) | {"format": 99}))
-    assert "are of other settings" in refused(command, "custom", "--videos", own, "--out", tmp_path / "data")
+    assert "have other settings" in refused(command, "custom", "--videos", own, "--out", tmp_path / "data")
 
 
 def test_foreign_reports_stay(ucf, tmp_path, command):
@@ -1145,7 +1145,7 @@ def test_inspect_names_what_is_missing_or_broken(ucf, tmp_path, command):
     code, printed = command("UCF101", "--data_path", tmp_path / "out", "--out", tmp_path / "look", module=inspect)
     assert code == 1 and "4 of 8 folders are missing or broken" in printed
     wrong = (tmp_path / "look" / "wrong_folders.txt").read_text().splitlines()
-    for line, sentence in zip(wrong, ("v_Walk_g01_c01: 1 frames are missing, of number 7", "frame000020.jpg cannot be read as an image",
+    for line, sentence in zip(wrong, ("v_Walk_g01_c01: 1 frames are missing, for example number 7", "frame000020.jpg cannot be read as an image",
                                       "v_Walk_g02_c01: frame000003.jpg is empty", "v_Walk_g02_c02 does not exist")):
         assert sentence in line
     for folder in frames.iterdir():

@@ -175,7 +175,7 @@ def test_a_killed_process_ends_all_and_one_goes_on(script, command, one, tmp_pat
     site.mkdir()
     (site / "sitecustomize.py").write_text(DIES)
     _, errors = finished(script("sh/baseline/DM.sh", "cpu*2", "killed", *FLAGS, PYTHONPATH=f"{site}:{ROOT}"), 128 + signal.SIGKILL)
-    assert errors.splitlines()[-1] == ("process 1 was ended by SIGKILL: the same command goes on from the last checkpoint, "
+    assert errors.splitlines()[-1] == ("process 1 was killed by SIGKILL: run the same command to resume from the last checkpoint, "
                                        "with any number of processes")
     assert "Traceback" not in errors and not workers(tmp_path)
     code, output = command("distill_DM", tmp_path / "killed", *RUN, "--checkpoint_seconds", 0)
@@ -245,7 +245,7 @@ def failing(tmp_path):
     ("raise ValueError('a sentence for the user')", 3, 2, "fails: error: a sentence for the user"),
     ("raise KeyError('a fault of ours')", 2, 1, "process 1 ended with exit code 1"),
     ("os.kill(os.getpid(), signal.SIGSEGV)", 2, 128 + signal.SIGSEGV,
-     "process 1 was ended by SIGSEGV: the same command goes on from the last checkpoint, with any number of processes")])
+     "process 1 was killed by SIGSEGV: run the same command to resume from the last checkpoint, with any number of processes")])
 def test_the_process_that_failed_is_the_one_that_is_heard(failing, fault, processes, code, message):
     output, errors = finished(failing(fault, processes=processes), code)
     assert errors.splitlines()[-1] == message and output == "said by 0\n"
@@ -257,7 +257,7 @@ def test_a_failure_of_the_work_together_is_told(failing):
     """As NCCL's where two processes are given the same GPU: a RuntimeError within a collective."""
     then = "processes.dist.all_reduce = lambda tensor: (_ for _ in ()).throw(RuntimeError('duplicate GPU detected')); processes.sum_over_ranks(torch.zeros(1))"
     _, errors = finished(failing("pass", then), 3)
-    assert errors.splitlines()[-1] == "fails: error: the work with the other processes failed: duplicate GPU detected"
+    assert errors.splitlines()[-1] == "fails: error: communication with the other processes failed: duplicate GPU detected"
 
 
 @pytest.mark.slow

@@ -233,7 +233,7 @@ def test_stopped_by_the_keyboard(command, tmp_path):
     os.kill(child, signal.SIGINT)
     code, output = command.end()
     assert code == 130 and "Traceback" not in output
-    assert output.rstrip().endswith("distill_DM.py: stopped; the same command goes on from the last checkpoint")
+    assert output.rstrip().endswith("distill_DM.py: stopped: run the same command to resume from the last checkpoint")
 
 
 def test_the_papers_width(command, tmp_path):
@@ -255,7 +255,7 @@ def test_a_second_process_is_refused(command, copied, tmp_path):
     lock = utils.lock_folder(copied)
     before = {path.name: path.read_bytes() for path in copied.iterdir()}
     code, output = command("distill_DM", tmp_path)
-    assert code == 2 and output == f"distill_DM.py: error: another process runs the same settings in {copied}\n"
+    assert code == 2 and output == f"distill_DM.py: error: another process runs the same settings in {copied}: wait for it to end\n"
     assert before == {path.name: path.read_bytes() for path in copied.iterdir()}
     lock.close()
     assert command("distill_DM", tmp_path)[0] == 0
@@ -316,7 +316,7 @@ def test_damaged_checkpoint(command, copied, tmp_path, how):
     metrics = (copied / "metrics.jsonl").read_bytes()
     code, output = command("distill_DM", tmp_path)
     assert code == 2 and "Traceback" not in output
-    assert f"error: {copied}/checkpoint.pt is damaged: delete its folder to start anew" in output.splitlines()[-1]
+    assert f"error: {copied}/checkpoint.pt is damaged: delete its folder to start again" in output.splitlines()[-1]
     assert (copied / "metrics.jsonl").read_bytes() == metrics
 
 

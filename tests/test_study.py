@@ -462,7 +462,7 @@ def test_dynamics_and_report(command, tmp_path):
     assert command(report, results, "--out", tmp_path / "report", data=False)[0] == 0
     save_json({"storage": 1}, third / "result.json")
     code, printed = command(report, results, "--out", tmp_path / "report", data=False)
-    assert code == 2 and "result.json is no result of these scripts" in printed
+    assert code == 2 and "result.json is not a result of these scripts" in printed
     code, printed = command(report, tmp_path / "packs", data=False)
     assert code == 2 and "no finished run below" in printed
 

@@ -341,7 +341,7 @@ def test_a_flipped_bit_is_noticed(tmp_path, zipped):
     torch.zeros(1).expand(10 ** 12), torch.zeros(6, 3, SIZE, SIZE).to_sparse(), torch.zeros(6, 3, SIZE, SIZE, dtype=torch.complex64),
     torch.zeros(6, 3, SIZE, SIZE, device="meta")), ids=("repeated by strides", "sparse", "complex", "meta"))
 def test_tensors_that_are_not_their_numbers_one_by_one(tmp_path, image):
-    with pytest.raises(ValueError, match="static.pt holds tensors that are sparse, quantised, complex or larger than what is stored"):
+    with pytest.raises(ValueError, match="static.pt holds tensors that are sparse, quantised, complex, or larger than their stored data"):
         load_static(static_file(tmp_path / "static.pt", image=image), K, 2, SIZE)
 
 

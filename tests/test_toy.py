@@ -88,7 +88,7 @@ def test_a_link_to_another_disk(tmp_path):
 def test_what_is_not_this_set_is_neither_used_nor_touched(tmp_path):
     root = toy.make_toy(tmp_path / "toy", train=1, test=1)
     before = files(root)
-    with pytest.raises(ValueError, match="of other settings.*--out"):
+    with pytest.raises(ValueError, match="with other settings.*--out"):
         toy.make_toy(root, seed=1, train=1, test=1)
     assert files(root) == before
     (tmp_path / "mine").mkdir()

@@ -98,17 +98,17 @@ def test_each_methods_ranges_are_its_scripts():
 
 @pytest.mark.parametrize("search, sentence", (
     (["nonsense=1,2"], "--search nonsense: distill_DM has no flag --nonsense"), (["lr_img"], "--search lr_img is not FLAG=RANGE"),
-    (["lr_img=log:1"], "--search lr_img=log:1 is not log:LOW:HIGH"), (["lr_img=log:0:1"], "from one number to a larger one, both above 0"),
-    (["lr_img=linear:2:1"], "from one number to a larger one"), (["lr_img=a,b"], "argument --lr_img: 'a' is not a number"),
+    (["lr_img=log:1"], "--search lr_img=log:1 is not log:LOW:HIGH"), (["lr_img=log:0:1"], "LOW must be less than HIGH, and both above 0"),
+    (["lr_img=linear:2:1"], "LOW must be less than HIGH"), (["lr_img=a,b"], "argument --lr_img: 'a' is not a number"),
     (["init=real,imaginary"], "argument --init: invalid choice: 'imaginary'"), (["n_syn=linear:0:3"], "argument --n_syn: '0' is not a whole number"),
-    (["ipc=1,2"], "--ipc is given and searched: choose one")))
+    (["ipc=1,2"], "--ipc is both given and searched: choose one")))
 def test_ranges_that_are_refused(study, tmp_path, search, sentence):
     code, printed = study("--ipc", 3, "--search", *search)
     assert code == 2 and sentence in printed and printed.count("\n") == 1 and not (tmp_path / "tune").exists(), printed
 
 
 @pytest.mark.parametrize("flags, sentence", ((("--learning_rate", 3), "distill_DM has no flag --learning_rate"), (("--lr_img", "x"), "argument --lr_img: 'x' is not a number"),
-                                             (("--lr_img", 3, "--init", "real"), "nothing to search"), (("--validation", 0), "--validation 0 leaves no videos"),
+                                             (("--lr_img", 3, "--init", "real"), "nothing is left to search"), (("--validation", 0), "--validation 0 leaves no videos"),
                                              (("--validation", "x"), "argument --validation: 'x' is not a share"), (("--data_path", "nowhere"), "nowhere")))
 def test_flags_that_are_refused(study, tmp_path, flags, sentence):
     code, printed = study(*flags)
@@ -187,7 +187,7 @@ def test_a_trial_that_diverges_ends_no_study(study, tmp_path, monkeypatch):
 def test_a_command_that_always_fails_stops_with_its_sentence(study, tmp_path, monkeypatch):
     monkeypatch.setenv("FAKE", "refuse")
     code, printed = study("--trials", 12)
-    assert code == 2 and "3 trials failed and none has finished; the last said: fake: error: it is refused" in printed
+    assert code == 2 and "3 trials failed and none finished; the last error was: fake: error: it is refused" in printed
     assert table(tmp_path).state.tolist() == ["failed"] * 3
     monkeypatch.setenv("FAKE", "learn")
     assert study("--trials", 5)[0] == 0  # once it is mended it goes on

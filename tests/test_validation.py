@@ -152,7 +152,7 @@ def test_the_lists_own_validation_videos(command, tmp_path, script):
     assert torch.equal(sets[0], sets[1]) and torch.equal(sets[0], sets[2])
     assert results["own", "list"][1]["top1"] == results["own", "0"][1]["top1"]
     code, output = command(script, tmp_path, "--list_path", tmp_path / "own.csv", "--validation", 0.3)
-    assert code == 2 and "the list has validation videos of its own: give --validation list" in output
+    assert code == 2 and "the list has its own validation videos: give --validation list" in output
     code, output = command(script, tmp_path, "--validation", "lists")
     assert code == 2 and "argument --validation: 'lists' is not a share from 0 to 0.9" in output
 

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# A finished run's set evaluated by other networks than the one it was distilled with; finished networks are not computed again.
+# Evaluate a finished run's set with other networks than the one used for distillation. Finished networks are not
+# repeated.
 # Usage: bash sh/study/cross_arch.sh GPU RUN [any flag of distill_utils/evaluate.py]
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/../launch.sh"

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Static and dynamic classes: networks on the full set with full clips and with one frame repeated; the score of each class, and every run on both kinds.
+# Static and dynamic classes: train networks on the full set, with full clips and with one repeated frame. Print the
+# dynamics score of each class, and the accuracy of every run on both kinds of classes.
 # Usage: bash sh/study/dynamics.sh GPU DATASET [any flag of distill_utils/evaluate.py]
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/../launch.sh"

@@ -1,8 +1,10 @@
 #!/usr/bin/env bash
-# The frontier: accuracy against stored bytes. Real clips, pixels, still frames, and still frames moved by a dynamic memory, each at a series of byte budgets.
+# The frontier, accuracy against stored bytes: real clips, pixels, still frames, and still frames moved by a dynamic
+# memory, each at several byte budgets.
 # Usage: bash sh/study/frontier.sh GPU DATASET [any flag that all scripts have, such as --width 32]
-# It goes on where it stopped; what is finished is not computed again. A table over seeds, frontier.csv and the page report/index.html stand at its end, in
-# results/frontier, or in RESULTS. SETTINGS=FILE is a bash file that gives some of the arrays below other values, such as those that sh/study/tune.sh found.
+# The same command resumes where it stopped; finished runs are not repeated. At the end it prints a table over seeds, and
+# writes frontier.csv and the page report/index.html, in results/frontier or in RESULTS. SETTINGS=FILE is a bash file
+# that sets some of the arrays below to other values, such as those found by sh/study/tune.sh.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/../launch.sh"
 positionals 2 "$@"
@@ -11,38 +13,39 @@ shift 2
 
 results=${RESULTS:-$root/results/frontier}
 budgets=(150000 500000 1500000 5000000)       # bytes
-beyond=(8000000)                              # random selection alone, so that the largest sets lie between two of its runs in the table
-seeds=(0 1 2)                                 # of all that is random but the experts
+beyond=(8000000)                              # random selection only: in the table, the largest sets then lie between
+                                              # two random runs
+seeds=(0 1 2)                                 # of everything random, except the experts
 evaluation=(
-  --num_eval 3                # networks of an evaluation
+  --num_eval 3                # networks per evaluation
   --epoch_eval_train 500
 )
 last=(--eval_it 1000000)      # evaluate at the end only
-selection=(                   # of the network whose embeddings herding and k-center compare
+selection=(                   # the network whose embeddings herding and k-center compare
   --feature_epochs 60
   --feature_batch 32
 )
-full=(                        # of the full training set
+full=(                        # training on the full set
   --num_eval 3
   --epoch_eval_train 60
   --batch_train 32
 )
 experts=(
   --num_experts 10
-  --train_epochs 40           # at least max_start_epoch + expert_epochs - 1 of the matching
-  --batch_train 64            # of a small set: a few steps an epoch at least
+  --train_epochs 40           # matching needs at least max_start_epoch + expert_epochs - 1
+  --batch_train 64            # on a small set: gives at least a few steps per epoch
 )
-trajectories=(                # matched by both kinds of MTT
+trajectories=(                # for both kinds of MTT
   --syn_steps 5
   --expert_epochs 2
-  --min_start_epoch 5         # experts must know more than the set does
+  --min_start_epoch 5         # experts must know more than the synthetic set can teach
   --max_start_epoch 35
 )
 pixels=(
   --storage uint8
   --init real
 )
-few_frames=(                  # pixels of a quarter of the bytes or less
+few_frames=(                  # pixels with a quarter of the bytes or less
   --n_syn 2
   --interpolation linear
 )
@@ -52,7 +55,7 @@ stills=(
   --storage uint8
   --init real
   --lr_img 0.1
-  --outer_loop 1              # the paper has loops for some numbers of frames only
+  --outer_loop 1              # the paper gives loops only for some numbers of frames
   --inner_loop 1
   --batch_real 64
   --Iteration 500
@@ -72,7 +75,7 @@ if [[ -n ${SETTINGS:-} ]]; then
 fi
 
 left_out=() failed=()
-# run NAME LAUNCHER ARGUMENT …: a launcher's run; Ctrl-C ends all, what is refused or fails is named at the end.
+# run NAME LAUNCHER ARGUMENT …: run a launcher. Ctrl-C ends the script. Refused and failed runs are listed at the end.
 run() {
   local name=$1 launcher=$2 code=0; shift 2
   printf '\n== %s\n' "$name"
@@ -80,7 +83,7 @@ run() {
   case $code in
     0) ;;
     130) exit 130 ;;
-    2) left_out+=("$name") ;;                 # mostly a budget that is too small
+    2) left_out+=("$name") ;;                 # usually the budget is too small
     *) failed+=("$name") ;;
   esac
 }
@@ -95,22 +98,27 @@ for bytes in "${budgets[@]}"; do
       run "$method $at" baseline/coreset.sh "$method" 1 "${selection[@]}" "${all[@]}"
     done
     run "DM on pixels $at" baseline/DM.sh 30 1 "${pixels[@]}" "${pixels_DM[@]}" "${last[@]}" "${all[@]}"
-    run "DM on few frames $at" baseline/DM.sh 30 1 "${pixels[@]}" "${few_frames[@]}" "${pixels_DM[@]}" "${last[@]}" "${all[@]}"
-    run "MTT on pixels $at" baseline/MTT.sh 1e4 1 "${pixels[@]}" "${trajectories[@]}" "${pixels_MTT[@]}" "${last[@]}" "${all[@]}"
-    run "MTT on few frames $at" baseline/MTT.sh 1e4 1 "${pixels[@]}" "${few_frames[@]}" "${trajectories[@]}" "${pixels_MTT[@]}" "${last[@]}" "${all[@]}"
+    run "DM on few frames $at" baseline/DM.sh 30 1 \
+      "${pixels[@]}" "${few_frames[@]}" "${pixels_DM[@]}" "${last[@]}" "${all[@]}"
+    run "MTT on pixels $at" baseline/MTT.sh 1e4 1 \
+      "${pixels[@]}" "${trajectories[@]}" "${pixels_MTT[@]}" "${last[@]}" "${all[@]}"
+    run "MTT on few frames $at" baseline/MTT.sh 1e4 1 \
+      "${pixels[@]}" "${few_frames[@]}" "${trajectories[@]}" "${pixels_MTT[@]}" "${last[@]}" "${all[@]}"
     run "static memory alone $at" s2d/DC.sh 2 "${stills[@]}" "${last[@]}" "${all[@]}"
     run "static-dynamic DM $at" s2d/DM.sh 10 1 "${compact[@]}" "${compact_DM[@]}" "${last[@]}" "${all[@]}"
-    run "static-dynamic MTT $at" s2d/MTT.sh 1000 1 "${compact[@]}" "${trajectories[@]}" "${compact_MTT[@]}" "${last[@]}" "${all[@]}"
+    run "static-dynamic MTT $at" s2d/MTT.sh 1000 1 \
+      "${compact[@]}" "${trajectories[@]}" "${compact_MTT[@]}" "${last[@]}" "${all[@]}"
   done
 done
 for bytes in "${beyond[@]}"; do
   for seed in "${seeds[@]}"; do
-    run "random at $bytes bytes, seed $seed" baseline/coreset.sh random 1 "${selection[@]}" --bytes "$bytes" --seed "$seed" "${evaluation[@]}" "$@"
+    run "random at $bytes bytes, seed $seed" baseline/coreset.sh random 1 \
+      "${selection[@]}" --bytes "$bytes" --seed "$seed" "${evaluation[@]}" "$@"
   done
 done
 
 printf '\n'
-for name in ${left_out[@]+"${left_out[@]}"}; do echo "left out, as the error above says: $name" >&2; done
+for name in ${left_out[@]+"${left_out[@]}"}; do echo "left out (see the error above): $name" >&2; done
 for name in ${failed[@]+"${failed[@]}"}; do echo "failed: $name" >&2; done
 module distill_utils.table --over_seeds "$results" --csv "$results/frontier.csv"
 module distill_utils.report "$results" --out "$results/report"

@@ -1,9 +1,11 @@
 #!/usr/bin/env bash
-# The paper's study of temporal compression: frames that are learned and matched, segments, interpolations; one csv of accuracy, time, memory, bytes.
+# The paper's study of temporal compression: learned frames, matched frames, segments, interpolations. Writes one csv of
+# accuracy, time, memory and bytes.
 # Usage: bash sh/study/taxonomy.sh GPU DATASET IPC [any flag of distill_DM.py]
-# METHOD=MTT studies trajectory matching instead, with the experts under results/; its cells of fewer real frames or segments need experts of the
-# same (sh/baseline/buffer.sh … --n_real 4), and say so. Finished cells are not computed again; a cell that fails is named at the end.
-# The runs and taxonomy.csv lie in results/taxonomy-<method>-ipc<IPC>, or in RESULTS.
+# METHOD=MTT studies trajectory matching instead, with the experts in results/. Its cells with fewer real frames or with
+# segments need experts trained the same way (sh/baseline/buffer.sh … --n_real 4); the error message says so.
+# Finished cells are not repeated; failed cells are listed at the end. The runs and taxonomy.csv go to
+# results/taxonomy-<method>-ipc<IPC>, or to RESULTS.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/../launch.sh"
 positionals 3 "$@"
@@ -14,10 +16,10 @@ method=${METHOD:-DM}                          # or MTT
 case $method in
   DM) lr=30 ;;
   MTT) lr=1e5 ;;
-  *) echo "error: METHOD is DM or MTT, not '$method'" >&2; exit 2 ;;
+  *) echo "error: METHOD must be DM or MTT, not '$method'" >&2; exit 2 ;;
 esac
 case $dataset in
-  UCF101|miniUCF101|HMDB51) T=${T:-16} ;;     # frames of a clip; give T=… where --frames changes it
+  UCF101|miniUCF101|HMDB51) T=${T:-16} ;;     # frames per clip; set T=… if --frames changes it
   *) T=${T:-8} ;;
 esac
 results=${RESULTS:-$root/results/taxonomy-$method-ipc$ipc}
@@ -25,7 +27,8 @@ results=${RESULTS:-$root/results/taxonomy-$method-ipc$ipc}
 cells=("--n_syn $T" "--n_syn $T --interpolation parametric")
 for ((n = 1; n < T; n *= 2)); do
   for interpolation in duplicate linear parametric; do
-    if ((n > 1)) || [[ $interpolation != linear ]]; then cells+=("--n_syn $n --interpolation $interpolation"); fi  # linear of one is duplicate
+    # Linear interpolation of one frame equals duplicate.
+    if ((n > 1)) || [[ $interpolation != linear ]]; then cells+=("--n_syn $n --interpolation $interpolation"); fi
   done
   cells+=("--n_real $n")
 done
