@@ -31,7 +31,7 @@ def dry_run(command, stub, folder, **environment):
     return process, [json.loads(line) for line in calls.read_text().splitlines()] if calls.exists() else []
 
 
-def split(call):
+def program_of(call):
     """The program of a call: folder of the project, the program's parser, its arguments."""
     first, *arguments = call["command"][4 if "distill_utils.torchrun" in call["command"] else 0:]
     if first == "-m":
@@ -55,5 +55,5 @@ def script(path):
 
 def parse(call):
     """The flags as the program's own parser reads them; SystemExit for one that it refuses."""
-    _, parser, arguments = split(call)
+    _, parser, arguments = program_of(call)
     return vars(parser.parse_args(arguments))

@@ -2,7 +2,6 @@
 import importlib
 import itertools
 import json
-import os
 import pathlib
 import re
 import shutil
@@ -11,7 +10,7 @@ import sys
 
 import pytest
 from conftest import write_frames
-from dry import parse, split
+from dry import parse, program_of
 
 from distill_utils.run import start_run
 from utils import ROOT
@@ -71,7 +70,7 @@ def test_positionals_land_in_their_flags(launch, name):
 @each_launcher
 def test_each_flag_is_written_once_and_known(launch, name):
     _, call = launch(name, "cpu", *values(name))
-    _, parser, arguments = split(call)
+    _, parser, arguments = program_of(call)
     written = [word for word in arguments if word.startswith("--")]
     assert len(written) == len(set(written))
     known = {option for action in parser._actions for option in action.option_strings}
@@ -97,7 +96,7 @@ def test_any_folder(launch, name, tmp_path):
                          (spaced, (spaced / name).parent)):
         process, call = launch(name, "cpu", *values(name), root=root, folder=folder)
         assert process.returncode == 0, process.stderr
-        assert split(call)[0].resolve() == root.resolve() and call["folder"] == str(folder)
+        assert program_of(call)[0].resolve() == root.resolve() and call["folder"] == str(folder)
 
 
 @each_launcher
@@ -353,7 +352,7 @@ def test_trajectory_matching_finds_the_experts_of_its_launcher(launch, monkeypat
 
     def flags(name, *arguments):
         _, call = launch(name, "cpu", "toy", *arguments, *common)
-        return split(call)[1].parse_args(call["command"][1:])
+        return program_of(call)[1].parse_args(call["command"][1:])
 
     for name in "sh/baseline/MTT.sh", "sh/s2d/MTT.sh":
         with pytest.raises(ValueError) as caught:
