@@ -209,10 +209,9 @@ def test_the_worked_example_runs_to_its_row(tiny, tmp_path, monkeypatch, capsys)
     """The set and the script of docs/extending.md, as they stand there, on tiny data: to a result, a set in a file, and a row; its launcher and its flags."""
     text = (ROOT / "docs" / "extending.md").read_text(encoding="utf-8")
     (set_code, code), (launcher,) = ([body for kind, body in FENCE.findall(text) if kind == language] for language in ("python", "sh"))
-    for name, value in vars(synset).copy().items():
-        monkeypatch.setitem(vars(synset), name, value.copy() if name == "KINDS" else value)
+    monkeypatch.setattr(synset, "KINDS", synset.KINDS.copy())
     for name in ("MixtureSet", "mixture_set"):
-        monkeypatch.setattr(synset, name, None, raising=False)
+        monkeypatch.setattr(synset, name, None, raising=False)  # gone again after the test
     exec(compile(set_code, "synset.py", "exec"), vars(synset))
     (tmp_path / "distill_Moments.py").write_text(code)
     monkeypatch.syspath_prepend(tmp_path)
