@@ -151,7 +151,7 @@ def check(call):
         assert not command[2:]
         return
     _, parser, arguments = program_of(call)
-    if arguments == ["--help"]:
+    if arguments[-1:] == ["--help"]:
         return
     flags = vars(parser.parse_args(arguments))
     if flags.get("flags"):  # a search hands them on
