@@ -95,3 +95,22 @@ def whole(command):
             done[script] = new, extra
         return done[script]
     return whole
+
+
+@pytest.fixture
+def study(tmp_path):
+    """study(name, *arguments) runs a launcher dry -> the finished process and the calls of Python; FAILS and CODE: a word of the calls that fail, and how."""
+    from dry import ROOT, dry_run
+
+    def study(name, *arguments, root=ROOT, folder=tmp_path, **environment):
+        return dry_run(["bash", os.path.relpath(root / name, folder), *arguments], tmp_path / "a stub", folder, **environment)
+    return study
+
+
+@pytest.fixture
+def launch(study):
+    """As study, of a launcher that calls Python once: the finished process, and the call (None when there was none)."""
+    def launch(name, *arguments, **options):
+        process, calls = study(name, *arguments, **options)
+        return process, calls[-1] if calls else None
+    return launch

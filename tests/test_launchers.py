@@ -2,7 +2,6 @@
 import importlib
 import itertools
 import json
-import os
 import pathlib
 import re
 import shutil
@@ -11,18 +10,13 @@ import sys
 
 import pytest
 from conftest import write_frames
+from dry import parse, program_of
 
 from distill_utils.run import start_run
 from utils import ROOT
 
 LAUNCHERS = {path.relative_to(ROOT).as_posix(): path for path in sorted(ROOT.glob("sh/*/*.sh")) if path.parent.name != "study"}
 
-# JSON of what it was called with, into the file that CALL names.
-STUB = f"""#!{sys.executable} -SE
-import json, os, sys
-with open(os.environ["CALL"], "w") as file:
-    json.dump({{"command": sys.argv[1:], "folder": os.getcwd(), "environment": dict(os.environ)}}, file)
-"""
 # How a positional of a usage line reaches the script: value to try, and the flag that takes it.
 POSITIONALS = {
     "sh/baseline/DM.sh": {"DATASET": ("toy", "dataset"), "LR": ("2.5", "lr_img"), "IPC": ("3", "ipc")},
@@ -36,24 +30,7 @@ POSITIONALS = {
     "sh/s2d/FRePo.sh": {"DATASET": ("toy", "dataset"), "LR": ("2.5", "lr_dynamic"), "IPC": ("3", "ipc")},
     "sh/s2d/MTT.sh": {"DATASET": ("toy", "dataset"), "LR": ("2.5", "lr_dynamic"), "IPC": ("3", "ipc")},
 }
-OURS = {name: value for name, value in os.environ.items() if name != "CUDA_VISIBLE_DEVICES"}  # a scheduler's is given where a test says so
 each_launcher = pytest.mark.parametrize("name", LAUNCHERS)
-
-
-@pytest.fixture
-def launch(tmp_path):
-    """launch(name, *arguments) -> the finished process, and the stub's call (None when it was not called)."""
-    stub, call = tmp_path / "a stub", tmp_path / "call.json"
-    stub.write_text(STUB)
-    stub.chmod(0o755)
-
-    def launch(name, *arguments, root=ROOT, folder=tmp_path, **environment):
-        call.unlink(missing_ok=True)
-        environment = {**OURS, "PYTHON": str(stub), "CALL": str(call), **environment}
-        process = subprocess.run(["bash", os.path.relpath(root / name, folder), *arguments], cwd=folder,
-                                 env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True)
-        return process, json.loads(call.read_text()) if call.exists() else None
-    return launch
 
 
 def usage(name):
@@ -65,24 +42,6 @@ def usage(name):
 def values(name):
     """A value for each positional but the GPU."""
     return [POSITIONALS[name][word][0] for word in usage(name)[1:]]
-
-
-def split(call):
-    """The program of a call: folder of the project, the program's parser, its arguments."""
-    first, *arguments = call["command"][4 if "distill_utils.torchrun" in call["command"] else 0:]
-    if first == "-m":
-        first, *arguments = arguments
-        root = call["environment"]["PYTHONPATH"].split(":")[0]
-    else:
-        root, first = os.path.split(first)
-        first = first.removesuffix(".py")
-    return pathlib.Path(root), importlib.import_module(first).parser(), arguments
-
-
-def parse(call):
-    """The flags as the program's own parser reads them; SystemExit for one that it refuses."""
-    _, parser, arguments = split(call)
-    return vars(parser.parse_args(arguments))
 
 
 def test_all_launchers_are_tested():
@@ -111,7 +70,7 @@ def test_positionals_land_in_their_flags(launch, name):
 @each_launcher
 def test_each_flag_is_written_once_and_known(launch, name):
     _, call = launch(name, "cpu", *values(name))
-    _, parser, arguments = split(call)
+    _, parser, arguments = program_of(call)
     written = [word for word in arguments if word.startswith("--")]
     assert len(written) == len(set(written))
     known = {option for action in parser._actions for option in action.option_strings}
@@ -137,7 +96,7 @@ def test_any_folder(launch, name, tmp_path):
                          (spaced, (spaced / name).parent)):
         process, call = launch(name, "cpu", *values(name), root=root, folder=folder)
         assert process.returncode == 0, process.stderr
-        assert split(call)[0].resolve() == root.resolve() and call["folder"] == str(folder)
+        assert program_of(call)[0].resolve() == root.resolve() and call["folder"] == str(folder)
 
 
 @each_launcher
@@ -393,7 +352,7 @@ def test_trajectory_matching_finds_the_experts_of_its_launcher(launch, monkeypat
 
     def flags(name, *arguments):
         _, call = launch(name, "cpu", "toy", *arguments, *common)
-        return split(call)[1].parse_args(call["command"][1:])
+        return program_of(call)[1].parse_args(call["command"][1:])
 
     for name in "sh/baseline/MTT.sh", "sh/s2d/MTT.sh":
         with pytest.raises(ValueError) as caught:
@@ -542,22 +501,6 @@ def test_tests(launch):
 
 
 # ---------------------------------------------------------------- studies: launchers that call others, many times
-
-@pytest.fixture
-def study(tmp_path):
-    """study(name, *arguments) -> the finished process and the command lines of all its calls; code: what each call but the tables ends with."""
-    stub, calls = tmp_path / "stub", tmp_path / "calls.jsonl"
-    stub.write_text(STUB.replace('"w") as file', '"a") as file').replace("}, file)", '}, file); file.write("\\n")')
-                    + 'sys.exit(int(os.environ.get("CODE", 0)) if os.environ.get("FAILS", "nothing") in sys.argv else 0)\n')
-    stub.chmod(0o755)
-
-    def study(name, *arguments, **environment):
-        calls.unlink(missing_ok=True)
-        process = subprocess.run(["bash", str(ROOT / name), *arguments], cwd=tmp_path, stdin=subprocess.DEVNULL, capture_output=True, text=True,
-                                 env={**OURS, "PYTHON": str(stub), "CALL": str(calls), **environment})
-        return process, [json.loads(line) for line in calls.read_text().splitlines()] if calls.exists() else []
-    return study
-
 
 @pytest.mark.parametrize("method", ("DM", "MTT"))
 @pytest.mark.parametrize("dataset, T", (("toy", 8), ("miniUCF101", 16)))
