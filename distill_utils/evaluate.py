@@ -18,8 +18,7 @@ import networks
 from distill_utils.augment import NONE, augment_each
 from distill_utils.clips import coin_flips
 from distill_utils.compute import autocast, clips_at_once
-from distill_utils.options import (add_evaluation_options, check, evaluation_values, load_data, load_splits, positive,
-                                   script_parser)
+from distill_utils.options import add_evaluation_options, check, evaluation_values, load_data, load_splits, positive, script_parser
 from distill_utils.processes import broadcast, gather, own, progress, rank, run_script, sentence
 from distill_utils.record import FIGURES, check_figure, finish, logged
 from distill_utils.run import DATA_PATHS, content_digest, digest, list_digest, read_config, start_run, tail

@@ -5,6 +5,8 @@
 Every video of the set is written; for a static-dynamic set, every pair of memories. mp4 and gif: one file per video,
 <class>_<number>. npz and pt: one file with videos, labels and class_names, and soft_labels float32 (n, K) if the set's
 labels were learned. videos are uint8 (n, T, H, W, 3) in npz, and float32 (n, T, 3, H, W) in normalised pixels in pt.
+
+With --memories, one mp4 or gif shows each class's first video in a row: static memory, dynamic memory, the two together.
 """
 import argparse
 import io
@@ -19,6 +21,7 @@ from PIL import Image
 
 from distill_utils.clips import denormalize
 from distill_utils.options import positive
+from distill_utils.pictures import memories, side_by_side
 from distill_utils.processes import run_script
 from distill_utils.synset import load_set
 from utils import atomic_write, save
@@ -27,11 +30,13 @@ from utils import atomic_write, save
 @torch.no_grad()
 def main(args):
     synset, content = load_set(args.run)
-    videos, labels = synset.every()
     names = content["class_names"]
+    folder = (args.out or (args.run if args.run.is_dir() else args.run.parent) / f"export_{args.format}")
+    if args.memories:
+        return write_memories(args, synset, names, folder)
+    videos, labels = synset.every()
     learned = {} if synset.soft_labels is None else {
         "soft_labels": synset.scores().repeat_interleave(len(videos) // len(synset), 0)}
-    folder = (args.out or (args.run if args.run.is_dir() else args.run.parent) / f"export_{args.format}")
     folder.mkdir(parents=True, exist_ok=True)
     pixels = denormalize(videos).permute(0, 1, 3, 4, 2).numpy()            # (n, T, H, W, 3) uint8
     if args.format == "pt":
@@ -47,6 +52,25 @@ def main(args):
             with atomic_write(folder / f"{files[label]}_{number}.{args.format}") as file:
                 file.write(WRITERS[args.format](video.repeat(args.scale, 1).repeat(args.scale, 2), args.fps))
     print(f"{len(videos)} videos of {len(names)} classes: {folder}")
+
+
+def write_memories(args, synset, names, folder):
+    """Write `memories.<format>`: a row per class, with the memories of its first video and that of the set --beside."""
+    if args.format not in WRITERS:
+        raise ValueError(f"--memories needs --format {' or '.join(WRITERS)}, not {args.format}")
+    shown = memories(synset)
+    if args.beside:
+        other, content = load_set(args.beside)
+        if content["class_names"] != names or other.of_class(0).shape[1:] != synset.of_class(0).shape[1:]:
+            raise ValueError(f"{args.beside} differs from {args.run} in classes, number of frames or size: "
+                             "give a run of the same data")
+        *_, shown["beside"] = memories(other).values()
+    video = side_by_side([videos[:args.classes] for videos in shown.values()])
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"memories.{args.format}"
+    with atomic_write(path) as file:
+        file.write(WRITERS[args.format](video.repeat(args.scale, 1).repeat(args.scale, 2), args.fps))
+    print(f"{', '.join(shown)} of {min(len(names), args.classes)} classes: {path}")
 
 
 def file_names(labels):
@@ -97,6 +121,14 @@ def parser():
                         help="frames per second of mp4 and gif (default: %(default)s)")
     parser.add_argument("--scale", type=positive, default=1,
                         help="integer factor that enlarges mp4 and gif (default: %(default)s)")
+    parser.add_argument("--memories", action="store_true",
+                        help="write one file memories.<format> with a row per class: static memory, dynamic memory, "
+                        "together")
+    parser.add_argument("--beside", type=pathlib.Path, metavar="RUN",
+                        help="with --memories: also show the videos of this set of the same data, such as real clips "
+                        "of a random selection")
+    parser.add_argument("--classes", type=positive, default=8, metavar="N",
+                        help="with --memories: number of classes shown (default: %(default)s)")
     return parser
 
 

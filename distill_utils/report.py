@@ -22,16 +22,16 @@ import numpy as np
 import pandas as pd
 import torch
 
-from distill_utils.clips import denormalize
 from distill_utils.dynamics import class_dynamics
 from distill_utils.export import gif
 from distill_utils.options import positive
+from distill_utils.pictures import memories
 from distill_utils.processes import run_script
 from distill_utils.record import check_figure
 from distill_utils.run import git_commit
-from distill_utils.synset import StaticDynamicSet, load_set
+from distill_utils.synset import load_set
 from distill_utils.table import accuracy, compared, mark, read_results
-from utils import TEXT, atomic_write, random_stream
+from utils import TEXT, atomic_write
 
 matplotlib.rcdefaults()  # ignore the user's matplotlibrc, which may require LaTeX
 matplotlib.rcParams["text.parse_math"] = False  # show a dollar sign in a class name as such
@@ -265,8 +265,10 @@ def videos_of(rows, classes, most_classes):
             if synset.K != len(row.class_names):
                 raise ValueError(f"{row.path / 'distilled.pt'} has other classes than the result.json beside it: "
                                  "delete the run's folder")
-            with random_stream(0):
-                columns += pictures(label(row), synset)
+            shown = memories(synset)
+            first, *others = shown
+            columns += [(label(row) if first == "video" else f"{label(row)}: {first}", shown[first]),
+                        *((title, shown[title]) for title in others)]
     if not columns:
         return
     names = rows.class_names.iloc[0]
@@ -280,19 +282,6 @@ def videos_of(rows, classes, most_classes):
     more = f" {len(names) - len(shown)} more classes are not shown." if len(names) > len(shown) else ""
     yield (f"<h3>Distilled videos</h3><p class=note>The first video of each class.{more}</p>"
            f"<div class=scroll><table class=videos><tr><th></th>{head}</tr>{''.join(lines)}</table></div>")
-
-
-def pictures(title, synset):
-    """Return columns of the table of videos: [(title, uint8 (K, T, 3, H, W))]."""
-    first = torch.arange(synset.K) * synset.N
-    if not isinstance(synset, StaticDynamicSet):
-        return [(title, denormalize(synset(first)[0]))]
-    static, dynamic = (synset.decode_static(synset.static[:, 0]),           # (K, 3, H, W)
-                       synset.decode_dynamic(synset.dynamic[:, 0]))         # (K, T, 1, H, W)
-    spread = dynamic.abs().amax((1, 2, 3, 4), keepdim=True).clamp_min(1e-6)
-    grey = (127.5 + 127.5 * dynamic / spread).round().to(torch.uint8).expand(-1, -1, 3, -1, -1)
-    return [(f"{title}: static memory", denormalize(static)[:, None]), ("dynamic memory", grey),
-            ("together", denormalize(synset.hallucinator(static, dynamic)))]
 
 
 def moving(video):

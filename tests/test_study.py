@@ -22,7 +22,7 @@ from test_trajectories import assert_same_gradients, matching_of
 
 import distill_DM
 import networks
-from distill_utils import coreset, dynamics, evaluate, export, report, table
+from distill_utils import coreset, dynamics, evaluate, export, pictures, report, table
 from distill_utils.clips import coin_flips, denormalize
 from distill_utils.processes import run_script
 from distill_utils.starts import initial_pixels
@@ -337,6 +337,35 @@ def test_export(tmp_path, capsys, kind):
     assert np.corrcoef(grey.ravel(), pixels[-count + 1].mean(-1).ravel())[0, 1] > 0.9
     with Image.open(tmp_path / "export_gif" / "c_1.gif") as image:
         assert image.n_frames == 5 and image.size == (16, 16)
+
+
+def test_export_of_memories(tmp_path, capsys):
+    """A row per class, a column each for static memory, dynamic memory, their sum by the hallucinator, and another set."""
+    names, made = ["a", "b", "c"], sets()
+    synset = made["dynamic"]
+    for kind in ("pixels", "dynamic"):
+        (tmp_path / kind).mkdir()
+        written(made[kind], tmp_path / kind / "distilled.pt", class_names=names)
+    flags = [str(tmp_path / "dynamic"), "--format", "gif", "--memories", "--classes", "2", "--scale", "3"]
+    run_script(export.main, export.parser(), [*flags, "--beside", str(tmp_path / "pixels")])
+    assert "static memory, dynamic memory, together, beside of 2 classes" in capsys.readouterr().out
+    with Image.open(tmp_path / "dynamic" / "export_gif" / "memories.gif") as image:
+        assert image.n_frames == synset.of_class(0).shape[1] and image.size == (3 * 4 * 10, 3 * 2 * 10)
+    shown = pictures.memories(synset)
+    with torch.no_grad():
+        still, moved = synset.decode_static(synset.static[:, 0]), synset.decode_dynamic(synset.dynamic[:, 0])
+        assert torch.equal(shown["static memory"][:, 0], denormalize(still))
+        assert torch.equal(shown["together"], denormalize(synset.hallucinator(still, moved)))
+    zero = shown["dynamic memory"].float() - 127.5
+    assert (zero.sign() * moved >= -0.01).all() and zero.abs().amax((1, 2, 3, 4)).min() > 127   # grey is zero, each class uses the range
+    grid = pictures.side_by_side(list(shown.values()), padding=1)
+    assert grid.shape == (moved.shape[1], 3 * 9, 3 * 9, 3)
+    assert (grid[2, 9:17, 18:26] == shown["together"][1, 2].permute(1, 2, 0).numpy()).all()
+    for wrong, sentence in ((["--format", "npz"], "--memories needs --format mp4 or gif, not npz"),
+                            (["--beside", str(tmp_path / "nothing")], "nothing")):
+        with pytest.raises(SystemExit) as stop:
+            run_script(export.main, export.parser(), [*flags, *wrong])
+        assert stop.value.code == 2 and sentence in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("labels, files", (
