@@ -249,7 +249,7 @@ def across_networks(args):
                         for top in ("top1", "top5", "video_top1")},
                      "train top1": f"{result['train_top1']:.1f}", "seconds": f"{result['seconds']:.0f}"})
     print(pd.DataFrame(rows).to_string(index=False))
-    print(f"all results: {path}")
+    print(f"all figures: {path}")
 
 
 def read_networks(path):
