@@ -8,9 +8,9 @@ than the smallest class has clips.
 from distill_utils.storage import PIXELS, stored_bytes
 from networks import Hallucinator
 
-ENOUGH = 5  # videos per class that a static-dynamic set prefers to a higher resolution
+ENOUGH = 20  # videos per class that a static-dynamic set prefers to a higher resolution (docs/results.md: bytes)
 # Static size, dynamic size and dynamic frames, as shares of the clips', from fine to coarse.
-RESOLUTIONS = (1, 1 / 4, 1 / 2), (1 / 2, 1 / 4, 1 / 2), (1 / 2, 1 / 8, 1 / 2)
+RESOLUTIONS = (1, 1 / 4, 1 / 2), (1 / 2, 1 / 4, 1 / 2), (1 / 4, 1 / 4, 1 / 2), (1 / 8, 1 / 8, 1)
 HALLUCINATOR = sum(4 * parameter.numel() for parameter in Hallucinator().parameters())
 
 
@@ -56,7 +56,7 @@ def static_dynamic(budget, K, most, T, size, static_size=None, dynamic_size=None
                    learn_label=False):
     """Return the largest IPC = spc = dpc, and the resolution.
 
-    The resolution is the first of RESOLUTIONS at which five videos per class fit, or all clips of the smallest class;
+    The resolution is the first of RESOLUTIONS at which twenty videos per class fit, or all clips of the smallest class;
     else the coarsest. Given flags override their shares.
     """
     def cost(count):

@@ -76,25 +76,26 @@ def static_dynamic_bytes(ipc, static_size, dynamic_size, dynamic_frames, storage
     return static_dynamic_set(ipc, ipc, ipc, static_size, dynamic_size, dynamic_frames, storage).bytes()
 
 
-def test_resolution_falls_until_five_videos_fit():
-    resolutions = (16, 4, 4), (8, 4, 4), (8, 2, 4)
+def test_resolution_falls_until_twenty_videos_fit():
+    resolutions = (16, 4, 4), (8, 4, 4), (4, 4, 4), (2, 2, 8)
     for number, resolution in enumerate(resolutions):
-        enough = static_dynamic_bytes(5, *resolution)
+        enough = static_dynamic_bytes(20, *resolution)
         chosen, _ = budget.static_dynamic(enough, K, MANY, T, SIZE, storage="uint8")
-        assert tuple(chosen.values()) == (5, 5, 5, *resolution)
+        assert tuple(chosen.values()) == (20, 20, 20, *resolution)
         chosen, _ = budget.static_dynamic(enough - 1, K, MANY, T, SIZE, storage="uint8")
-        assert tuple(chosen.values())[3:] == resolutions[min(number + 1, 2)]
+        assert tuple(chosen.values())[3:] == resolutions[min(number + 1, 3)]
     chosen, _ = budget.static_dynamic(static_dynamic_bytes(2, 16, 4, 4), K, 2, T, SIZE, storage="uint8")  # two clips are the whole class
     assert tuple(chosen.values()) == (2, 2, 2, 16, 4, 4)
-    chosen, _ = budget.static_dynamic(static_dynamic_bytes(5, 16, 2, 4) - 1, K, MANY, T, SIZE, static_size=16, storage="uint8")  # the given size stays
-    assert chosen["ipc"] == 4 and chosen["static_size"] == 16 and chosen["dynamic_size"] == 2
+    few = static_dynamic_bytes(5, 16, 2, 8) - 1
+    chosen, _ = budget.static_dynamic(few, K, MANY, T, SIZE, static_size=16, storage="uint8")  # the given size stays
+    assert tuple(chosen.values()) == (4, 4, 4, 16, 2, 8)
 
 
 @pytest.mark.parametrize("rule", (budget.real_clips, budget.pixels, budget.stills, budget.static_dynamic))
 def test_no_more_than_the_smallest_class_has_and_no_less_than_one(rule):
     chosen, total = rule(10 ** 9, K, 4, T, SIZE)
     assert set(list(chosen.values())[:1]) == {4}
-    smallest = rule(10 ** 9, K, 1, T, SIZE)[1] if rule is not budget.static_dynamic else static_dynamic_bytes(1, 8, 2, 4, "fp32")
+    smallest = rule(10 ** 9, K, 1, T, SIZE)[1] if rule is not budget.static_dynamic else static_dynamic_bytes(1, 2, 2, 8, "fp32")
     assert rule(smallest, K, 4, T, SIZE)[1] == smallest
     with pytest.raises(ValueError, match=f"^--bytes {smallest - 1} is too small: the smallest set, with --[si]pc 1.*, needs {smallest} bytes$"):
         rule(smallest - 1, K, 4, T, SIZE)
@@ -134,7 +135,7 @@ COMPACT = "--static real --init_dynamic residual --init_hal identity --storage u
     ("distill_DM", 120_000, [*LEARN, "--storage", "uint8", "--n_syn", "2"], "--ipc 3"),  # the smaller class has three clips
     ("distill_DC", 25_000, ["--Iteration", "0", "--storage", "uint8"], "--spc 2"),
     ("distill_FRePo", 120_000, [*LEARN[:4], "--storage", "uint8", "--n_syn", "2", "--batch_target", "4", "--pool_steps", "1"], "--ipc 3"),
-    ("distill_s2d", 10_000, [*LEARN, *COMPACT], "--ipc 2 --spc 2 --dpc 2 --static_size 22 --dynamic_size 5 --dynamic_frames 4")))
+    ("distill_s2d", 10_000, [*LEARN, *COMPACT], "--ipc 3 --spc 3 --dpc 3 --static_size 11 --dynamic_size 11 --dynamic_frames 4")))
 def test_the_run_is_that_of_the_explicit_flags(script, tmp_path, name, size, flags, explicit):
     code, printed = script(name, "--bytes", size, *flags)
     assert code == 0 and f"--bytes {size}: {explicit}, " in printed, printed
@@ -150,8 +151,8 @@ def test_the_run_is_that_of_the_explicit_flags(script, tmp_path, name, size, fla
 
 @pytest.mark.parametrize("name, flags, sentence", (
     ("distill_utils.coreset", ["--bytes", "88000"], "error: --bytes 88000 is too small: the smallest set, with --ipc 1, needs 88752 bytes"),
-    ("distill_s2d", ["--bytes", "4000", *LEARN, *COMPACT],
-     "error: --bytes 4000 is too small: the smallest set, with --ipc 1 --static_size 22 --dynamic_size 5 --dynamic_frames 4, needs "),
+    ("distill_s2d", ["--bytes", "1000", *LEARN, *COMPACT],
+     "error: --bytes 1000 is too small: the smallest set, with --ipc 1 --static_size 5 --dynamic_size 5 --dynamic_frames 8, needs "),
     ("distill_DM", ["--bytes", "0", *LEARN], "argument --bytes: '0' is not a whole number of at least 1"),
     ("distill_DM", ["--bytes", "1000", "--dataset", "nonsense", *LEARN], "--dataset nonsense is unknown")))
 def test_refused(script, tmp_path, name, flags, sentence):
