@@ -20,12 +20,11 @@ import matplotlib
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-import torch
+from PIL import Image
 
 from distill_utils.dynamics import class_dynamics
-from distill_utils.export import gif
 from distill_utils.options import positive
-from distill_utils.pictures import memories
+from distill_utils.pictures import memories, side_by_side
 from distill_utils.processes import run_script
 from distill_utils.record import check_figure
 from distill_utils.run import git_commit
@@ -36,19 +35,23 @@ from utils import TEXT, atomic_write
 matplotlib.rcdefaults()  # ignore the user's matplotlibrc, which may require LaTeX
 matplotlib.rcParams["text.parse_math"] = False  # show a dollar sign in a class name as such
 
+MOST_IN_A_PLOT = 10  # methods or runs
 STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; margin: 2em auto; max-width: 1200px; padding: 0 1em; color: #222;
-  background: #fff; }
-h1 { margin-bottom: 0 } h2 { margin-top: 2em; border-bottom: 1px solid #ddd } .note { color: #666 }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums }
-th, td { padding: .25em .7em; text-align: right; white-space: nowrap; border-bottom: 1px solid #eee }
-th:first-child, td:first-child { text-align: left } th { background: #f6f6f6; position: sticky; top: 0 }
-.best td { font-weight: 600 }
-.videos td, .videos th { padding: 2px 3px; white-space: normal; max-width: 90px; text-align: center; border: 0;
-  font-size: 12px }
-.videos td:first-child { text-align: right; font-size: 13px }
-.videos img { width: 84px; image-rendering: pixelated; display: block } .dynamic { color: #b40 }
-.plot { max-width: 100%; } .scroll { overflow-x: auto }
+:root { color-scheme: light dark; --text: #222; --page: #fff; --dim: #666; --line: #ddd; --head: #f4f4f4; --mark: #b40 }
+@media (prefers-color-scheme: dark) {
+  :root { --text: #ddd; --page: #181818; --dim: #999; --line: #444; --head: #262626; --mark: #f96 }
+}
+body { font: 15px/1.5 system-ui, sans-serif; margin: 1.5em auto; max-width: 1160px; padding: 0 1em; color: var(--text);
+  background: var(--page); overflow-wrap: anywhere }
+h1 { margin-bottom: 0 } h2 { margin-top: 2em; border-bottom: 1px solid var(--line) } .note { color: var(--dim) }
+table { border-collapse: collapse; font-size: 13px; font-variant-numeric: tabular-nums }
+th, td { padding: .2em .6em; text-align: right; border-bottom: 1px solid var(--line) } td { white-space: nowrap }
+th:first-child, td:first-child { text-align: left; white-space: normal } th { background: var(--head) }
+.best td { font-weight: 600 } .scroll { overflow-x: auto } .plot { max-width: 100%; background: #fff }
+summary { cursor: pointer; margin: .6em 0; color: var(--dim) } .dynamic { color: var(--mark) }
+.runs { display: flex; flex-wrap: wrap; gap: 1em } figure { margin: 0; font-size: 12px; max-width: 100% }
+figcaption { max-width: 16em; min-height: 3em } .runs img { display: block; max-width: 100%; image-rendering: pixelated }
+@media (max-width: 600px) { body { font-size: 14px; padding: 0 .5em } table { font-size: 12px } }
 """
 
 
@@ -65,7 +68,8 @@ def main(args):
         titles.add(data)
         rows = rows.sort_values(["ipc", "method"], kind="stable", na_position="last")
         parts += [f"<h2>{html.escape(data)}</h2>", *section(data, rows, plots, args.classes)]
-    page = (f"<!doctype html><html lang=en><meta charset=utf-8><title>Distilled video data sets</title>"
+    page = ("<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content='width=device-width'>"
+            "<title>Distilled video data sets</title>"
             f"<style>{STYLE}</style>{''.join(parts)}</html>")
     args.out.mkdir(parents=True, exist_ok=True)
     for name, content in (plots | {"index.html": page.encode(**TEXT)}).items():
@@ -77,21 +81,44 @@ def main(args):
 def section(data, rows, plots, most_classes):
     """Yield the page's parts about the runs of one data set; add {file name: PNG} to `plots`."""
     classes = class_dynamics(rows)
-    figures = {"frontier": plot_frontier(rows), "iterations": plot_iterations(rows),
-               "classes": plot_classes(rows, classes), "confusion": plot_confusion(rows)}
+
+    def plot(name, title, figure):
+        if figure is None:
+            return ""
+        file = io.BytesIO()
+        figure.savefig(file, format="png", dpi=110, bbox_inches="tight")
+        plots[f"{data}_{name}.png"] = file.getvalue()
+        plt.close(figure)
+        return f"<h3>{title}</h3><img class=plot alt='{title}' src='{inline(file.getvalue(), 'png')}'>"
+
+    first, others = most_accurate(rows, "method")
+    yield plot("frontier", "Accuracy against bytes", plot_frontier(first))
+    if not others.empty:
+        more = plot("frontier_more", "Accuracy against bytes", plot_frontier(others))
+        yield folded("Accuracy against bytes: more methods", more)
     yield table_of(rows, classes)
-    titles = {"frontier": "Accuracy against bytes", "iterations": "Accuracy over iterations",
-              "classes": "Accuracy of each class" + (
-                  ": the dynamic half marked, full clips against one frame" if classes is not None else ""),
-              "confusion": "Confusion: rows are the true classes"}
-    for name, figure in figures.items():
-        if figure is not None:
-            file = io.BytesIO()
-            figure.savefig(file, format="png", dpi=110, bbox_inches="tight")
-            plots[f"{data}_{name}.png"] = file.getvalue()
-            plt.close(figure)
-            yield f"<h3>{titles[name]}</h3><img class=plot alt='{titles[name]}' src='{inline(file.getvalue(), 'png')}'>"
+    first, others = most_accurate(rows, "path")
+    yield plot("iterations", "Accuracy over iterations", plot_iterations(first))
+    if not others.empty:
+        more = plot("iterations_more", "Accuracy over iterations", plot_iterations(others))
+        yield folded("Accuracy over iterations: more runs", more)
+    marked = ": the dynamic half is marked; in parentheses full clips against one frame" if classes is not None else ""
+    yield plot("classes", f"Accuracy of each class{marked}", plot_classes(rows, classes))
+    yield plot("confusion", "Confusion: rows are the true classes", plot_confusion(rows))
     yield from videos_of(rows, classes, most_classes)
+
+
+def most_accurate(rows, column):
+    """Return the rows with the ten most accurate values of a column, full data first, and the other rows."""
+    full = rows.method.str.startswith("full")
+    best = rows.assign(score=rows[rows.headline.iloc[0]].astype(float) + 1000 * full).groupby(column).score.max()
+    first = rows[column].isin(best.nlargest(MOST_IN_A_PLOT).index)
+    return rows[first], rows[~first]
+
+
+def folded(title, content):
+    """Return html that shows its content after a click."""
+    return content and f"<details><summary>{title}</summary>{content}</details>"
 
 
 def method_name(row):
@@ -118,38 +145,49 @@ def label(row):
 # ---------------------------------------------------------------- tables and plots
 
 def table_of(rows, classes):
-    """Return the table of all runs; bold: the best run for each number of videos per class, except full data."""
+    """Return the table of all runs, and a folded one of their costs.
+
+    Bold: the best run for each number of videos per class, except full data.
+    """
     groups = None if classes is None else {
         True: sorted(classes.index[classes.dynamic]), False: sorted(classes.index[~classes.dynamic])}
     best = {ipc: group[group.headline.iloc[0]].max()
             for ipc, group in rows[~rows.method.str.startswith("full")].groupby("ipc", dropna=False)}
-    head = ["method", "IPC", rows.headline.iloc[0], "video top-1", "top-5", "bytes", "bytes at fp32", "over random",
-            "of full", "steps", "s / step", "distilling, s", "evaluating, s", "GB"]
+    head = ["method", "IPC", rows.headline.iloc[0], "video top-1", "bytes", "over random", "of full"]
     head += ["dynamic classes", "static classes"] if groups else []
-    lines = []
+    lines, costs = [], []
     for row in rows.itertuples():
-        seconds = row.seconds_per_iteration or 0
-        cells = [row.method, "" if pd.isna(row.ipc) else int(row.ipc), accuracy(row, row.headline),
-                 accuracy(row, "video_top1"), accuracy(row, "top5"),
-                 f"{row.bytes:,}", f"{row.bytes_fp32:,}", *compared(row.over_random, row.of_full).values(),
-                 row.steps, f"{seconds:.2f}", f"{seconds * row.steps:.0f}", f"{row.seconds:.0f}",
-                 f"{row.peak_memory / 2 ** 30:.2f}"]
+        ipc = "" if pd.isna(row.ipc) else int(row.ipc)
+        cells = [row.method, ipc, accuracy(row, row.headline), accuracy(row, "video_top1"), f"{row.bytes:,}",
+                 *compared(row.over_random, row.of_full).values()]
         if groups:
             per_class = pd.Series(row.per_class, index=row.class_names, dtype=float)
             cells += [f"{per_class[names].mean():.1f}" for names in groups.values()]
-        bold = (" class=best" if getattr(row, row.headline) == best.get(row.ipc) and not row.method.startswith("full")
-                else "")
-        lines.append(f"<tr{bold}>" + "".join(f"<td>{html.escape(str(cell))}</td>" for cell in cells) + "</tr>")
-    return (f"<p class=note>Percent, mean ± std over networks; bold: the most accurate of its IPC. Over random: points "
-            "above random real clips of the same bytes, "
-            "interpolated in log(bytes); of full: the share of the full set's accuracy.</p>"
-            "<div class=scroll><table><tr>"
-            f"{''.join(f'<th>{name}</th>' for name in head)}</tr>{''.join(lines)}</table></div>")
+        bold = getattr(row, row.headline) == best.get(row.ipc) and not row.method.startswith("full")
+        lines.append(table_row(cells, " class=best" if bold else ""))
+        seconds = row.seconds_per_iteration or 0
+        costs.append(table_row([
+            row.method, ipc, accuracy(row, "top5"), f"{row.bytes_fp32:,}", row.steps, f"{seconds:.2f}",
+            f"{seconds * row.steps:.0f}", f"{row.seconds:.0f}", f"{row.peak_memory / 2 ** 30:.2f}"]))
+    cost_head = ["method", "IPC", "top-5", "bytes at fp32", "steps", "s / step", "distilling, s", "evaluating, s", "GB"]
+    return ("<p class=note>Percent, mean ± std over networks; bold: the most accurate of its IPC. Over random: points "
+            "above random real clips of the same bytes, interpolated in log(bytes); of full: the share of the full "
+            f"set's accuracy.</p>{html_table(head, lines)}"
+            + folded("Costs: top-5, steps, seconds, memory", html_table(cost_head, costs)))
+
+
+def table_row(cells, kind=""):
+    return f"<tr{kind}>" + "".join(f"<td>{html.escape(str(cell))}</td>" for cell in cells) + "</tr>"
+
+
+def html_table(head, lines):
+    titles = "".join(f"<th>{name}</th>" for name in head)
+    return f"<div class=scroll><table><tr>{titles}</tr>{''.join(lines)}</table></div>"
 
 
 def plot_frontier(rows):
     """Plot accuracy against stored bytes; a line joins the frontier; full data is the upper limit."""
-    figure, axes = plt.subplots(figsize=(9, 5.5))
+    figure, axes = plt.subplots(figsize=(9, 6), layout="constrained")
     headline = rows.headline.iloc[0]
     for row in rows[rows.method == "full data"].itertuples():
         axes.axhline(getattr(row, headline), color="0.3", ls="--", lw=1, label="full data")
@@ -158,7 +196,7 @@ def plot_frontier(rows):
         plt.close(figure)
         return None
     for (method, group), colour in zip(rows.groupby("method", sort=False),
-                                       np.tile(plt.get_cmap("tab20").colors, (20, 1))):
+                                       plt.get_cmap("tab10").colors):
         axes.errorbar(group.bytes.astype(float), group[headline].astype(float), group[f"{headline}_std"].astype(float),
                       fmt="o", ms=6, capsize=2, color=colour, label=method)
     frontier = frontier_of(rows)
@@ -166,7 +204,7 @@ def plot_frontier(rows):
               label="frontier")
     axes.set(xscale="log", xlabel="bytes of the set", ylabel=f"{headline}, %")
     axes.grid(alpha=0.3)
-    axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.01, 1))
+    figure.legend(fontsize=9, loc="outside lower center", ncols=2)
     return figure
 
 
@@ -180,7 +218,7 @@ def frontier_of(rows):
 
 def plot_iterations(rows):
     """Plot accuracy over iterations, for runs with intermediate evaluations."""
-    figure, axes = plt.subplots(figsize=(9, 5))
+    figure, axes = plt.subplots(figsize=(9, 6), layout="constrained")
     headline = rows.headline.iloc[0]
     for row in rows.itertuples():
         points = read_points(row.path / "metrics.jsonl", headline)
@@ -191,7 +229,7 @@ def plot_iterations(rows):
         return None
     axes.set(xlabel="iteration", ylabel=f"{headline}, %")
     axes.grid(alpha=0.3)
-    axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.01, 1))
+    figure.legend(fontsize=9, loc="outside lower center", ncols=2)
     return figure
 
 
@@ -205,12 +243,12 @@ def read_points(path, headline):
         raise ValueError(f"{path} is damaged ({type(error).__name__}: {error})") from None
 
 
-def plot_classes(rows, classes, most=12):
-    """Plot bars of accuracy per class, for at most 12 runs; classes are sorted by their dynamics score if known."""
+def plot_classes(rows, classes, most=10):
+    """Plot bars of accuracy per class, for at most ten runs; classes are sorted by their dynamics score if known."""
     names = rows.class_names.iloc[0]
     order = list(range(len(names))) if classes is None else [names.index(name) for name in classes.index]
     shown = rows.drop_duplicates(["method", "ipc"], keep="last").tail(most)
-    figure, axes = plt.subplots(figsize=(max(8, 0.12 * len(names) * len(shown)), 4.5))
+    figure, axes = plt.subplots(figsize=(max(9, 0.12 * len(names) * len(shown)), 5.5), layout="constrained")
     width = 0.85 / len(shown)
     for place, row in enumerate(shown.itertuples()):
         values = np.array(row.per_class, dtype=float)[order]
@@ -224,7 +262,7 @@ def plot_classes(rows, classes, most=12):
         tick.set_color("#b40" if classes.dynamic[name] else "0.2")
     axes.set(ylabel="top-1, %", xlim=(-0.6, len(order) - 0.4))
     axes.grid(axis="y", alpha=0.3)
-    axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.01, 1))
+    figure.legend(fontsize=9, loc="outside lower center", ncols=2)
     return figure
 
 
@@ -255,10 +293,11 @@ def plot_confusion(rows, most=6):
 
 # ---------------------------------------------------------------- videos
 
-@torch.no_grad()
 def videos_of(rows, classes, most_classes):
-    """Yield the table of videos: each class's first video of every run, and both memories of a static-dynamic set."""
-    columns = []
+    """Yield a moving picture of every run: each class's first video, and the memories of a static-dynamic set."""
+    names = rows.class_names.iloc[0]
+    order = [names.index(name) for name in (names if classes is None else classes.index)][:most_classes]
+    figures = []
     for row in rows.itertuples():
         if (row.path / "distilled.pt").exists():
             synset, _ = load_set(row.path)
@@ -266,28 +305,24 @@ def videos_of(rows, classes, most_classes):
                 raise ValueError(f"{row.path / 'distilled.pt'} has other classes than the result.json beside it: "
                                  "delete the run's folder")
             shown = memories(synset)
-            first, *others = shown
-            columns += [(label(row) if first == "video" else f"{label(row)}: {first}", shown[first]),
-                        *((title, shown[title]) for title in others)]
-    if not columns:
+            columns = "" if len(shown) == 1 else f"<br>{', '.join(shown)}"
+            figures.append(f"<figure><figcaption>{html.escape(label(row))}{columns}</figcaption>"
+                           f"<img alt='' src='{moving([videos[order] for videos in shown.values()])}'></figure>")
+    if not figures:
         return
-    names = rows.class_names.iloc[0]
-    shown = [name for name in (names if classes is None else classes.index)][:most_classes]
-    head = "".join(f"<th>{html.escape(title)}</th>" for title, _ in columns)
-    lines = []
-    for name in shown:
-        kind = " class=dynamic" if classes is not None and classes.dynamic[name] else ""
-        cells = "".join(f"<td><img alt='' src='{moving(videos[names.index(name)])}'></td>" for _, videos in columns)
-        lines.append(f"<tr><td{kind}>{html.escape(name)}</td>{cells}</tr>")
-    more = f" {len(names) - len(shown)} more classes are not shown." if len(names) > len(shown) else ""
-    yield (f"<h3>Distilled videos</h3><p class=note>The first video of each class.{more}</p>"
-           f"<div class=scroll><table class=videos><tr><th></th>{head}</tr>{''.join(lines)}</table></div>")
+    kinds = ["" if classes is None or not classes.dynamic[names[number]] else " class=dynamic" for number in order]
+    listed = ", ".join(f"<span{kind}>{html.escape(names[number])}</span>" for kind, number in zip(kinds, order))
+    more = f" {len(names) - len(order)} more classes are not shown." if len(names) > len(order) else ""
+    yield (f"<h3>Distilled videos</h3><p class=note>The first video of each class, a row each: {listed}.{more}</p>"
+           f"<div class=runs>{''.join(figures)}</div>")
 
 
-def moving(video):
-    """Return uint8 (T, 3, H, W) as the source of an animated image element."""
-    pixels = video.permute(0, 2, 3, 1).numpy()
-    return inline(gif(pixels, fps=8), "gif")
+def moving(columns, fps=8):
+    """Return videos, uint8 (K, T or 1, 3, H, W) per column, as the source of one animated image, a row per class."""
+    first, *others = map(Image.fromarray, side_by_side(columns))
+    file = io.BytesIO()
+    first.save(file, "WEBP", save_all=True, append_images=others, duration=1000 // fps, loop=0, quality=60)
+    return inline(file.getvalue(), "webp")
 
 
 def inline(data, kind):

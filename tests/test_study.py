@@ -1,4 +1,5 @@
 """The paper's study: temporal compression, reference selections, other networks, class dynamics; and what is made of finished runs."""
+import base64
 import csv
 import html
 import importlib
@@ -477,7 +478,9 @@ def test_dynamics_and_report(command, tmp_path):
         assert f"<td>{method}</td>" in page
     sources = re.findall(r"src='([^']*)'", page)
     assert all(source.startswith("data:image/") for source in sources) and "http" not in re.sub(r"base64,[^']*", "", page)
-    assert sum(source.startswith("data:image/gif") for source in sources) == 2 * (1 + 1 + 3)  # pixels, pixels, and the memories apart and together
+    films = [Image.open(io.BytesIO(base64.b64decode(source.split(",")[1]))) for source in sources if source.startswith("data:image/webp")]
+    assert sorted((film.size, film.n_frames) for film in films) == [((45, 90), 8), ((45, 90), 8), ((135, 90), 8)]  # a set of memories has three columns
+    assert page.index("Accuracy against bytes") < page.index("<table>") and "static memory, dynamic memory, together" in page
     assert {path.name.split("_")[-1] for path in (tmp_path / "report").glob("*.png")} == {"frontier.png", "iterations.png", "classes.png", "confusion.png"}
     third = folder.with_name("coreset_random_ipc1_11111111")  # other classes under the same name of a data set
     third.mkdir()
