@@ -1,6 +1,7 @@
 """Networks: against formulas written out in float64, and what must hold for any weights."""
 import copy
 
+import fakes  # noqa: F401  sets one thread
 import pytest
 import torch
 import torch.nn.functional as F

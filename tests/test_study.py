@@ -479,7 +479,7 @@ def test_dynamics_and_report(command, tmp_path):
     sources = re.findall(r"src='([^']*)'", page)
     assert all(source.startswith("data:image/") for source in sources) and "http" not in re.sub(r"base64,[^']*", "", page)
     films = [Image.open(io.BytesIO(base64.b64decode(source.split(",")[1]))) for source in sources if source.startswith("data:image/webp")]
-    assert sorted((film.size, film.n_frames) for film in films) == [((45, 90), 8), ((45, 90), 8), ((135, 90), 8)]  # a set of memories has three columns
+    assert sorted(film.size for film in films) == [(45, 90), (45, 90), (135, 90)] and all(film.n_frames > 1 for film in films)  # memories: three columns
     assert page.index("Accuracy against bytes") < page.index("<table>") and "static memory, dynamic memory, together" in page
     assert {path.name.split("_")[-1] for path in (tmp_path / "report").glob("*.png")} == {"frontier.png", "iterations.png", "classes.png", "confusion.png"}
     third = folder.with_name("coreset_random_ipc1_11111111")  # other classes under the same name of a data set
@@ -520,7 +520,7 @@ def test_names_that_are_markup(command, tmp_path):
                           capture_output=True, text=True)
     assert done.returncode == 0 and f"1 runs: {tmp_path}/\\xe9/index.html" in done.stdout, done.stderr
     page = (tmp_path / "é" / "index.html").read_text(encoding="utf-8")
-    assert all(f">{html.escape(name)}</td>" in page for name in MARKUP) and f"<h2>custom-{html.escape(MARKUP_FOLDER)}</h2>" in page
+    assert all(f">{html.escape(name)}</span>" in page for name in MARKUP) and f"<h2>custom-{html.escape(MARKUP_FOLDER)}</h2>" in page
     assert "<b>" not in page and "<i>" not in page
     assert {path.name for path in (tmp_path / "é").glob("*.png")} == {f"custom-{MARKUP_FOLDER}_{name}.png" for name in ("frontier", "classes", "confusion")}
 
