@@ -90,8 +90,8 @@ def main(args):
     dtype = DTYPES[args.buffer_dtype]
     size = expert_bytes(networks.build(args.network, train.K, train.T, train.size, args.width), len(kept), dtype)
     run.resume()
-    run.say(f"{args.num_experts} experts of {args.train_epochs} epochs take {args.num_experts * size / 1e9:.2f} GB in "
-            f"{run.folder}")
+    run.log_line(f"{args.num_experts} experts of {args.train_epochs} epochs take {args.num_experts * size / 1e9:.2f} GB in "
+                 f"{run.folder}")
     check_space(run.folder, (args.num_experts - run.iteration) * size, "a buffer",
                 "give another --save_path, fewer --num_experts or --train_epochs, or --buffer_dtype bfloat16")
 
@@ -114,9 +114,9 @@ def main(args):
     accuracy = metrics[metrics.epoch == args.train_epochs].top1
     run.finish(experts_top1=accuracy.mean(), experts_top1_std=accuracy.std(ddof=0), bytes=args.num_experts * size,
                peak_memory=peak)
-    run.say(f"result: {args.num_experts} experts of {accuracy.mean():.1f} ± {accuracy.std(ddof=0):.1f} % top1; "
-            f"{run.seconds / max(run.steps, 1):.1f} s per expert with its tests, "
-            f"peak memory {peak / 2 ** 30:.2f} GB; {run.folder}")
+    run.log_line(f"result: {args.num_experts} experts of {accuracy.mean():.1f} ± {accuracy.std(ddof=0):.1f} % top1; "
+                 f"{run.seconds / max(run.steps, 1):.1f} s per expert with its tests, "
+                 f"peak memory {peak / 2 ** 30:.2f} GB; {run.folder}")
 
 
 def parser():

@@ -10,10 +10,10 @@ import torch.nn.functional as F
 
 from distill_utils import budget, options
 from distill_utils.augment import NONE, augment, augment_each, draw_siamese
-from distill_utils.clips import coin_flips
+from distill_utils.clips import draw_flips
 from distill_utils.compute import autocast
 from distill_utils.evaluate import evaluate
-from distill_utils.processes import own, run_script, sum_gradients, sum_over_ranks
+from distill_utils.processes import rank_share, run_script, sum_gradients, sum_over_ranks
 from distill_utils.record import finish, record
 from distill_utils.run import start_run
 from distill_utils.starts import initial_static
@@ -58,9 +58,9 @@ class GradientMatching:
         frames as a single process. The returned sum is over all ranks; a rank's gradient covers its own classes only.
         """
         total, index = synset.static.new_zeros(()), self.clips.class_batch(self.batch_real)
-        labels, flips = self.clips.labels[index], coin_flips(len(index))
+        labels, flips = self.clips.labels[index], draw_flips(len(index))
         draw = draw_siamese(self.dsa, synset.K)
-        for label in own(synset.K):
+        for label in rank_share(synset.K):
             clips = self.clips.draw(index[labels == label], flip=flips[labels == label])
             real = self.gradient(net, clips[:, 0], label, draw)
             synthetic = self.gradient(net, synset.decode(synset.static[label]), label, draw, create_graph=True)
@@ -113,7 +113,7 @@ def loops(spc, outer_loop, inner_loop):
 
 
 def main(args):
-    options.spend(args, budget.stills, "ipc", "static_size", "storage")
+    options.apply_byte_budget(args, budget.stills, "ipc", "static_size", "storage")
     check_divides(args.ipc or args.spc, spc=args.spc)
     device = options.check(args, args.spc)
     outer_loop, inner_loop = loops(args.spc, args.outer_loop, args.inner_loop)

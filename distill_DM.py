@@ -11,12 +11,12 @@ from torch import nn
 import networks
 from distill_utils import budget, options
 from distill_utils.augment import NONE, augment, draw_siamese, groups_of
-from distill_utils.clips import coin_flips
+from distill_utils.clips import draw_flips
 from distill_utils.compute import KnownGradient, autocast, clips_at_once
 from distill_utils.coreset import add_start_options, choose
 from distill_utils.evaluate import evaluate
 from distill_utils.pool import Pool, pool_path
-from distill_utils.processes import own, run_script, sum_over_ranks
+from distill_utils.processes import rank_share, run_script, sum_over_ranks
 from distill_utils.record import finish, record
 from distill_utils.run import start_run
 from distill_utils.starts import initial_pixels
@@ -51,7 +51,7 @@ class DistributionMatching(nn.Module):
             self.pool = Pool(path, pool, (clips.K, self.features()), self.pool_means)
 
     def forward(self, synset):
-        classes = own(synset.K)                                            # a range
+        classes = rank_share(synset.K)                                            # a range
         if self.pool:
             number = int(torch.randint(len(self.pool), ()))
             net, frames, draw = self.pool_network(number)
@@ -104,7 +104,7 @@ class DistributionMatching(nn.Module):
 
         Each clip is mirrored with probability 1/2.
         """
-        labels, flips = self.clips.labels[index], coin_flips(len(index))
+        labels, flips = self.clips.labels[index], draw_flips(len(index))
         ours = (labels >= classes.start) & (labels < classes.stop)
         index, labels, flips = index[ours], labels[ours], flips[ours]
         sums = 0
@@ -157,7 +157,7 @@ def add_matching_options(parser):
 
 def main(args):
     # Check all settings before long work starts.
-    options.spend(args, budget.pixels, "n_syn", "interpolation", "storage")
+    options.apply_byte_budget(args, budget.pixels, "n_syn", "interpolation", "storage")
     options.check(args, args.ipc)
     prepare(args)
     run = start_run(args, f"DM_ipc{args.ipc}_lr{args.lr_img:g}")

@@ -17,11 +17,11 @@ from torch import nn
 import networks
 from distill_utils import budget, options
 from distill_utils.augment import NONE, augment_each
-from distill_utils.clips import coin_flips
+from distill_utils.clips import draw_flips
 from distill_utils.compute import KnownGradient, autocast, clips_at_once
 from distill_utils.coreset import add_start_options, choose
 from distill_utils.evaluate import evaluate
-from distill_utils.processes import own, progress, run_script, sum_gradients, sum_over_ranks
+from distill_utils.processes import progress, rank_share, run_script, sum_gradients, sum_over_ranks
 from distill_utils.record import finish, record
 from distill_utils.run import start_run
 from distill_utils.starts import initial_pixels
@@ -93,20 +93,20 @@ class FeatureRegression(nn.Module):
 
     def forward(self, synset):
         if self.behind is not None:
-            self.follow(self.behind, synset)
+            self.train_step(self.behind, synset)
         number = int(torch.randint(len(self.pool), ()))
-        self.catch_up(number, synset)
+        self.take_missing_steps(number, synset)
         net, n = self.pool[number].net, len(synset)
 
         # Features without a graph, and the gradient of the regression with respect to the set's features.
         videos = self.show(synset)
         labels = synset.scores()                                           # (n, K)
-        of_set = wide(self.features(net, videos.detach().split(self.at_once))).requires_grad_()
+        of_set = to_float64(self.features(net, videos.detach().split(self.at_once))).requires_grad_()
         index = torch.randperm(len(self.clips))[:self.batch_target]
-        flips, ours = coin_flips(len(index)), own(len(index))
+        flips, ours = draw_flips(len(index)), rank_share(len(index))
         ours = slice(ours.start, ours.stop)
-        of_real = wide(self.features(net, self.draw(index[ours], flips[ours])))
-        known = wide(labels).detach().requires_grad_()
+        of_real = to_float64(self.features(net, self.draw(index[ours], flips[ours])))
+        known = to_float64(labels).detach().requires_grad_()
         errors = predict(of_set, of_real, known) - (
             F.one_hot(self.clips.labels[index[ours]], self.clips.K) - 1 / self.clips.K)
         loss = errors.square().sum() / len(index) - margin(known) * len(errors) / len(index)   # this rank's share
@@ -114,7 +114,7 @@ class FeatureRegression(nn.Module):
         by_features = sum_over_ranks(by_features.to(videos))
 
         # Backward pass to the videos, shared by the ranks.
-        gradient, rows = torch.zeros_like(videos), own(n)
+        gradient, rows = torch.zeros_like(videos), rank_share(n)
         for part in torch.arange(rows.start, rows.stop).split(max(1, self.at_once // 2)):
             piece = videos[part].detach().requires_grad_()
             gradient[part], = torch.autograd.grad(self.embed(net, piece), piece, by_features[part])
@@ -122,13 +122,13 @@ class FeatureRegression(nn.Module):
         total = sum_over_ranks(loss.detach().to(videos))
         return KnownGradient.apply(total, [gradient, by_labels.to(labels)], videos, labels)
 
-    def catch_up(self, number, synset):
+    def take_missing_steps(self, number, synset):
         learner = self.pool[number]
         for _ in progress(range(learner.missing), desc="missing steps of a network", unit="step", leave=False):
-            self.follow(number, synset)
+            self.train_step(number, synset)
         learner.missing = 0
 
-    def follow(self, number, synset):
+    def train_step(self, number, synset):
         """Train a network of the pool for one step on the current set; after its last step, replace it by a fresh one.
 
         The loss is the mean squared error on the set's labels, without dropout.
@@ -136,7 +136,7 @@ class FeatureRegression(nn.Module):
         learner, self.behind = self.pool[number], None
         videos, labels = self.show(synset).detach(), synset.scores().detach().to(self.clips.device)
         learner.optimizer.zero_grad()
-        rows = own(len(synset))
+        rows = rank_share(len(synset))
         for part in torch.arange(rows.start, rows.stop).split(max(1, self.at_once // 2)):
             with autocast(videos.device, self.precision):
                 logits = learner.net(videos[part]).to(videos.dtype)
@@ -185,7 +185,7 @@ class FeatureRegression(nn.Module):
         self.behind = state["behind"]
 
 
-def wide(tensor):
+def to_float64(tensor):
     """Return the tensor as float64 on the CPU.
 
     The regression is small and ill-conditioned, and this makes its result the same on every machine.
@@ -245,7 +245,7 @@ def add_matching_options(parser):
 
 
 def main(args):
-    options.spend(args, budget.pixels, "n_syn", "interpolation", "storage", "learn_label")
+    options.apply_byte_budget(args, budget.pixels, "n_syn", "interpolation", "storage", "learn_label")
     options.check(args, args.ipc)
     run = start_run(args, f"FRePo_ipc{args.ipc}_lr{args.lr_img:g}")
     seed_everything(args.seed)

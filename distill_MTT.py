@@ -21,9 +21,9 @@ from distill_utils.compute import DiskStack, KnownGradient, autocast, clips_at_o
 from distill_utils.coreset import add_start_options, choose
 from distill_utils.evaluate import evaluate
 from distill_utils.last_good import LastGood
-from distill_utils.processes import own, run_script, sum_over_ranks, world_size
+from distill_utils.processes import rank_share, run_script, sum_over_ranks, world_size
 from distill_utils.record import finish, record
-from distill_utils.run import differing, find_run, start_run
+from distill_utils.run import differing_settings, find_run, start_run
 from distill_utils.starts import initial_pixels
 from distill_utils.temporal import random_segment
 from distill_utils.trajectories import Experts, buffer_files
@@ -96,7 +96,7 @@ class TrajectoryMatching(nn.Module):
         learned = [parameter for parameter in synset.parameters() if parameter.requires_grad]
         gradients = [torch.zeros_like(parameter) for parameter in (*learned, self.step_size)]
         loss = torch.zeros_like(self.step_size)
-        for number in own(self.trajectories):
+        for number in rank_share(self.trajectories):
             loss += self.match(synset, learned, gradients, int(self.visits) + number, *plans[number])
         self.visits += self.trajectories
         gradients = [gradient.div_(self.trajectories) for gradient in gradients]
@@ -221,7 +221,7 @@ def prepare(args):
     if not args.buffer_path:
         args.buffer_path = find_run(args, "buffer", same, "buffer of experts",
                                     ["bash", "sh/baseline/buffer.sh", "GPU", args.dataset], "--buffer_path")
-    elif (args.buffer_path / "config.json").exists() and (other := differing(
+    elif (args.buffer_path / "config.json").exists() and (other := differing_settings(
             args, args.buffer_path, ("frames", "size", "n_real", "segments", "width", "validation", "dsa"))):
         raise ValueError(f"the experts in {args.buffer_path} were trained with a different {' and '.join(other)}: give "
                          "the same settings, or another --buffer_path")
@@ -304,7 +304,7 @@ def add_matching_options(parser):
 
 
 def main(args):
-    options.spend(args, budget.pixels, "n_syn", "interpolation", "storage")
+    options.apply_byte_budget(args, budget.pixels, "n_syn", "interpolation", "storage")
     options.check(args, args.ipc)
     files = prepare(args)
     run = start_run(args, f"MTT_ipc{args.ipc}_lr{args.lr_img:g}", *files)

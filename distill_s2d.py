@@ -64,7 +64,7 @@ def initial_memories(run, args, clips, spc, dpc):
 
 
 def main(args):
-    options.spend(args, budget.static_dynamic, "static_size", "dynamic_size", "dynamic_frames", "storage",
+    options.apply_byte_budget(args, budget.static_dynamic, "static_size", "dynamic_size", "dynamic_frames", "storage",
                   *(["learn_label"] if args.method == "FRePo" else []))
     spc, dpc = args.spc or 2 * args.ipc, args.dpc or 2 * args.ipc
     check_divides(args.ipc, spc=spc, dpc=dpc)

@@ -14,7 +14,7 @@ RESOLUTIONS = (1, 1 / 4, 1 / 2), (1 / 2, 1 / 4, 1 / 2), (1 / 4, 1 / 4, 1 / 2), (
 HALLUCINATOR = sum(4 * parameter.numel() for parameter in Hallucinator().parameters())
 
 
-def largest(budget, most, cost, flag, step=1, others=""):
+def largest_count(budget, most, cost, flag, step=1, others=""):
     """Return the largest multiple of `step` up to `most` with cost(count) bytes within the budget, and its cost.
 
     ValueError if none fits.
@@ -28,7 +28,7 @@ def largest(budget, most, cost, flag, step=1, others=""):
 
 def real_clips(budget, K, most, T, size):
     """Return the largest IPC of real clips of 8-bit pixels."""
-    ipc, total = largest(budget, most, lambda ipc: stored_bytes((K * ipc, T, 3, size, size), PIXELS), "ipc")
+    ipc, total = largest_count(budget, most, lambda ipc: stored_bytes((K * ipc, T, 3, size, size), PIXELS), "ipc")
     return {"ipc": ipc}, total
 
 
@@ -40,7 +40,7 @@ def pixels(budget, K, most, T, size, n_syn=None, interpolation="duplicate", stor
     n = n_syn or T
     matrix = 4 * T * n if interpolation == "parametric" else 0
     label = 2 * K if learn_label else 0
-    ipc, total = largest(budget, most, lambda ipc: (
+    ipc, total = largest_count(budget, most, lambda ipc: (
         stored_bytes((K * ipc, n, 3, size, size), storage) + K * ipc * label + matrix), "ipc")
     return {"ipc": ipc}, total
 
@@ -48,7 +48,8 @@ def pixels(budget, K, most, T, size, n_syn=None, interpolation="duplicate", stor
 def stills(budget, K, most, T, size, ipc=None, static_size=None, storage="fp32"):
     """Return the largest spc of still frames, a multiple of --ipc if that is given."""
     side = static_size or size
-    spc, total = largest(budget, most, lambda spc: stored_bytes((K, spc, 3, side, side), storage), "spc", step=ipc or 1)
+    spc, total = largest_count(budget, most, lambda spc: stored_bytes((K, spc, 3, side, side), storage), "spc",
+                               step=ipc or 1)
     return {"spc": spc}, total
 
 
@@ -70,6 +71,6 @@ def static_dynamic(budget, K, most, T, size, static_size=None, dynamic_size=None
         if cost(min(ENOUGH, most)) <= budget:
             break
     chosen = {"static_size": side, "dynamic_size": small, "dynamic_frames": frames}
-    ipc, total = largest(budget, most, cost, "ipc",
+    ipc, total = largest_count(budget, most, cost, "ipc",
                          others="".join(f" --{name} {value}" for name, value in chosen.items()))
     return {"ipc": ipc, "spc": ipc, "dpc": ipc, **chosen}, total

@@ -221,7 +221,7 @@ def check_positive(**flags):
             raise ValueError(f"--{name} {value} must be at least 1")
 
 
-def coin_flips(count):
+def draw_flips(count):
     """Draw for each of `count` clips whether it is mirrored, with probability 1/2."""
     return torch.rand(count) < 0.5
 

@@ -105,13 +105,13 @@ def feature_network(run, args, clips):
                      clips_at_once(clips.T, clips.size, clips.device, args.width), args.precision, bar, args.dsa)
     if not finite(net.state_dict().values()):
         raise ValueError("the feature network's weights are not finite: lower --feature_lr")
-    run.say(f"the feature network has {top1:.1f} % top1 on its training clips")
+    run.log_line(f"the feature network has {top1:.1f} % top1 on its training clips")
     save(net.state_dict(), path)
     return net
 
 
 def main(args):
-    options.spend(args, budget.real_clips)
+    options.apply_byte_budget(args, budget.real_clips)
     options.check(args, args.ipc)
     run = start_run(args, f"coreset_{args.method}_ipc{args.ipc}")
     seed_everything(args.seed)

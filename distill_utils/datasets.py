@@ -161,7 +161,7 @@ def read_videos(dataset, data_path=None, list_path=None, frames_path=None, valid
 @functools.lru_cache(maxsize=1)  # a script asks several times; a list of 240,000 videos takes one second
 def read_lists(dataset, lists, frames, written, validation):
     """Do the work of read_videos on these files; `written` (times, sizes) invalidates the cache when a file changes."""
-    videos = pd.concat([checked(dataset.reader(path), path) for path in lists], ignore_index=True)
+    videos = pd.concat([check_list(dataset.reader(path), path) for path in lists], ignore_index=True)
     class_names = check_together(videos, " and ".join(str(path) for path in lists))
     has_own = (videos.split == "validation").any()
     if has_own and validation not in (0, LIST):
@@ -211,7 +211,7 @@ def choose_groups(labels, groups, share, seed):
     return chosen
 
 
-def checked(videos, path):
+def check_list(videos, path):
     """Return one list's videos with clean folder and split names; ValueError for a row that breaks a rule."""
     def refuse(wrong, why):
         if wrong.any():
@@ -221,7 +221,7 @@ def checked(videos, path):
     if videos.empty:
         raise ValueError(f"{path} lists no videos")
     folders = videos.folder.tolist()
-    if not tidy(folders):
+    if not folders_are_clean(folders):
         refuse(videos.folder.str.contains(OUTSIDE, regex=True),
                "the folder name {folder!r} leaves the directory of the frames")
         folders = [posixpath.normpath(name) for name in folders]
@@ -236,7 +236,7 @@ def known_splits(splits):
     return splits if (splits == "test").any() else splits.replace("validation", "test")
 
 
-def tidy(folders):
+def folders_are_clean(folders):
     """Return whether no name has an empty, hidden, `.` or `..` part; in one pass, for lists of a million names."""
     text = "\n".join(["", *folders, ""])
     return not any(odd in text for odd in ("//", "/\n", "\n/", "\n\n", "/.", "\n.", "\0"))
@@ -268,16 +268,16 @@ def only_list(root):
     check_directory(root)
     paths = [path for path in sorted(root.glob("*.csv"))
              if is_visible(path.name) and set(LIST_COLUMNS) <= header(path)]
-    return only(paths, f"list (a csv with the columns {','.join(LIST_COLUMNS)})", root, "--list_path")
+    return single_path(paths, f"list (a csv with the columns {','.join(LIST_COLUMNS)})", root, "--list_path")
 
 
 def only_directory(root):
     check_directory(root)
     paths = [path for path in sorted(root.iterdir()) if path.is_dir() and is_visible(path.name)]
-    return only(paths, "directory of frame folders", root, "--frames_path")
+    return single_path(paths, "directory of frame folders", root, "--frames_path")
 
 
-def only(paths, what, root, flag):
+def single_path(paths, what, root, flag):
     if len(paths) != 1:
         found = ", ".join(path.name for path in paths) or "none"
         raise ValueError(f"{root} should hold one {what}, but holds {found}: choose one by {flag}")

@@ -16,12 +16,12 @@ import torch.nn.functional as F
 
 import networks
 from distill_utils.augment import NONE, augment_each
-from distill_utils.clips import coin_flips
+from distill_utils.clips import draw_flips
 from distill_utils.compute import autocast, clips_at_once
 from distill_utils.options import add_evaluation_options, check, evaluation_values, load_data, load_splits, positive, script_parser
-from distill_utils.processes import broadcast, gather, own, progress, rank, run_script, sentence
+from distill_utils.processes import broadcast, error_line, gather, progress, rank, rank_share, run_script
 from distill_utils.record import FIGURES, check_figure, finish, logged
-from distill_utils.run import DATA_PATHS, content_digest, digest, list_digest, read_config, start_run, tail
+from distill_utils.run import DATA_PATHS, content_digest, digest, file_fingerprint, list_digest, read_config, start_run
 from distill_utils.synset import load_set, regression_labels
 from distill_utils.temporal import random_segment
 from networks.convnet3d import LEAST_FRAMES
@@ -55,8 +55,8 @@ def evaluate(synset, test, *, network="ConvNet3D", num_eval=3, epochs=500, lr=0.
     start, at_once = time.perf_counter(), networks.clips_together(
         network, clips_at_once(test.T, test.size, test.device, width))
     frozen, scores = synset.frozen(), []
-    with progress(total=len(own(num_eval)) * epochs, desc="evaluating", unit="epoch", leave=False) as bar:
-        for number in own(num_eval):
+    with progress(total=len(rank_share(num_eval)) * epochs, desc="evaluating", unit="epoch", leave=False) as bar:
+        for number in rank_share(num_eval):
             with random_stream((seed * 1000 + 1 + number) % 2 ** 64):
                 net = networks.build(network, test.K, test.T, test.size, width, compile).to(test.device)
                 train_top1 = train(net, frozen, epochs, lr, batch_size, at_once, precision, bar, dsa, protocol)
@@ -166,7 +166,7 @@ class RealSet:
         return len(self.clips)
 
     def __call__(self, index):
-        clips = self.clips.draw(index, flip=coin_flips(len(index)))
+        clips = self.clips.draw(index, flip=draw_flips(len(index)))
         return (clips[:, random_segment(clips.shape[1], self.segments, LEAST_FRAMES)],
                 self.clips.labels[index].to(self.clips.device))
 
@@ -232,7 +232,7 @@ def across_networks(args):
                          "flags of its run")
     path, file = ((args.run / "networks.json", args.run / "distilled.pt") if args.run.is_dir()
                   else (args.run.with_suffix(".networks.json"), args.run))
-    clips = {"set": digest([tail(file)]), "list": list_digest(args), "content": content_digest(args),
+    clips = {"set": digest([file_fingerprint(file)]), "list": list_digest(args), "content": content_digest(args),
              "test_clips": args.test_clips, "stride": args.stride}
     rows = []
     for name in args.networks or [args.network]:
@@ -283,7 +283,7 @@ class RunSettings(argparse.Action):
                 if getattr(namespace, name) == parser.get_default(name) and settings.get(name) is not None:
                     setattr(namespace, name, taken(flags[name], settings[name]))
         except (ValueError, OSError, argparse.ArgumentTypeError) as error:
-            raise argparse.ArgumentError(None, f"{run / 'config.json'}: {sentence(error)}") from None
+            raise argparse.ArgumentError(None, f"{run / 'config.json'}: {error_line(error)}") from None
 
 
 def taken(flag, value):

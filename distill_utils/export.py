@@ -6,7 +6,7 @@ Every video of the set is written; for a static-dynamic set, every pair of memor
 <class>_<number>. npz and pt: one file with videos, labels and class_names, and soft_labels float32 (n, K) if the set's
 labels were learned. videos are uint8 (n, T, H, W, 3) in npz, and float32 (n, T, 3, H, W) in normalised pixels in pt.
 
-With --memories, one mp4 or gif shows each class's first video in a row: static memory, dynamic memory, the two together.
+With --memories, one mp4 or gif shows each class's first video in a row: static memory, dynamic memory, together.
 """
 import argparse
 import io

@@ -33,10 +33,10 @@ class LastGood:
             self.optimizer.step()
             if finite(self.learned):
                 return True
-        self.take_back(loss)
+        self.roll_back(loss)
         return False
 
-    def take_back(self, loss):
+    def roll_back(self, loss):
         self.in_a_row += 1
         if self.in_a_row >= self.patience:
             raise ValueError(f"{self.in_a_row} steps in a row were rolled back, the last loss is {loss.item()}: lower "

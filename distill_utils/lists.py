@@ -17,8 +17,8 @@ from distill_utils.datasets import (
     GROUP,
     LIST_COLUMNS,
     SPLITS,
+    check_list,
     check_together,
-    checked,
     choose_groups,
     known_splits,
     read_kinetics,
@@ -60,7 +60,7 @@ def ucf101(lists, name="ucf101_splits{}.csv", classes=None):
             # The training list also gives the class number.
             names = [re.fullmatch(r"(.+?)(\s+\d+)?", line)[1] for line in read_lines(path)]
             parts.append(table([(name, name.partition("/")[0], split) for name in names], path))
-        videos = together(parts, f"{path.parent}, split {number}")
+        videos = concat_checked(parts, f"{path.parent}, split {number}")
         unknown = videos.label[~videos.label.isin(known)]
         if len(unknown):
             raise ValueError(f"{path.parent}: classInd.txt does not name the class {unknown.iloc[0]!r} "
@@ -99,7 +99,7 @@ def hmdb51(lists, all_train=False):
                     rows.append((video.rstrip(), path.name.removesuffix(f"_test_split{number}.txt"), splits[use]))
             parts.append(table(rows, path))
         if parts:
-            ours[name] = together(parts, f"{lists}, split {number}")
+            ours[name] = concat_checked(parts, f"{lists}, split {number}")
     return ours
 
 
@@ -107,11 +107,11 @@ def kinetics(lists):
     ours = {}
     for name, names in (("train.csv", ("train.csv",)), ("validate.csv", ("validate.csv", "val.csv"))):
         path = find(lists, *names)
-        videos, official = checked(read_kinetics(path), path), read_table(path, KINETICS_COLUMNS)
+        videos, official = check_list(read_kinetics(path), path), read_table(path, KINETICS_COLUMNS)
         ours[name] = videos.assign(video=[os.path.basename(folder) for folder in videos.folder],
                                    official_split=official.split,
                                    **{column: official[column] for column in KINETICS_COLUMNS[1:4]})
-    together(ours.values(), str(path.parent))
+    concat_checked(ours.values(), str(path.parent))
     return ours
 
 
@@ -134,18 +134,18 @@ def ssv2(lists):
         unknown = videos.label[~videos.label.isin(list(classes))]
         if len(unknown):
             raise ValueError(f"{path} has the class {unknown.iloc[0]!r}, which the labels beside it do not name")
-        ours[name] = checked(videos.assign(split=split, video=videos.folder), path)
-    together(ours.values(), str(path.parent))
+        ours[name] = check_list(videos.assign(split=split, video=videos.folder), path)
+    concat_checked(ours.values(), str(path.parent))
     return ours
 
 
 def table(rows, path):
     """Return checked videos from rows of (name in the official list, label, split)."""
-    videos = checked(pd.DataFrame(rows, columns=["folder", "label", "split"]), path)
+    videos = check_list(pd.DataFrame(rows, columns=["folder", "label", "split"]), path)
     return videos.assign(video=videos.folder, folder=[pathlib.PurePosixPath(name).stem for name in videos.folder])
 
 
-def together(parts, where):
+def concat_checked(parts, where):
     videos = pd.concat(parts, ignore_index=True)
     check_together(videos, where)
     return videos

@@ -9,7 +9,7 @@ from distill_utils.augment import GROUPS, NONE, groups_of
 from distill_utils.clips import load_clips
 from distill_utils.compute import PRECISIONS, set_precision
 from distill_utils.datasets import DATASETS, LIST, read_videos
-from distill_utils.processes import broadcast, first_goes_ahead
+from distill_utils.processes import broadcast, rank_zero_first
 from distill_utils.storage import FORMATS
 from networks import INTERPOLATIONS, NETWORKS, WIDTH, build
 from utils import ROOT, find_device
@@ -283,7 +283,7 @@ def clips_per_class(args):
         args.train_clips if DATASETS[args.dataset].rule == "stride" else 1)
 
 
-def spend(args, rule, *flags):
+def apply_byte_budget(args, rule, *flags):
     """Replace the flags that --bytes decides by the values of `rule`, a function of distill_utils/budget.py.
 
     flags: names of the flags that the rule takes into account.
@@ -314,7 +314,7 @@ def check_compact(args, T, size):
 def load_data(args, split, **other):
     """Return the Clips of a split, as the flags describe them; `other` overrides flags (T=1 in static learning)."""
     values = dict(pack=args.pack, pack_path=args.pack_path, device=args.device, workers=args.workers)
-    with first_goes_ahead():
+    with rank_zero_first():
         return load_clips(args.dataset, split=split, **(values | selection_values(args) | other))
 
 

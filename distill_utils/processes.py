@@ -24,7 +24,7 @@ from utils import TEXT, find_device, save_json
 PEER_ENDED = 3  # exit code of a process that ended because of another one, as far as it knows
 
 
-class PeerEnded(Exception):
+class PeerError(Exception):
     """Communication between ranks failed, usually because another process ended."""
 
 
@@ -43,20 +43,20 @@ def process_group(device):
         yield
         return
     device = find_device(device)
-    threading.Thread(target=end_with, args=(os.getppid(),), daemon=True).start()
+    threading.Thread(target=exit_with_parent, args=(os.getppid(),), daemon=True).start()
     # A rank may wait for days, for example for the experts of another. On one machine torchrun, not this timeout, ends
     # all processes when one ends.
     limit = datetime.timedelta(days=30) if os.environ["GROUP_WORLD_SIZE"] == "1" else datetime.timedelta(hours=12)
-    with waiting_for_others():
+    with convert_peer_errors():
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=limit)
     yield
     if device.type == "cpu":
         # Until PyTorch 2.8 gloo's shutdown may deadlock: it holds Python's lock, for which its threads wait.
-        end_at_once(0)
+        exit_now(0)
     dist.destroy_process_group()  # not after an error: it would wait for the other ranks
 
 
-def end_with(parent):
+def exit_with_parent(parent):
     """End this process when the torchrun process is gone, even if that was killed."""
     while os.getppid() == parent:
         time.sleep(0.5)
@@ -64,7 +64,7 @@ def end_with(parent):
 
 
 @contextlib.contextmanager
-def only_the_first_speaks():
+def silence_other_ranks():
     """Silence all ranks but 0."""
     if os.environ.get("RANK", "0") == "0" or not dist.is_torchelastic_launched():
         yield
@@ -74,16 +74,16 @@ def only_the_first_speaks():
             yield
 
 
-def leave(code, text):
+def exit_with_message(code, text):
     """End the process with a last message: on stderr, or to torchrun, which reports the first process that failed."""
     if not dist.is_torchelastic_launched():
         print(text, file=sys.stderr)
         sys.exit(code)
     save_json({"message": text, "timestamp": int(time.time())}, os.environ["TORCHELASTIC_ERROR_FILE"])
-    end_at_once(code)
+    exit_now(code)
 
 
-def end_at_once(code):
+def exit_now(code):
     """Exit without Python's cleanup, which would wait for the threads of the process group."""
     sys.stdout.flush()
     sys.stderr.flush()
@@ -91,14 +91,14 @@ def end_at_once(code):
 
 
 @contextlib.contextmanager
-def waiting_for_others():
+def convert_peer_errors():
     try:
         yield
     except RuntimeError as error:
-        raise PeerEnded(str(error)) from error
+        raise PeerError(str(error)) from error
 
 
-def own(count):
+def rank_share(count):
     """Return this rank's range of `count` pieces of work; rank 0, which reports, has as many as any other rank."""
     start, stop = (-(-count * number // world_size()) for number in (rank(), rank() + 1))
     return range(start, stop)
@@ -109,7 +109,7 @@ def gather(mine):
     everyone = [mine]
     if world_size() > 1:
         everyone = [None] * world_size()
-        with waiting_for_others():
+        with convert_peer_errors():
             dist.all_gather_object(everyone, mine)
     return [result for results in everyone for result in results]
 
@@ -120,7 +120,7 @@ def broadcast(value):
         return value
     outline = [tree_map(lambda leaf: leaf.to("meta") if isinstance(leaf, torch.Tensor) else leaf, value)
                if rank() == 0 else None]
-    with waiting_for_others():
+    with convert_peer_errors():
         dist.broadcast_object_list(outline)
     values, device = iter(tree_leaves(value)), "cuda" if dist.get_backend() == "nccl" else "cpu"
 
@@ -130,14 +130,14 @@ def broadcast(value):
             return leaf
         tensor = (sent.to(device).contiguous() if rank() == 0
                   else torch.empty(leaf.shape, dtype=leaf.dtype, device=device))
-        with waiting_for_others():
+        with convert_peer_errors():
             dist.broadcast(tensor, 0)
         return sent if rank() == 0 else tensor.cpu()
     return tree_map(received, outline[0])
 
 
 @contextlib.contextmanager
-def first_goes_ahead():
+def rank_zero_first():
     """Run the block on rank 0 before the other ranks, so that they find what it made."""
     if rank() > 0:
         broadcast(None)
@@ -149,7 +149,7 @@ def first_goes_ahead():
 def sum_over_ranks(tensor):
     """Sum a tensor over all ranks in place, and return it."""
     if world_size() > 1:
-        with waiting_for_others():
+        with convert_peer_errors():
             dist.all_reduce(tensor)
     return tensor
 
@@ -178,52 +178,53 @@ def run_script(main, parser, arguments=None):
 
     Report user errors (ValueError, OSError) as one line and exit with code 2; TRACEBACK=1 shows the traceback.
     """
-    speak_plainly()
+    set_ascii_fallback()
     limit_threads()
     args = parsed(parser, arguments)
     try:
-        with process_group(getattr(args, "device", "cpu")), only_the_first_speaks():
+        with process_group(getattr(args, "device", "cpu")), silence_other_ranks():
             main(args)
     except (ValueError, OSError, torch.OutOfMemoryError) as error:
         if os.environ.get("TRACEBACK"):
             raise
-        leave(2, f"{parser.prog}: error: {sentence(error)}")
+        exit_with_message(2, f"{parser.prog}: error: {error_line(error)}")
     except (MemoryError, RuntimeError) as error:
-        if os.environ.get("TRACEBACK") or not (refused := refused_memory(error)):
+        if os.environ.get("TRACEBACK") or not (refused := missing_memory(error)):
             raise
-        leave(2, f"{parser.prog}: error: out of memory: {refused}")
-    except PeerEnded as error:
+        exit_with_message(2, f"{parser.prog}: error: out of memory: {refused}")
+    except PeerError as error:
         if os.environ.get("TRACEBACK"):
             raise
-        leave(PEER_ENDED, f"{parser.prog}: error: communication with the other processes failed: {sentence(error)}")
+        exit_with_message(PEER_ENDED, f"{parser.prog}: error: communication with the other processes failed: "
+                          f"{error_line(error)}")
     except KeyboardInterrupt:
-        leave(130, f"{parser.prog}: stopped: run the same command to resume from the last checkpoint")
+        exit_with_message(130, f"{parser.prog}: stopped: run the same command to resume from the last checkpoint")
 
 
 def parsed(parser, arguments):
     said = io.StringIO()
     try:
-        with only_the_first_speaks(), contextlib.redirect_stderr(said):
+        with silence_other_ranks(), contextlib.redirect_stderr(said):
             return parser.parse_args(arguments)
     except SystemExit:
         if said.getvalue():
-            leave(2, said.getvalue().rstrip())
+            exit_with_message(2, said.getvalue().rstrip())
         raise
 
 
-def refused_memory(error):
+def missing_memory(error):
     """Return how much memory was refused if the error says so, else None; PyTorch has no such error class on CPUs."""
     words = re.search(r"(unable|tried) to allocate [\d.,]+ ?\w+|Storage size calculation overflowed.*",
-                      sentence(error), re.IGNORECASE)
+                      error_line(error), re.IGNORECASE)
     if words or isinstance(error, MemoryError):
-        return words[0] if words else sentence(error) or "the missing amount is unknown"
+        return words[0] if words else error_line(error) or "the missing amount is unknown"
 
 
 PLAIN = str.maketrans({"±": "+-", "×": "x", "·": "*", "−": "-", "…": "...", "²": "^2", "‖": "|", "α": "alpha",
                        "θ": "theta", "∇": "grad ", "Σ": "sum", "∂": "d"})
 
 
-def speak_plainly():
+def set_ascii_fallback():
     """Spell out characters that the terminal cannot encode (PYTHONIOENCODING, the C locale), instead of failing."""
     codecs.register_error("plain", lambda error: (
         error.object[error.start:error.end].translate(PLAIN).encode("ascii", "backslashreplace").decode(), error.end))
@@ -232,7 +233,7 @@ def speak_plainly():
             screen.reconfigure(errors="plain")
 
 
-def sentence(error):
+def error_line(error):
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
         return f"no space left on the disk for {error.filename or 'temporary files: set TMPDIR'}"
     if isinstance(error, OSError) and error.strerror and error.filename:

@@ -21,10 +21,10 @@ def record(run, synset, seen, result, matching=None):
     best = run.keep_best(result[headline], std=result[f"{headline}_std"])
     run.evaluated = run.iteration
     run.log(split=seen.split, loss=run.loss, **learned, refused=run.refused, **logged(result))
-    run.say(f"iteration {run.iteration}: {on(seen)}{summary(result, headline)}; "
-            f"best on {seen.split} {best['value']:.1f} at iteration {best['iteration']}")
+    run.log_line(f"iteration {run.iteration}: {on(seen)}{summary(result, headline)}; "
+                 f"best on {seen.split} {best['value']:.1f} at iteration {best['iteration']}")
     if matching and (warning := matching.warning(result)):
-        run.say(warning)
+        run.log_line(warning)
     if rank() == 0:
         content = {"kind": type(synset).__name__, **synset.content(), "ipc": synset.N, "class_names": seen.class_names,
                    "dataset": seen.dataset, "frames": seen.T, "size": seen.size, "storage": synset.storage,
@@ -63,7 +63,7 @@ def finish(run, synset, seen, test, **values):
     `evaluate`: on the current set, and on the best set on validation. Without test Clips there is no result.
     """
     if test is None:
-        return run.say(f"not tested: run the same command without --no_test for the result; {run.folder}")
+        return run.log_line(f"not tested: run the same command without --no_test for the result; {run.folder}")
     headline, path = DATASETS[test.dataset].headline, run.folder / "result.json"
     result = broadcast(read_result(path) if rank() == 0 and path.exists() else None)
     if result is None:
@@ -72,19 +72,19 @@ def finish(run, synset, seen, test, **values):
         result |= {"start": run.start, "class_names": test.class_names,
                    "peak_memory": max(gather([peak_memory(test.device)]))}  # largest of all ranks
         run.finish(**result)
-    run.say(f"result: {summary(result, headline)}; {run.seconds / max(run.steps, 1):.3f} s per iteration, "
-            f"peak memory {result['peak_memory'] / 2 ** 30:.2f} GB; {run.folder}")
+    run.log_line(f"result: {summary(result, headline)}; {run.seconds / max(run.steps, 1):.3f} s per iteration, "
+                 f"peak memory {result['peak_memory'] / 2 ** 30:.2f} GB; {run.folder}")
     if "best_on_validation" in result:
         best = result["best_on_validation"]
-        run.say(f"best on validation, at iteration {best['iteration']} ({best['value']:.1f} ± {best['std']:.1f} %): "
-                f"{summary(best['test'], headline)}")
+        run.log_line(f"best on validation, at iteration {best['iteration']} ({best['value']:.1f} ± {best['std']:.1f} %): "
+                     f"{summary(best['test'], headline)}")
     last = run.result[headline] if run.result else None
     if run.start is not None and last is not None and last < run.start:
-        run.say(f"accuracy on {seen.split} fell during learning, from {run.start:.1f} % at the start to {last:.1f} % "
-                "at the end: lower the learning rates, or use fewer steps")
+        run.log_line(f"accuracy on {seen.split} fell during learning, from {run.start:.1f} % at the start to {last:.1f} % "
+                     "at the end: lower the learning rates, or use fewer steps")
     if run.refused:
-        run.say(f"{run.refused} of {run.steps} steps were rolled back because the loss after them was not finite: "
-                "lower the learning rates")
+        run.log_line(f"{run.refused} of {run.steps} steps were rolled back because the loss after them was not finite: "
+                     "lower the learning rates")
 
 
 def tested(run, synset, test, **values):

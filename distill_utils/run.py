@@ -70,7 +70,7 @@ class Run:
             self.write_config(settings, chosen)
             self.start_wandb(wandb_mode, settings, f"{name}_{self.id}")
         processes = f", {world_size()} processes" if world_size() > 1 else ""
-        self.say(f"run folder: {self.folder}{processes}")
+        self.log_line(f"run folder: {self.folder}{processes}")
 
     def claim_folder(self):
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -105,7 +105,7 @@ class Run:
             raise ValueError(
                 f"--wandb {mode} does not work here: give --wandb offline or disabled ({error})") from error
 
-    def say(self, text):
+    def log_line(self, text):
         if rank() > 0:
             return
         tqdm.write(text)
@@ -147,7 +147,7 @@ class Run:
             raise ValueError(f"{path} is damaged: delete its folder to start again ({error})") from error
         with open(self.metrics, "ab") as file:
             file.truncate(metrics_bytes)  # lines after the checkpoint will be computed and logged again
-        self.say(f"resumed at iteration {self.iteration}")
+        self.log_line(f"resumed at iteration {self.iteration}")
 
     def state(self):
         """Return all that the rest of the run depends on: learned parameters, random state, counters."""
@@ -300,7 +300,7 @@ def start_run(args, name, *files):
     """Return the Run in <save_path>/<data set>/<name>_<hash of the settings, the list, the frames and `files`>."""
     settings = {key: as_setting(value) for key, value in vars(args).items()}
     settings |= {"list_digest": list_digest(args), "content_digest": content_digest(args),
-                 "digest": digest(map(tail, files))}
+                 "digest": digest(map(file_fingerprint, files))}
     return Run(settings, args.save_path / dataset_label(args), name, WITHOUT_EFFECT, args.wandb,
                args.checkpoint_seconds)
 
@@ -329,7 +329,7 @@ def content_digest(args):
                     for split in ("train", "test") if split in splits)
 
 
-def tail(path, size=2 ** 20):
+def file_fingerprint(path, size=2 ** 20):
     """Return bytes that identify a large file quickly: its size and last MB, where torch.save puts the checksums."""
     with open(path, "rb") as file:
         file.seek(max(0, os.stat(path).st_size - size))
@@ -352,7 +352,7 @@ def find_run(args, name, same, wanted, launcher, flag):
     labels = (glob.escape(folder.name), *(["custom-*"] if args.dataset == "custom" else []))  # it may have been renamed
     for place, label in itertools.product(places, labels):
         found = [path.parent for path in sorted(place.glob(f"{label}/{name}_*/result.json"))
-                 if not differing(args, path.parent, same, content)]
+                 if not differing_settings(args, path.parent, same, content)]
         if found:
             break
     if not found:
@@ -366,7 +366,7 @@ def find_run(args, name, same, wanted, launcher, flag):
     return found[0]
 
 
-def differing(args, folder, same, content=None):
+def differing_settings(args, folder, same, content=None):
     """Return which of the settings `same`, "list" and, if given, "content" differ from those of the run in `folder`.
 
     None stands for the data set's default. Data paths count only if the run is of an older version without a content

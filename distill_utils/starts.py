@@ -61,7 +61,7 @@ def initial_static(clips, spc, init, size=None):
     if init == "noise":
         side = size or clips.size
         return torch.randn(clips.K, spc, 3, side, side).to(clips.device)
-    return shrink(initial_videos(clips, spc, init), size=size).squeeze(1).unflatten(0, (clips.K, spc))
+    return downsample(initial_videos(clips, spc, init), size=size).squeeze(1).unflatten(0, (clips.K, spc))
 
 
 def real_memories(clips, chosen, ipc, spc, dpc, frame="mean", static_size=None, frames=None, size=None):
@@ -72,11 +72,11 @@ def real_memories(clips, chosen, ipc, spc, dpc, frame="mean", static_size=None, 
     """
     videos = clips.draw(chosen).unflatten(0, (clips.K, ipc, -1))                    # (K, N, group, T, 3, H, W)
     still = videos.mean(3) if frame == "mean" else videos[:, :, :, clips.T // 2]
-    still = shrink(still[:, :, :spc // ipc], size=static_size)                      # (K, N, spc/N, 3, h, h)
+    still = downsample(still[:, :, :spc // ipc], size=static_size)                      # (K, N, spc/N, 3, h, h)
     members = torch.arange(dpc // ipc)
     shown = enlargement(still, clips.size).to(still.device)(still)[:, :, members % (spc // ipc)]
     residual = (videos[:, :, members] - shown.unsqueeze(3)).mean(4, keepdim=True)   # (K, N, dpc/N, T, 1, H, W)
-    return still.flatten(1, 2), shrink(residual.flatten(1, 2), frames, size)
+    return still.flatten(1, 2), downsample(residual.flatten(1, 2), frames, size)
 
 
 def initial_dynamic(clips, static, ipc, dpc, init, frames=None, size=None, chosen=None):
@@ -101,7 +101,7 @@ def initial_dynamic(clips, static, ipc, dpc, init, frames=None, size=None, chose
         return torch.randn(K, dpc, frames or clips.T, 1, side, side).to(clips.device)
     if init == "motion":
         videos = clips.draw(random_numbers(clips, dpc) if chosen is None else chosen)
-        return shrink((videos - videos.mean(1, keepdim=True)).mean(2, keepdim=True).unflatten(0, (K, dpc)),
+        return downsample((videos - videos.mean(1, keepdim=True)).mean(2, keepdim=True).unflatten(0, (K, dpc)),
                       frames, size)
     if clips.counts().min() < dpc:
         raise ValueError(f"class {clips.class_names[clips.counts().argmin()]} has fewer training clips than --dpc "
@@ -117,10 +117,10 @@ def initial_dynamic(clips, static, ipc, dpc, init, frames=None, size=None, chose
             taken.append(nearest)
             residual = clips.draw(index[[nearest]])[0] - static[label, partner]
             dynamic.append(residual.mean(1, keepdim=True))                          # (T, 1, H, W)
-    return shrink(torch.stack(dynamic).unflatten(0, (K, dpc)), frames, size)
+    return downsample(torch.stack(dynamic).unflatten(0, (K, dpc)), frames, size)
 
 
-def shrink(videos, frames=None, size=None):
+def downsample(videos, frames=None, size=None):
     """Return videos (..., T, C, H, W), averaged to `frames` frames of `size` pixels (None: unchanged)."""
     *_, T, C, H, W = videos.shape
     frames, size = frames or T, size or H

@@ -16,7 +16,7 @@ from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
 from distill_utils.machine import cores
-from distill_utils.processes import PEER_ENDED, speak_plainly
+from distill_utils.processes import PEER_ENDED, set_ascii_fallback
 
 HERE = ("--nnodes", "1", "--rdzv_backend", "c10d", "--rdzv_endpoint", "127.0.0.1:0", "--rdzv_id", "here",
         "--local_addr", "127.0.0.1")
@@ -41,7 +41,7 @@ def account(failures):
 
 
 def main(arguments):
-    speak_plainly()
+    set_ascii_fallback()
     if not os.environ.get("TRACEBACK"):
         logging.disable(logging.ERROR)
     try:

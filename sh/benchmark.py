@@ -25,7 +25,7 @@ import distill_DM
 import distill_MTT
 import networks
 from distill_utils import options
-from distill_utils.clips import coin_flips, select
+from distill_utils.clips import draw_flips, select
 from distill_utils.compute import PRECISIONS, clips_at_once, set_precision
 from distill_utils.datasets import read_lists
 from distill_utils.evaluate import evaluate
@@ -109,7 +109,7 @@ class Workload:
 
     def loading(self, precision):
         index = self.train.class_batch(self.args.batch_real)
-        return lambda: [self.train.draw(part, flip=coin_flips(len(part))) for part in index.split(self.at_once)]
+        return lambda: [self.train.draw(part, flip=draw_flips(len(part))) for part in index.split(self.at_once)]
 
     def dm(self, precision):
         return self.step(distill_DM.make_matching(

@@ -21,7 +21,7 @@ from distill_utils import augment as augmentation
 from distill_utils.augment import GROUPS, augment, augment_each, draw_each, draw_siamese, groups_of
 from distill_utils.evaluate import RealSet, evaluate, train_epoch
 from distill_utils.pool import pool_path
-from distill_utils.run import differing
+from distill_utils.run import differing_settings
 from distill_utils.synset import PixelSet, StaticDynamicSet, StillSet
 from networks import Hallucinator
 from utils import load, random_stream, stream_seed
@@ -636,9 +636,9 @@ def test_older_runs_had_no_augmentation(command, whole):
     older.mkdir()
     (older / "config.json").write_text(json.dumps(config))
     args.data_path = command.folder / "data"
-    assert differing(args, older, ("dsa",)) == []
+    assert differing_settings(args, older, ("dsa",)) == []
     args.dsa = "crop"
-    assert differing(args, older, ("dsa",)) == ["dsa"]
+    assert differing_settings(args, older, ("dsa",)) == ["dsa"]
 
 
 def test_a_selections_features_are_of_a_network_of_the_strategy(command, tmp_path):

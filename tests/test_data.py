@@ -14,8 +14,8 @@ from conftest import write_frames
 from PIL import Image, ImageOps
 
 from distill_utils import clips as clips_module
-from distill_utils.clips import coin_flips, denormalize, load_clips, normalize, read_frame
-from distill_utils.datasets import DATASETS, clip_frames, clip_positions, read_videos, tidy
+from distill_utils.clips import denormalize, draw_flips, load_clips, normalize, read_frame
+from distill_utils.datasets import DATASETS, clip_frames, clip_positions, folders_are_clean, read_videos
 from distill_utils.frames import content_digest, find_folders, frame_names
 from utils import ROOT
 
@@ -401,7 +401,7 @@ def test_folder_names_with_slashes(tmp_path):
 def test_odd_names_are_seen_among_many(name):
     """Only where none is odd are the names taken as they stand."""
     names = ["v_a_1", "train/-_x_000001_000011", "a.b c", "..".join("ab")]
-    assert tidy(names) and not any(tidy(names[:place] + [name] + names[place:]) for place in range(5))
+    assert folders_are_clean(names) and not any(folders_are_clean(names[:place] + [name] + names[place:]) for place in range(5))
 
 
 @pytest.mark.parametrize("text, message", (
@@ -808,7 +808,7 @@ def test_draw_flips_only_when_asked(load):
     state = torch.get_rng_state()
     assert torch.equal(clips.draw(index), plain) and torch.equal(torch.get_rng_state(), state)
     torch.manual_seed(0)
-    drawn = clips.draw(index, flip=coin_flips(len(index)))
+    drawn = clips.draw(index, flip=draw_flips(len(index)))
     torch.manual_seed(0)
     flipped = torch.rand(len(index)) < 0.5
     assert torch.equal(drawn[flipped], plain[flipped].flip(-1)) and torch.equal(drawn[~flipped], plain[~flipped])

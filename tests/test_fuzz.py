@@ -27,7 +27,7 @@ import distill_s2d
 import networks
 from distill_utils import coreset, evaluate, export, prepare, processes, report, table
 from distill_utils.datasets import DATASETS, read_videos
-from distill_utils.run import differing
+from distill_utils.run import differing_settings
 from distill_utils.synset import PixelSet, StaticDynamicSet, StillSet, load_static
 from distill_utils.trajectories import Experts, buffer_files
 from networks import Hallucinator
@@ -137,7 +137,7 @@ def runs(whole, command, tmp_path):
         return answer(lambda args: None, files / "data" / folder.name, parser=evaluate.parser())
     readers = [(".json", script_reader(table, "{files}", "--csv", "{out}/all.csv")), (".json", script_reader(table, "{files}", "--over_seeds")),
                ("", script_reader(report, "{files}", "--out", "{out}")), (f"{folder.name}/config.json", settings),
-               ("config.json", function_reader(lambda files: [differing(args, path.parent, flags, "x") for path in files.rglob("config.json")]))]
+               ("config.json", function_reader(lambda files: [differing_settings(args, path.parent, flags, "x") for path in files.rglob("config.json")]))]
     return files, readers
 
 

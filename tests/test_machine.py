@@ -247,7 +247,7 @@ def c_locale():
 
 def test_files_are_utf8_whatever_the_locale(c_locale, tmp_path):
     run = Run({"name": "é ± 日本"}, tmp_path, "run")
-    run.say("± 日本 \udcff")
+    run.log_line("± 日本 \udcff")
     with utils.atomic_write(tmp_path / "page", "w") as file:
         file.write("± \udcff")
     run.lock.close()
@@ -317,7 +317,7 @@ def test_a_process_ends_with_its_parent_on_any_system(monkeypatch):
     monkeypatch.setattr(os, "getppid", lambda: next(parents))
     monkeypatch.setattr(time, "sleep", lambda seconds: None)
     monkeypatch.setattr(os, "_exit", ended.append)
-    thread = threading.Thread(target=processes.end_with, args=(7,))
+    thread = threading.Thread(target=processes.exit_with_parent, args=(7,))
     thread.start()
     thread.join()
     assert ended == [processes.PEER_ENDED]

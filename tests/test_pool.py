@@ -12,7 +12,7 @@ import distill_DM
 from distill_DM import DistributionMatching
 from distill_utils import pool as pool_module
 from distill_utils import processes
-from distill_utils.clips import coin_flips, load_clips
+from distill_utils.clips import draw_flips, load_clips
 from distill_utils.pool import Pool, pool_path
 from distill_utils.synset import PixelSet
 from utils import random_stream, stream_seed
@@ -49,7 +49,7 @@ def test_means_are_those_of_all_clips_in_networks_of_their_number(clips, nets, a
     for number in range(3):
         net, frames, _ = matching.pool_network(number)
         with random_stream(stream_seed("pool clips", number)):
-            flips = coin_flips(len(clips))
+            flips = draw_flips(len(clips))
         assert 0 < flips.sum() < len(flips) and frames == slice(None)
         assert close(matching.pool.means(number), plain_means(clips, net, flips))
         found.append(matching.pool.means(number))
@@ -171,7 +171,7 @@ def test_a_full_disk_is_named_and_leaves_whole_means(tmp_path, monkeypatch):
     monkeypatch.setattr(pool_module.os, "fsync", full)
     with pytest.raises(OSError) as caught:
         Pool(tmp_path / "pool.f32", 2, (2, 4), lambda number: torch.zeros(2, 4))
-    assert processes.sentence(caught.value) == f"no space left on the disk for {tmp_path / 'pool.f32'}"
+    assert processes.error_line(caught.value) == f"no space left on the disk for {tmp_path / 'pool.f32'}"
     monkeypatch.undo()
     monkeypatch.setattr(pool_module, "check_space", lambda folder, size, what, remedy: pytest.fail(f"{size} bytes"))
     with pytest.raises(BaseException, match="160 bytes"):

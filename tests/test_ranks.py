@@ -13,7 +13,7 @@ import ranks
 import torch
 from conftest import HANG
 
-from distill_utils.processes import own
+from distill_utils.processes import rank_share
 from utils import ROOT
 
 PYTHON = [sys.executable, "-m"]
@@ -278,6 +278,6 @@ def test_shares_are_whole_and_the_first_has_the_most(monkeypatch):
             shares = []
             for number in range(size):
                 monkeypatch.setattr("distill_utils.processes.rank", lambda number=number: number)
-                shares.append(own(count))
+                shares.append(rank_share(count))
             assert [number for share in shares for number in share] == list(range(count))
             assert len(shares[0]) == max(map(len, shares)) <= min(map(len, shares)) + 1

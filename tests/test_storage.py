@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from fakes import random_clips
 
 from distill_utils.clips import normalize
-from distill_utils.starts import initial_dynamic, initial_pixels, initial_static, random_numbers, real_memories, shrink
+from distill_utils.starts import downsample, initial_dynamic, initial_pixels, initial_static, random_numbers, real_memories
 from distill_utils.storage import BITS, FORMATS, PIXELS, as_stored, decode, encode, pack_pairs, stored_bytes, unpack_pairs
 from distill_utils.synset import KINDS, OLDER, PixelSet, StaticDynamicSet, StillSet, load_set, load_static
 from networks import Enlargement, Hallucinator, Interpolation
@@ -202,10 +202,10 @@ def test_frames_are_not_enlarged_to_less(h, H):
 
 def test_shrinking_averages_what_a_value_stands_for():
     videos = frames(2, 3, 8, 1, 6, 6)
-    small = shrink(videos, 4, 3)
+    small = downsample(videos, 4, 3)
     assert small.shape == (2, 3, 4, 1, 3, 3)
     assert torch.allclose(small[1, 2, 3, 0, 0, 2], videos[1, 2, 6:8, 0, 0:2, 4:6].mean(), atol=1e-6)
-    assert shrink(videos) is videos and torch.allclose(shrink(videos, 1, 1).flatten(), videos.mean((2, 3, 4, 5)).flatten(), atol=1e-6)
+    assert downsample(videos) is videos and torch.allclose(downsample(videos, 1, 1).flatten(), videos.mean((2, 3, 4, 5)).flatten(), atol=1e-6)
 
 
 def test_a_compact_set_is_its_stretched_memories_through_the_hallucinator():
@@ -242,7 +242,7 @@ def test_compact_starts_have_the_shapes_that_are_stored():
     for init in ("noise", "motion", "residual"):
         assert initial_dynamic(clips, static, 2, 2, init, 2, 3).shape == (K, 2, 2, 1, 3, 3)
     full = initial_dynamic(clips, static, 2, 2, "residual")
-    assert torch.allclose(shrink(full, 2, 4), initial_dynamic(clips, static, 2, 2, "residual", 2, 4), atol=1e-6)
+    assert torch.allclose(downsample(full, 2, 4), initial_dynamic(clips, static, 2, 2, "residual", 2, 4), atol=1e-6)
     for init in ("real", "mean", "noise"):
         assert initial_static(training_clips(T=1), 2, init, 3).shape == (K, 2, 3, 3, 3)
 

@@ -24,7 +24,7 @@ from test_trajectories import assert_same_gradients, matching_of
 import distill_DM
 import networks
 from distill_utils import coreset, dynamics, evaluate, export, pictures, report, table
-from distill_utils.clips import coin_flips, denormalize
+from distill_utils.clips import denormalize, draw_flips
 from distill_utils.processes import run_script
 from distill_utils.starts import initial_pixels
 from distill_utils.synset import PixelSet, StaticDynamicSet, StillSet, load, load_set
@@ -128,7 +128,7 @@ def test_dm_of_the_study_is_the_plain_formula(monkeypatch, segments, n_real, kin
     frames = random_segment(8, segments, 4)
     net, plain = nets[0], 0
     index = clips.class_batch(64)
-    real = clips.draw(index, flip=coin_flips(len(index)))[:, repeated_frames(8, n_real or 8)][:, frames]
+    real = clips.draw(index, flip=draw_flips(len(index)))[:, repeated_frames(8, n_real or 8)][:, frames]
     videos = synset(torch.arange(K))[0][:, frames]
     for label in range(K):
         plain = plain + (net.embed(real[clips.labels[index] == label]).mean(0) - net.embed(videos[label][None])[0]).square().sum()

@@ -634,7 +634,7 @@ def train_experts(tiny, tmp_path, monkeypatch, capfd):
 
 
 def test_an_expert_retrained_from_a_snapshot_by_a_plain_epoch_reaches_the_next(train_experts, tiny, tmp_path):
-    from distill_utils.clips import coin_flips, load_clips
+    from distill_utils.clips import draw_flips, load_clips
     folder, _ = train_experts("--precision", "fp32")
     clips = load_clips("custom", split="train", data_path=tiny, T=8, size=43, pack_path=tmp_path / "packs")
     net = networks.ConvNet3D(2, 8, 43, width=32)
@@ -647,7 +647,7 @@ def test_an_expert_retrained_from_a_snapshot_by_a_plain_epoch_reaches_the_next(t
                     parameter.copy_(tensor)
             with random_stream(stream_seed("expert", 0, expert, epoch)):
                 for batch in torch.randperm(7).split(3):
-                    videos = clips.draw(batch, flip=coin_flips(len(batch)))
+                    videos = clips.draw(batch, flip=draw_flips(len(batch)))
                     found = torch.autograd.grad(F.cross_entropy(net(videos), clips.labels[batch]), list(net.parameters()))
                     with torch.no_grad():
                         for parameter, gradient in zip(net.parameters(), found):
