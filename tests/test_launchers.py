@@ -562,7 +562,7 @@ def test_tune(study, tmp_path):
     assert flags["flags"] == ["--ipc", "5", "--train_static", "--size", "48"]
 
 
-FRONTIER = ("random", "herding", "k-center", "DM", "DM few", "MTT", "MTT few", "static", "s2d DM", "s2d MTT")
+FRONTIER = ("random", "herding", "k-center", "DM", "DM few", "MTT", "MTT few", "static", "s2d real", "s2d DM", "s2d MTT")
 
 
 def kind_of(flags):
@@ -570,7 +570,7 @@ def kind_of(flags):
     if "spc" in flags and "lr_dynamic" not in flags:
         return "static"
     if "lr_dynamic" in flags:
-        return f"s2d {flags['method']}"
+        return f"s2d {flags['method'] if flags['Iteration'] else 'real'}"
     if "method" in flags:
         return flags["method"]
     return ("MTT" if "syn_steps" in flags else "DM") + (" few" if flags["n_syn"] else "")
@@ -586,7 +586,7 @@ def test_frontier(study, tmp_path):
     assert {(each["dataset"], each["width"], each["save_path"]) for each in flags} == {("toy", 32, tmp_path / "grid")}
     assert [(each["bytes"], each["seed"], kind_of(each)) for each in flags[2:]] == [(size, seed, kind) for size in (1000, 2000) for seed in (4, 5) for kind in FRONTIER] + [
         (3000, 4, "random"), (3000, 5, "random")]
-    assert {each["storage"] for each in flags[2:] if "storage" in each} == {"uint8"}
+    assert {each["storage"] for each in flags[2:] if "storage" in each} == {"uint8", "uint4"}
     assert flags[1]["train_epochs"] >= max(each["max_start_epoch"] + each["expert_epochs"] - 1 for each in flags if "syn_steps" in each)
     compact, = {(each["lr_dynamic"], each["lr_static"], each["Iteration"], each["static"], each["init_dynamic"], each["init_hal"], each["train_static"])
                 for each in flags[2:] if kind_of(each) == "s2d DM"}
