@@ -271,7 +271,7 @@ def parser():
     parser = options.script_parser(__doc__)
     options.add_evaluation_options(parser, eval_it=500)
     options.add_distillation_options(parser, 10000)
-    options.add_pixel_options(parser, lr_img=1e-2)
+    options.add_pixel_options(parser, lr_img=1e-2, segments=False)
     add_start_options(parser)
     add_matching_options(parser)
     return parser

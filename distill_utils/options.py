@@ -153,7 +153,7 @@ def add_static_size(group):
                        "when used (--size)")
 
 
-def add_pixel_options(parser, lr_img):
+def add_pixel_options(parser, lr_img, segments=True):
     """Add the flags of a PixelSet, the baselines' set, and of the study of its temporal compression."""
     group = parser.add_argument_group("pixels")
     group.add_argument("--lr_img", type=rate, default=lr_img, help="learning rate of the pixels (%(default)s)")
@@ -162,11 +162,14 @@ def add_pixel_options(parser, lr_img):
                        "repeated (%(default)s)")
     add_storage(group)
     add_bytes(group, "--ipc")
-    add_temporal_options(parser)
+    add_temporal_options(parser, segments=segments)
 
 
-def add_temporal_options(parser, synthetic=True):
-    """Add the flags of the paper's study of temporal compression (METHOD 7); experts have no `synthetic` videos."""
+def add_temporal_options(parser, synthetic=True, segments=True):
+    """Add the flags of the paper's study of temporal compression (METHOD 7).
+
+    Experts have no `synthetic` videos, and not every matching takes `segments`.
+    """
     group = parser.add_argument_group("temporal compression")
     if synthetic:
         group.add_argument("--n_syn", type=positive, help="learned frames per synthetic video (all T)")
@@ -177,6 +180,9 @@ def add_temporal_options(parser, synthetic=True):
     group.add_argument("--n_real", type=positive,
                        help="frames of a real clip that are matched, evenly spaced and each repeated (all T); MTT: the "
                        "value that its experts were trained with")
+    if not segments:
+        parser.set_defaults(segments=1)
+        return
     group.add_argument("--segments", type=positive, default=1,
                        help="segments of T/segments frames that clips and videos are cut into; each step matches a "
                        "random one (%(default)s)")

@@ -141,7 +141,7 @@ def test_gpus_that_a_scheduler_did_not_give(launch, given, gpu, place, count):
 def test_nonsense_gpu(launch, name, gpu):
     process, call = launch(name, gpu, *values(name))
     assert process.returncode == 2 and call is None
-    assert process.stderr == f"error: GPU is a number, a list such as 0,1, cpu, -1, cpu*2, mps or xpu, not '{gpu}'\n"
+    assert process.stderr == f"error: GPU must be a number, a list such as 0,1, cpu, -1, cpu*2, mps or xpu, not '{gpu}'\n"
 
 
 @each_launcher
