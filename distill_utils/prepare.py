@@ -63,7 +63,7 @@ def main(args):
             ("--all_train", args.all_train, "HMDB51"), ("--groups", args.groups, "custom"),
             ("--test_ratio", args.test_ratio != lists.TEST_RATIO, "custom"), ("--seed", args.seed, "custom")):
         if given and args.dataset != only:
-            raise ValueError(f"{flag} applies to {only} only: remove it")
+            raise ValueError(f"{flag} is for {only} only: remove it")
     if args.lists and args.dataset == "custom":
         raise ValueError("--lists is for data sets with official lists: custom is split by --test_ratio and --groups")
     if not args.videos.is_dir():
