@@ -20,6 +20,7 @@ import matplotlib
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+from matplotlib.ticker import EngFormatter, LogLocator
 from PIL import Image
 
 from distill_utils.dynamics import class_dynamics
@@ -44,13 +45,13 @@ STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; margin: 1.5em auto; max-width: 1160px; padding: 0 1em; color: var(--text);
   background: var(--page); overflow-wrap: anywhere }
 h1 { margin-bottom: 0 } h2 { margin-top: 2em; border-bottom: 1px solid var(--line) } .note { color: var(--dim) }
-table { border-collapse: collapse; font-size: 13px; font-variant-numeric: tabular-nums }
+table { border-collapse: collapse; overflow-wrap: normal; font-size: 13px; font-variant-numeric: tabular-nums }
 th, td { padding: .2em .6em; text-align: right; border-bottom: 1px solid var(--line) } td { white-space: nowrap }
-th:first-child, td:first-child { text-align: left; white-space: normal } th { background: var(--head) }
+th:first-child, td:first-child { text-align: left; white-space: normal; min-width: 9em } th { background: var(--head) }
 .best td { font-weight: 600 } .scroll { overflow-x: auto } .plot { max-width: 100%; background: #fff }
 summary { cursor: pointer; margin: .6em 0; color: var(--dim) } .dynamic { color: var(--mark) }
 .runs { display: flex; flex-wrap: wrap; gap: 1em } figure { margin: 0; font-size: 12px; max-width: 100% }
-figcaption { max-width: 16em; min-height: 3em } .runs img { display: block; max-width: 100%; image-rendering: pixelated }
+figcaption { max-width: 16em; min-height: 5em } .runs img { display: block; max-width: 100%; image-rendering: pixelated }
 @media (max-width: 600px) { body { font-size: 14px; padding: 0 .5em } table { font-size: 12px } }
 """
 
@@ -130,6 +131,8 @@ def method_name(row):
              "full_1frames": "full data, one frame", "coreset_random": "random", "coreset_herding": "herding",
              "coreset_k-center": "k-center"}
     name = f"static memory, {row.spc} frames" if kind.startswith("DC") else names.get(kind, kind)
+    if kind.startswith("s2d") and row.Iteration == 0:
+        name = "static-dynamic, not learned"
     study = [f"{flag} {getattr(row, flag)}" for flag in ("n_syn", "n_real")
              if not pd.isna(getattr(row, flag)) and not kind.startswith("full")]
     study += [f"segments {row.segments}"] if row.segments and row.segments > 1 else []
@@ -202,7 +205,11 @@ def plot_frontier(rows):
     frontier = frontier_of(rows)
     axes.step(frontier.bytes.astype(float), frontier[headline].astype(float), where="post", color="0.6", lw=1, zorder=0,
               label="frontier")
-    axes.set(xscale="log", xlabel="bytes of the set", ylabel=f"{headline}, %")
+    axes.set(xscale="log", xlabel="size of the set", ylabel=f"{headline}, %")
+    axes.xaxis.set_minor_locator(LogLocator(subs=(2, 5)))
+    for place in (axes.xaxis.set_major_formatter, axes.xaxis.set_minor_formatter):
+        place(EngFormatter("B"))  # the default writes powers as LaTeX
+    axes.tick_params("x", which="both", rotation=30)
     axes.grid(alpha=0.3)
     figure.legend(fontsize=9, loc="outside lower center", ncols=2)
     return figure
