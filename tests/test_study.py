@@ -551,6 +551,16 @@ def test_dynamic_classes_are_the_upper_half():
     assert dynamics.class_dynamics(pd.concat([rows, other])).equals(classes)
 
 
+def test_a_plot_has_the_ten_most_accurate_methods_and_full_data():
+    methods = ["full data", *(f"method {number}" for number in range(12))]
+    rows = pd.DataFrame({"method": methods * 2, "headline": "top1", "top1": [1.0, *range(12), 1.0, *range(11, -1, -1)]})
+    rows.loc[13 + 5, "top1"] = 99.0                                       # a method counts by its best run
+    first, others = report.most_accurate(rows, "method")
+    best = {method: rows[rows.method == method].top1.max() for method in methods[1:]}
+    assert set(first.method) == {"full data", *sorted(best, key=best.get)[-9:]} and set(others.method) == set(methods) - set(first.method)
+    assert len(first) + len(others) == 26 and report.folded("more", "") == "" and "<details>" in report.folded("more", "x")
+
+
 def test_frontier_is_what_nothing_smaller_exceeds():
     rows = pd.DataFrame({"headline": "top1", "bytes": [5, 1, 3, 3, 9, 4], "top1": [50., 10, 30, 40, 45, 40]})
     assert report.frontier_of(rows)["bytes"].tolist() == [1, 3, 5] and report.frontier_of(rows).top1.tolist() == [10, 40, 50]
