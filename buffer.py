@@ -90,8 +90,8 @@ def main(args):
     dtype = DTYPES[args.buffer_dtype]
     size = expert_bytes(networks.build(args.network, train.K, train.T, train.size, args.width), len(kept), dtype)
     run.resume()
-    run.log_line(f"{args.num_experts} experts of {args.train_epochs} epochs take {args.num_experts * size / 1e9:.2f} GB in "
-                 f"{run.folder}")
+    run.log_line(f"{args.num_experts} experts of {args.train_epochs} epochs take "
+                 f"{args.num_experts * size / 1e9:.2f} GB in {run.folder}")
     check_space(run.folder, (args.num_experts - run.iteration) * size, "a buffer",
                 "give another --save_path, fewer --num_experts or --train_epochs, or --buffer_dtype bfloat16")
 

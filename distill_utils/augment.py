@@ -12,7 +12,7 @@ import torch.nn.functional as F
 NONE = "none"
 
 
-def augment_each(clips, strategy):
+def augment_each(clips, strategy) -> torch.Tensor:
     """Return the clips changed by all groups of the strategy, with an independent draw for each clip.
 
     clips: (B, T, 3, H, W), or frames (B, 3, H, W), in normalised pixels.
@@ -20,7 +20,7 @@ def augment_each(clips, strategy):
     return augment(clips, draw_each(strategy, len(clips)))
 
 
-def augment(clips, draw, rows=None):
+def augment(clips, draw, rows=None) -> torch.Tensor:
     """Return the clips changed by the groups of the draw, one after another.
 
     clips: (B, T, 3, H, W), or frames (B, 3, H, W), in normalised pixels.
@@ -53,7 +53,7 @@ def draw_group(group, count):
     return low + torch.rand(count, len(ranges)) * (high - low)             # (count, n)
 
 
-def groups_of(strategy):
+def groups_of(strategy) -> list[str]:
     """Return the groups of a strategy, in order; ValueError for an unknown or repeated group."""
     groups = [] if strategy == NONE else strategy.split("_")
     for group in groups:

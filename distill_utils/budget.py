@@ -26,13 +26,14 @@ def largest_count(budget, most, cost, flag, step=1, others=""):
     return fitting[-1], cost(fitting[-1])
 
 
-def real_clips(budget, K, most, T, size):
+def real_clips(budget, K, most, T, size) -> tuple[dict, int]:
     """Return the largest IPC of real clips of 8-bit pixels."""
     ipc, total = largest_count(budget, most, lambda ipc: stored_bytes((K * ipc, T, 3, size, size), PIXELS), "ipc")
     return {"ipc": ipc}, total
 
 
-def pixels(budget, K, most, T, size, n_syn=None, interpolation="duplicate", storage="fp32", learn_label=False):
+def pixels(budget, K, most, T, size, n_syn=None, interpolation="duplicate", storage="fp32",
+           learn_label=False) -> tuple[dict, int]:
     """Return the largest IPC of videos of `n_syn` frames.
 
     A learned interpolation adds a matrix of T × n_syn 32-bit numbers; a learned label adds K 16-bit numbers per video.
@@ -45,7 +46,7 @@ def pixels(budget, K, most, T, size, n_syn=None, interpolation="duplicate", stor
     return {"ipc": ipc}, total
 
 
-def stills(budget, K, most, T, size, ipc=None, static_size=None, storage="fp32"):
+def stills(budget, K, most, T, size, ipc=None, static_size=None, storage="fp32") -> tuple[dict, int]:
     """Return the largest spc of still frames, a multiple of --ipc if that is given."""
     side = static_size or size
     spc, total = largest_count(budget, most, lambda spc: stored_bytes((K, spc, 3, side, side), storage), "spc",
@@ -54,7 +55,7 @@ def stills(budget, K, most, T, size, ipc=None, static_size=None, storage="fp32")
 
 
 def static_dynamic(budget, K, most, T, size, static_size=None, dynamic_size=None, dynamic_frames=None, storage="fp32",
-                   learn_label=False):
+                   learn_label=False) -> tuple[dict, int]:
     """Return the largest IPC = spc = dpc, and the resolution.
 
     The resolution is the first of RESOLUTIONS at which twenty videos per class fit, or all clips of the smallest class;

@@ -34,12 +34,12 @@ STD = torch.tensor((0.229, 0.224, 0.225)).view(3, 1, 1)
 PACK_FORMAT = 2  # a new number invalidates all packs
 
 
-def normalize(pixels):
+def normalize(pixels) -> torch.Tensor:
     """Convert uint8 (..., 3, H, W) to float32: pixels / 255, minus ImageNet's mean, divided by its std."""
     return pixels.float().div_(255).sub_(MEAN.to(pixels.device)).div_(STD.to(pixels.device))
 
 
-def denormalize(values):
+def denormalize(values) -> torch.Tensor:
     """Invert normalize; round and clamp to uint8."""
     values = values.detach().float()
     pixels = (values * STD.to(values.device) + MEAN.to(values.device)) * 255
@@ -97,7 +97,7 @@ class Clips:
         return shuffled_in_class[self.rank_in_class < per_class]
 
 
-def load_clips(dataset, *, split, pack=True, pack_path=None, device="cpu", workers=None, **settings):
+def load_clips(dataset, *, split, pack=True, pack_path=None, device="cpu", workers=None, **settings) -> "Clips":
     """Return the clips of a split ("train", "validation" or "test"); `settings` are those of `select`.
 
     With `pack` the clips are decoded once into a file under `pack_path`. Later calls read only a sample of the frame

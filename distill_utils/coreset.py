@@ -54,7 +54,7 @@ def k_center(features, count):
 METHODS = {"random": None, "herding": herding, "k-center": k_center}
 
 
-def choose(run, args, clips, per_class, method):
+def choose(run, args, clips, per_class, method) -> torch.Tensor:
     """Return the numbers of `per_class` real clips of each class, in class order, by one of METHODS."""
     if method == "random":
         return random_numbers(clips, per_class)

@@ -130,7 +130,8 @@ def find_dataset(name):
 
 # ---------------------------------------------------------------- videos of a data set
 
-def read_videos(dataset, data_path=None, list_path=None, frames_path=None, validation=0.0):
+def read_videos(dataset, data_path=None, list_path=None, frames_path=None,
+                validation=0.0) -> tuple[pd.DataFrame, list[str]]:
     """Return the videos of a data set in list order, and its class names, sorted.
 
     The videos are a table with the columns folder (path of the frames), label (class name), split and, if the list has

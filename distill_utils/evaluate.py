@@ -18,7 +18,15 @@ import networks
 from distill_utils.augment import NONE, augment_each
 from distill_utils.clips import draw_flips
 from distill_utils.compute import autocast, clips_at_once
-from distill_utils.options import add_evaluation_options, check, evaluation_values, load_data, load_splits, positive, script_parser
+from distill_utils.options import (
+    add_evaluation_options,
+    check,
+    evaluation_values,
+    load_data,
+    load_splits,
+    positive,
+    script_parser,
+)
 from distill_utils.processes import broadcast, error_line, gather, progress, rank, rank_share, run_script
 from distill_utils.record import FIGURES, check_figure, finish, logged
 from distill_utils.run import DATA_PATHS, content_digest, digest, file_fingerprint, list_digest, read_config, start_run
@@ -29,7 +37,7 @@ from utils import random_stream, read_json, save_json, seed_everything
 
 
 def evaluate(synset, test, *, network="ConvNet3D", num_eval=3, epochs=500, lr=0.01, batch_size=256, seed=0,
-             precision="fp32", width=networks.WIDTH, compile=False, dsa=NONE, protocol="standard"):
+             precision="fp32", width=networks.WIDTH, compile=False, dsa=NONE, protocol="standard") -> dict:
     """Train `num_eval` fresh networks on the set, test them, and return the result as a dict.
 
     Args:
@@ -72,7 +80,7 @@ def evaluate(synset, test, *, network="ConvNet3D", num_eval=3, epochs=500, lr=0.
             "bytes_fp32": synset.bytes_fp32(), "lr": lr, "width": width, "seconds": time.perf_counter() - start}
 
 
-def train(net, synset, epochs, lr, batch_size, at_once, precision, bar, dsa=NONE, protocol="standard"):
+def train(net, synset, epochs, lr, batch_size, at_once, precision, bar, dsa=NONE, protocol="standard") -> float:
     """Train a network on the set; return its top-1 on the set in the last epoch, in percent.
 
     Protocol "standard" (METHOD 6): cross-entropy, SGD with momentum 0.9 and weight decay 5e-4, lr × 0.1 after half of
@@ -125,7 +133,7 @@ def classes(labels):
 
 
 @torch.inference_mode()
-def predict(net, test, precision="fp32", at_once=None):
+def predict(net, test, precision="fp32", at_once=None) -> torch.Tensor:
     """Return the logits (n, K) of all test clips, float32 on the CPU."""
     net.eval()
     logits = []
@@ -135,7 +143,7 @@ def predict(net, test, precision="fp32", at_once=None):
     return torch.cat(logits)
 
 
-def score(logits, test):
+def score(logits, test) -> dict:
     """Return a dict of accuracies in percent, and the confusion matrix.
 
     top1, top5: over clips. video_top1: over videos. per_class: top-1 of each class; nan for a class without test clips.

@@ -50,7 +50,7 @@ def find_folder(folder, elsewhere=""):
 
 # ---------------------------------------------------------------- which files, in which order
 
-def frame_names(folder, pattern=None):
+def frame_names(folder, pattern=None) -> list[str]:
     """Return a folder's frame names in order; ValueError if there are none, or if the names are ambiguous."""
     return [name for _, name in numbered_frames(folder, pattern)]
 

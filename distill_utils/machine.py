@@ -9,7 +9,7 @@ import torch
 CONTROL_GROUPS = pathlib.Path("/proc/self/cgroup"), pathlib.Path("/sys/fs/cgroup")  # Linux: this process; mount point
 
 
-def cores():
+def cores() -> int:
     """Return how many cores this process may use: the minimum of its CPU affinity and its containers' quotas."""
     allowed = (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity")  # not on macOS
                else os.cpu_count() or 1)
@@ -18,7 +18,7 @@ def cores():
     return min([allowed, *(math.ceil(quota / period) for quota, period in figures if 0 < quota < math.inf)])
 
 
-def memory_limits():
+def memory_limits() -> list[int]:
     """Return the memory limits of this process's containers in bytes, possibly none; the machine may have less."""
     figures = *control_group_figures("memory", "memory.max"), *control_group_figures("memory", "memory.limit_in_bytes")
     return [int(limit) for limit, in figures if limit < math.inf]

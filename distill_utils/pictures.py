@@ -1,6 +1,7 @@
 """Pictures of a synthetic set: a grid of frames, and an animated grid."""
 import io
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
@@ -29,7 +30,7 @@ def save_pictures(synset, folder, milliseconds=150):
 
 
 @torch.no_grad()
-def memories(synset):
+def memories(synset) -> dict[str, torch.Tensor]:
     """Return {title: uint8 (K, T or 1, 3, H, W)} for the first video of each class.
 
     A static-dynamic set shows its static memory, its dynamic memory (grey: zero), and the video made of the two.
@@ -45,7 +46,7 @@ def memories(synset):
             "together": denormalize(synset.hallucinator(static, dynamic)).cpu()}
 
 
-def side_by_side(columns, padding=2):
+def side_by_side(columns, padding=2) -> np.ndarray:
     """Return the frames, uint8 (T, H', W', 3), of videos uint8 (K, T or 1, 3, H, W): a row per class, a column each."""
     T = max(videos.shape[1] for videos in columns)
     cells = torch.stack([videos.expand(-1, T, -1, -1, -1) for videos in columns], 1)    # (K, columns, T, 3, H, W)

@@ -28,11 +28,11 @@ class PeerError(Exception):
     """Communication between ranks failed, usually because another process ended."""
 
 
-def rank():
+def rank() -> int:
     return dist.get_rank() if dist.is_initialized() else 0
 
 
-def world_size():
+def world_size() -> int:
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
@@ -98,13 +98,13 @@ def convert_peer_errors():
         raise PeerError(str(error)) from error
 
 
-def rank_share(count):
+def rank_share(count) -> range:
     """Return this rank's range of `count` pieces of work; rank 0, which reports, has as many as any other rank."""
     start, stop = (-(-count * number // world_size()) for number in (rank(), rank() + 1))
     return range(start, stop)
 
 
-def gather(mine):
+def gather(mine) -> list:
     """Return the results of all pieces of work, in order; `mine`: this rank's results, for its range from `own`."""
     everyone = [mine]
     if world_size() > 1:

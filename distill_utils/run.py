@@ -268,7 +268,7 @@ class Run:
             self.wandb.finish()
 
 
-def read_config(path):
+def read_config(path) -> dict:
     """Return "settings" (all flags) and "chosen" (those with an effect) of a run's config.json."""
     try:
         config = read_json(path)
@@ -277,7 +277,7 @@ def read_config(path):
         raise ValueError(f"{path} is damaged: delete its folder, or give another --save_path") from None
 
 
-def git_commit():
+def git_commit() -> str | None:
     """Return the commit of this code; None without git or outside a repository."""
     ours = {name: value for name, value in os.environ.items()
             if name not in ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE")}  # a git hook sets these for its repository
@@ -296,7 +296,7 @@ def dataset_label(args):
     return f"custom-{args.data_path.resolve().name}" if args.dataset == "custom" and args.data_path else args.dataset
 
 
-def start_run(args, name, *files):
+def start_run(args, name, *files) -> Run:
     """Return the Run in <save_path>/<data set>/<name>_<hash of the settings, the list, the frames and `files`>."""
     settings = {key: as_setting(value) for key, value in vars(args).items()}
     settings |= {"list_digest": list_digest(args), "content_digest": content_digest(args),
@@ -336,7 +336,7 @@ def file_fingerprint(path, size=2 ** 20):
         return str(os.stat(path).st_size).encode() + file.read()
 
 
-def find_run(args, name, same, wanted, launcher, flag):
+def find_run(args, name, same, wanted, launcher, flag) -> pathlib.Path:
     """Return the folder of the finished run `name`_<hash> with the same list, frames and settings `same`.
 
     If there is none, ValueError gives the command that makes it, including the data paths, which do not change the
@@ -366,7 +366,7 @@ def find_run(args, name, same, wanted, launcher, flag):
     return found[0]
 
 
-def differing_settings(args, folder, same, content=None):
+def differing_settings(args, folder, same, content=None) -> list[str]:
     """Return which of the settings `same`, "list" and, if given, "content" differ from those of the run in `folder`.
 
     None stands for the data set's default. Data paths count only if the run is of an older version without a content

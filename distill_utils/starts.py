@@ -7,7 +7,7 @@ from distill_utils.temporal import kept_frames
 from networks import Interpolation
 
 
-def random_numbers(clips, ipc):
+def random_numbers(clips, ipc) -> torch.Tensor:
     """Return the numbers of `ipc` random training clips of each class, (K·ipc,), in class order."""
     index = clips.class_batch(ipc)
     scarce = (torch.bincount(clips.labels[index], minlength=clips.K) < ipc).nonzero().flatten().tolist()
@@ -17,7 +17,7 @@ def random_numbers(clips, ipc):
     return index
 
 
-def mean_videos(clips, ipc):
+def mean_videos(clips, ipc) -> torch.Tensor:
     """Return means of real clips, (K·ipc, T, 3, H, W) in class order.
 
     The shuffled clips of a class are divided among its `ipc` videos; each video is the mean of its clips.
@@ -29,7 +29,7 @@ def mean_videos(clips, ipc):
     return torch.stack(means)
 
 
-def initial_videos(clips, ipc, init, chosen=None):
+def initial_videos(clips, ipc, init, chosen=None) -> torch.Tensor:
     """Return the start of a PixelSet, (K·ipc, T, 3, H, W).
 
     init: `real` clips, `mean`s of real clips, `noise` from N(0, 1), or `still`: a real clip's first frame, repeated.
@@ -41,7 +41,7 @@ def initial_videos(clips, ipc, init, chosen=None):
             "still": lambda: videos[:, :1].expand_as(videos).clone()}[init]()
 
 
-def initial_pixels(clips, ipc, init, n_syn=None, interpolation="duplicate", storage="fp32", chosen=None):
+def initial_pixels(clips, ipc, init, n_syn=None, interpolation="duplicate", storage="fp32", chosen=None) -> PixelSet:
     """Return a PixelSet at its start: `n_syn` evenly spaced frames of the initial videos, stretched by `interpolation`.
 
     n_syn: None for all T frames.
@@ -53,7 +53,7 @@ def initial_pixels(clips, ipc, init, n_syn=None, interpolation="duplicate", stor
     return PixelSet(kept, clips.K, Interpolation(interpolation, kept.shape[1], clips.T), storage).to(clips.device)
 
 
-def initial_static(clips, spc, init, size=None):
+def initial_static(clips, spc, init, size=None) -> torch.Tensor:
     """Return the start of the static memory (K, spc, 3, size, size) from clips of one frame.
 
     init: `real` frames, `mean`s of real frames, or `noise`.
@@ -64,7 +64,7 @@ def initial_static(clips, spc, init, size=None):
     return downsample(initial_videos(clips, spc, init), size=size).squeeze(1).unflatten(0, (clips.K, spc))
 
 
-def real_memories(clips, chosen, ipc, spc, dpc, frame="mean", static_size=None, frames=None, size=None):
+def real_memories(clips, chosen, ipc, spc, dpc, frame="mean", static_size=None, frames=None, size=None) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the static and dynamic memory of the clips `chosen`, (K·max(spc, dpc),) in class order.
 
     The static memory is the mean or the middle frame of a clip; the dynamic memory is the grey residual of the clip.
@@ -79,7 +79,7 @@ def real_memories(clips, chosen, ipc, spc, dpc, frame="mean", static_size=None, 
     return still.flatten(1, 2), downsample(residual.flatten(1, 2), frames, size)
 
 
-def initial_dynamic(clips, static, ipc, dpc, init, frames=None, size=None, chosen=None):
+def initial_dynamic(clips, static, ipc, dpc, init, frames=None, size=None, chosen=None) -> torch.Tensor:
     """Return the start of the dynamic memory (K, dpc, n, 1, h, h).
 
     init: `noise` from N(0, 1), or the `residual` or `motion` of real clips, averaged over the frames and pixels that
@@ -120,7 +120,7 @@ def initial_dynamic(clips, static, ipc, dpc, init, frames=None, size=None, chose
     return downsample(torch.stack(dynamic).unflatten(0, (K, dpc)), frames, size)
 
 
-def downsample(videos, frames=None, size=None):
+def downsample(videos, frames=None, size=None) -> torch.Tensor:
     """Return videos (..., T, C, H, W), averaged to `frames` frames of `size` pixels (None: unchanged)."""
     *_, T, C, H, W = videos.shape
     frames, size = frames or T, size or H

@@ -28,12 +28,12 @@ class StraightThrough(torch.autograd.Function):
         return gradient, None
 
 
-def as_stored(values, storage):
+def as_stored(values, storage) -> torch.Tensor:
     """Return frames (..., C, H, W) as a file will give them back; a second call changes nothing more."""
     return values if storage == "fp32" else StraightThrough.apply(values, storage)
 
 
-def encode(values, storage):
+def encode(values, storage) -> torch.Tensor | dict:
     """Return frames (..., C, H, W) as a file stores them: a tensor, or a dict of tensors and plain values."""
     values = values.detach()
     if storage == "fp32":
@@ -55,7 +55,7 @@ def encode(values, storage):
     return content
 
 
-def decode(content):
+def decode(content) -> torch.Tensor:
     """Return frames (..., C, H, W) in float32 from the output of `encode`."""
     if isinstance(content, torch.Tensor):
         return content.float()
@@ -82,7 +82,7 @@ def unpack_pairs(packed, shape):
     return numbers[:math.prod(shape)].view(shape)
 
 
-def stored_bytes(shape, storage):
+def stored_bytes(shape, storage) -> int:
     """Return the bytes of frames of this shape (..., C, H, W) in a file."""
     count, frames = math.prod(shape), math.prod(shape[:-3])
     if storage in BITS:

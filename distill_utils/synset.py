@@ -86,7 +86,7 @@ class SyntheticSet(nn.Module):
         return {} if self.soft_labels is None else {"soft_labels": encode(self.soft_labels.cpu(), "fp16")}
 
 
-def regression_labels(labels, num_classes):
+def regression_labels(labels, num_classes) -> torch.Tensor:
     """Return one-hot labels minus 1/K, divided by √(K/10), (B, K)."""
     return (F.one_hot(labels, num_classes) - 1 / num_classes) / math.sqrt(num_classes / 10)
 
@@ -249,7 +249,7 @@ class Distilled(torch.utils.data.Dataset):
         return videos[0], int(labels[0])
 
 
-def load(path):
+def load(path) -> Distilled:
     """Return the distilled set of a run folder, or of its file distilled.pt, as a torch Dataset."""
     synset, content = load_set(path)
     return Distilled(synset, content["class_names"])
@@ -259,7 +259,7 @@ MOST_PIXELS = 2 ** 24  # upper limit per video: 16 frames of 1024 × 1024 pixels
 OLDER = {"lr": 0.01, "size": None, "storage": "fp32"}  # values that files of older versions do not contain
 
 
-def load_set(path):
+def load_set(path) -> tuple[SyntheticSet, dict]:
     """Return a synthetic set and the content of its file; ValueError if the file is damaged or not of a set."""
     path = pathlib.Path(path)
     path = path / "distilled.pt" if path.is_dir() else path
@@ -312,7 +312,7 @@ def static_dynamic_set(content):
 KINDS = {"PixelSet": pixel_set, "StillSet": still_set, "StaticDynamicSet": static_dynamic_set}
 
 
-def load_static(path, num_classes, spc, size):
+def load_static(path, num_classes, spc, size) -> torch.Tensor:
     """Return the static memory (K, spc, 3, size, size) from a file of distill_DC.py or of the paper's authors.
 
     The file has "image" (K·spc, 3, size, size). ValueError if it does not fit.

@@ -4,6 +4,7 @@
 tensors in the order of `net.parameters()`. It is the format of mtt-distillation. With `--keep`, None replaces the
 epochs that buffer.py does not keep.
 """
+import pathlib
 import re
 
 import torch
@@ -11,12 +12,12 @@ import torch
 from utils import finite, load, stream_seed
 
 
-def snapshot(net, dtype):
+def snapshot(net, dtype) -> list[torch.Tensor]:
     """Return a copy of the current parameters; on a CPU, `.detach().cpu()` would be a view that training changes."""
     return [parameter.detach().to("cpu", dtype, copy=True) for parameter in net.parameters()]
 
 
-def expert_bytes(net, snapshots, dtype):
+def expert_bytes(net, snapshots, dtype) -> int:
     """Return the bytes on disk of one expert with this many snapshots."""
     return snapshots * sum(parameter.numel() for parameter in net.parameters()) * dtype.itemsize
 
@@ -30,7 +31,7 @@ def check_epoch(before, after):
                          "float32")
 
 
-def buffer_files(folder):
+def buffer_files(folder) -> list[pathlib.Path]:
     """Return the files of a buffer, ordered by number."""
     found = {int(match[1]): path for path in folder.glob("replay_buffer_*.pt")
              if (match := re.fullmatch(r"replay_buffer_(\d+)", path.stem))}

@@ -31,7 +31,7 @@ def clips_together(name, budget):
     return 16 if name.endswith("_18") else max(1, budget // ACTIVATIONS.get(name, 6))
 
 
-def build(name, num_classes, frames, size, width=WIDTH, compile=False):
+def build(name, num_classes, frames, size, width=WIDTH, compile=False) -> torch.nn.Module:
     """Return a fresh video classifier for K classes and clips of `frames` frames of `size` pixels.
 
     The weights come from torch's generator.

@@ -7,8 +7,25 @@ import torch.nn.functional as F
 from fakes import random_clips
 
 from distill_utils.clips import normalize
-from distill_utils.starts import downsample, initial_dynamic, initial_pixels, initial_static, random_numbers, real_memories
-from distill_utils.storage import BITS, FORMATS, PIXELS, as_stored, decode, encode, pack_pairs, stored_bytes, unpack_pairs
+from distill_utils.starts import (
+    downsample,
+    initial_dynamic,
+    initial_pixels,
+    initial_static,
+    random_numbers,
+    real_memories,
+)
+from distill_utils.storage import (
+    BITS,
+    FORMATS,
+    PIXELS,
+    as_stored,
+    decode,
+    encode,
+    pack_pairs,
+    stored_bytes,
+    unpack_pairs,
+)
 from distill_utils.synset import KINDS, OLDER, PixelSet, StaticDynamicSet, StillSet, load_set, load_static
 from networks import Enlargement, Hallucinator, Interpolation
 from utils import save
