@@ -76,12 +76,13 @@ def finish(run, synset, seen, test, **values):
                  f"peak memory {result['peak_memory'] / 2 ** 30:.2f} GB; {run.folder}")
     if "best_on_validation" in result:
         best = result["best_on_validation"]
-        run.log_line(f"best on validation, at iteration {best['iteration']} ({best['value']:.1f} ± {best['std']:.1f} %): "
+        run.log_line(f"best on validation, at iteration {best['iteration']} "
+                     f"({best['value']:.1f} ± {best['std']:.1f} %): "
                      f"{summary(best['test'], headline)}")
     last = run.result[headline] if run.result else None
     if run.start is not None and last is not None and last < run.start:
-        run.log_line(f"accuracy on {seen.split} fell during learning, from {run.start:.1f} % at the start to {last:.1f} % "
-                     "at the end: lower the learning rates, or use fewer steps")
+        run.log_line(f"accuracy on {seen.split} fell during learning, from {run.start:.1f} % at the start to "
+                     f"{last:.1f} % at the end: lower the learning rates, or use fewer steps")
     if run.refused:
         run.log_line(f"{run.refused} of {run.steps} steps were rolled back because the loss after them was not finite: "
                      "lower the learning rates")

@@ -51,7 +51,8 @@ th:first-child, td:first-child { text-align: left; white-space: normal; min-widt
 .best td { font-weight: 600 } .scroll { overflow-x: auto } .plot { max-width: 100%; background: #fff }
 summary { cursor: pointer; margin: .6em 0; color: var(--dim) } .dynamic { color: var(--mark) }
 .runs { display: flex; flex-wrap: wrap; gap: 1em } figure { margin: 0; font-size: 12px; max-width: 100% }
-figcaption { max-width: 16em; min-height: 5em } .runs img { display: block; max-width: 100%; image-rendering: pixelated }
+figcaption { max-width: 16em; min-height: 5em }
+.runs img { display: block; max-width: 100%; image-rendering: pixelated }
 @media (max-width: 600px) { body { font-size: 14px; padding: 0 .5em } table { font-size: 12px } }
 """
 

@@ -64,7 +64,8 @@ def initial_static(clips, spc, init, size=None) -> torch.Tensor:
     return downsample(initial_videos(clips, spc, init), size=size).squeeze(1).unflatten(0, (clips.K, spc))
 
 
-def real_memories(clips, chosen, ipc, spc, dpc, frame="mean", static_size=None, frames=None, size=None) -> tuple[torch.Tensor, torch.Tensor]:
+def real_memories(clips, chosen, ipc, spc, dpc, frame="mean", static_size=None, frames=None,
+                  size=None) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the static and dynamic memory of the clips `chosen`, (K·max(spc, dpc),) in class order.
 
     The static memory is the mean or the middle frame of a clip; the dynamic memory is the grey residual of the clip.
