@@ -113,7 +113,7 @@ def test_launcher(launch, tmp_path, gpus, given, device, visible):
 
 def test_launcher_refuses_nonsense(launch):
     process, call = launch("sh/benchmark.sh", "gpu0")
-    assert process.returncode == 2 and call is None and process.stderr == "error: GPU is a number, a list such as 0,1, cpu, -1, cpu*2, mps or xpu, not 'gpu0'\n"
+    assert process.returncode == 2 and call is None and process.stderr == "error: GPU must be a number, a list such as 0,1, cpu, -1, cpu*2, mps or xpu, not 'gpu0'\n"
 
 
 @pytest.mark.slow
@@ -151,8 +151,8 @@ def test_growth(tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("flags, sentence", (
-    ("--sections dm,mmt", "argument --sections: unknown 'mmt': choose among loading,dm,mtt,evaluation,experts"),
-    ("--precisions fp64", "argument --precisions: unknown 'fp64': choose among fp32,"), ("--growth", "argument --growth: expected one argument"),
+    ("--sections dm,mmt", "argument --sections: unknown 'mmt': choose from loading,dm,mtt,evaluation,experts"),
+    ("--precisions fp64", "argument --precisions: unknown 'fp64': choose from fp32,"), ("--growth", "argument --growth: expected one argument"),
     ("--growth videos", "argument --growth: unknown 'videos'"), ("--classes 0", "argument --classes: '0' is not a whole number of at least 1"),
     ("--frames 4", "error: ConvNet3D needs at least 8 frames of 43 pixels, not 4 of 64"), ("--device gpu", "error: --device gpu: PyTorch "),
     ("--ipc 30", "error: class class000 has fewer training clips than the required 30")))

@@ -533,8 +533,9 @@ def test_quickstart(study):
     """Every call is one that its script takes, at IPC 1, and each method is run for each selection; flags given last reach all scripts."""
     process, calls = study("sh/quickstart.sh", "cpu", "--precision", "fp32")
     assert process.returncode == 0, process.stderr
-    toy, *runs, final = calls
+    toy, *runs, final, film = calls
     flags = [parse(call) for call in runs]
+    assert film["command"][:2] == ["-m", "distill_utils.export"] and film["command"][3:6] == ["--format", "gif", "--memories"]
     assert toy["command"] == ["-m", "distill_utils.toy"] and final["command"][1:3] == ["distill_utils.table", "--over_seeds"]
     assert {(each["device"], each["dataset"], each["precision"], each["size"], each["width"], str(each["save_path"])) for each in flags} == \
         {("cpu", "toy", "fp32", 48, 32, final["command"][3])}

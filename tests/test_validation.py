@@ -178,4 +178,4 @@ def test_experts_and_static_memory_of_other_splits_are_not_found(grouped, comman
     assert code == 2 and "no finished buffer of experts" in output and "--validation 0.3" in output
     buffer, = tmp_path.glob("*/buffer_*")
     code, output = command("distill_MTT", tmp_path, *grouped, "--buffer_path", buffer)
-    assert code == 2 and "another validation and list" in output
+    assert code == 2 and "different validation and list" in output
