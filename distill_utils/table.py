@@ -170,7 +170,7 @@ def over_seeds(rows):
         headline, group = group[0].headline, list({row.seed: row for row in group}.values())
         top1 = pd.Series([getattr(row, headline) for row in group], dtype=float)
         table.append({"data": data, "run": run + mark(group[0]), "steps": group[0].steps,
-                      "seeds": ", ".join(str(row.seed) for row in group),
+                      "seeds": ", ".join(str(row.seed) for row in sorted(group, key=lambda row: row.seed)),
                       headline: f"{top1.mean():.1f} ± {top1.std(ddof=0):.1f}", "bytes": f"{group[0].bytes:,}",
                       "bytes at fp32": f"{group[0].bytes_fp32:,}",
                       **compared(*(pd.Series([getattr(row, name) for row in group], dtype=float).mean()
