@@ -44,7 +44,7 @@ each() {
   for job in "${jobs[@]}"; do wait "$job"; done
 }
 set -m                      # give each job a process group, so that all end when this script does
-trap 'for job in $(jobs -p); do kill -- "-$job"; done 2>/dev/null' EXIT
+trap 'for job in $(jobs -p); do kill -- "-$job" || true; done 2>/dev/null' EXIT
 extra=("$@")
 module distill_utils.toy
 
