@@ -6,6 +6,7 @@ import functools
 import hashlib
 import io
 import json
+import math
 import os
 import pathlib
 import resource
@@ -88,7 +89,8 @@ def is_plain(value):
     """Return whether a value is no tensor, or a dense real CPU tensor whose elements are all stored."""
     return not isinstance(value, torch.Tensor) or (
         value.layout is torch.strided and value.device.type == "cpu"
-        and not value.is_quantized and not value.is_complex() and value.nbytes <= value.untyped_storage().nbytes())
+        and not value.is_quantized and not value.is_complex()
+        and math.prod(value.shape) * value.itemsize <= value.untyped_storage().nbytes())  # value.nbytes can overflow
 
 
 def check_space(folder, size, what, remedy):

@@ -76,6 +76,13 @@ def test_atomic_write_that_fails_leaves_the_old_file_and_no_other(tmp_path, erro
     assert not isinstance(error, OSError) or caught.value.filename == str(path)  # the sentence can name it
 
 
+@pytest.mark.parametrize("shape", ((10 ** 9,), (2 ** 31, 2 ** 31)))  # the bytes of the second overflow 64 bits
+def test_a_small_file_is_no_large_tensor(tmp_path, shape):
+    torch.save({"label": torch.zeros(1, dtype=torch.int64).expand(shape)}, tmp_path / "set.pt")
+    with pytest.raises(ValueError, match="larger than"):
+        utils.load(tmp_path / "set.pt")
+
+
 # ---------------------------------------------------------------- resuming
 
 ENDLESS = 10 ** 9  # iterations: for what is ended from outside
