@@ -64,13 +64,13 @@ def write_memories(args, synset, names, folder):
         if content["class_names"] != names or other.of_class(0).shape[1:] != synset.of_class(0).shape[1:]:
             raise ValueError(f"{args.beside} differs from {args.run} in classes, number of frames or size: "
                              "give a run of the same data")
-        *_, shown["beside"] = memories(other).values()
+        *_, shown[f"videos of {args.beside.name}"] = memories(other).values()
     video = side_by_side([videos[:args.classes] for videos in shown.values()])
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"memories.{args.format}"
     with atomic_write(path) as file:
         file.write(WRITERS[args.format](video.repeat(args.scale, 1).repeat(args.scale, 2), args.fps))
-    print(f"{', '.join(shown)} of {min(len(names), args.classes)} classes: {path}")
+    print(f"{min(len(names), args.classes)} classes; columns: {', '.join(shown)}: {path}")
 
 
 def file_names(labels):

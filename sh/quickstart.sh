@@ -63,6 +63,6 @@ each s2d/MTT.sh 150 1 --spc 1 --dpc 2 --init_dynamic motion --init_hal identity 
 
 printf '\nTop-1 accuracy on the test videos, mean and standard deviation over %s selections:\n' ${#seeds[@]}
 module distill_utils.table --over_seeds "$results"
-printf 'A moving picture, a row per class; last column: real videos.\n'
+printf 'A moving picture with a row per class; the last column shows real videos:\n'
 newest() { ls -td "$results"/toy/"$1"_* | head -n 1; }
 module distill_utils.export "$(newest s2d_MTT)" --format gif --memories --beside "$(newest coreset_random)" --scale 2

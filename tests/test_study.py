@@ -349,7 +349,7 @@ def test_export_of_memories(tmp_path, capsys):
         written(made[kind], tmp_path / kind / "distilled.pt", class_names=names)
     flags = [str(tmp_path / "dynamic"), "--format", "gif", "--memories", "--classes", "2", "--scale", "3"]
     run_script(export.main, export.parser(), [*flags, "--beside", str(tmp_path / "pixels")])
-    assert "static memory, dynamic memory, together, beside of 2 classes" in capsys.readouterr().out
+    assert "2 classes; columns: static memory, dynamic memory, together, videos of pixels: " in capsys.readouterr().out
     with Image.open(tmp_path / "dynamic" / "export_gif" / "memories.gif") as image:
         assert image.n_frames == synset.of_class(0).shape[1] and image.size == (3 * 4 * 10, 3 * 2 * 10)
     shown = pictures.memories(synset)
