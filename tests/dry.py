@@ -1,13 +1,10 @@
 """Dry runs: a stub stands in the place of Python and writes down its command line; the program's own parser reads it."""
 import importlib
-import importlib.util
 import json
 import os
 import pathlib
 import subprocess
 import sys
-
-from utils import ROOT
 
 # A line of JSON for each call, into the file that CALL names; exit code CODE where a word of the command line is FAILS.
 STUB = f"""#!{sys.executable} -SE
@@ -17,6 +14,7 @@ with open(os.environ["CALL"], "a") as file:
     file.write("\\n")
 sys.exit(int(os.environ.get("CODE", 0)) if os.environ.get("FAILS", "nothing") in sys.argv else 0)
 """
+PROGRAMS = {"distill_utils.benchmark": "distill_utils.benchmark.__main__"}
 OURS = {name: value for name, value in os.environ.items() if name != "CUDA_VISIBLE_DEVICES"}  # a scheduler's is given where a test says so
 
 
@@ -37,20 +35,14 @@ def program_of(call):
     if first == "-m":
         first, *arguments = arguments
         root = call["environment"].get("PYTHONPATH", "").split(":")[0]
-        return pathlib.Path(root), importlib.import_module(first).parser(), arguments
+        return pathlib.Path(root), importlib.import_module(PROGRAMS.get(first, first)).parser(), arguments
     root = os.path.dirname(first)
     return pathlib.Path(root), script(first).parser(), arguments
 
 
 def script(path):
-    """The module of a script: one of the project's folder by its name, else from the file of our own copy, whatever else has its name."""
-    name = os.path.basename(path).removesuffix(".py")
-    if os.path.basename(os.path.dirname(path)) != "sh":
-        return importlib.import_module(name)
-    spec = importlib.util.spec_from_file_location(f"sh_{name}", ROOT / "sh" / f"{name}.py")  # tests/ has a benchmark of its own
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    """The module of a script in the project's folder."""
+    return importlib.import_module(os.path.basename(path).removesuffix(".py"))
 
 
 def parse(call):

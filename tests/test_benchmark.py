@@ -1,21 +1,23 @@
-"""The user's benchmark: what it counts against hand counts, its launcher, and its programs end to end at tiny sizes."""
-import importlib.util
+"""The benchmark: what it counts against hand counts, its launcher, and its program end to end at tiny sizes."""
 import json
 import os
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 from fakes import PRECISIONS
+from PIL import Image
 
+import distill_FRePo
 import networks
-from distill_utils.measure import count, memory_of, quartiles
+from distill_utils.benchmark import __main__ as benchmark
+from distill_utils.benchmark import plain
+from distill_utils.benchmark.measure import count, memory_of, quartiles
+from distill_utils.benchmark.workload import Workload
 from utils import ROOT
 
-spec = importlib.util.spec_from_file_location("users_benchmark", ROOT / "sh" / "benchmark.py")  # tests/ has a benchmark of its own
-benchmark = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(benchmark)
 TINY = "--device cpu --classes 2 --clips_per_class 3 --test_clips 2 --size 43 --batch_real 2 --epoch_eval_train 2 --batch_train 4 --repeats 2".split()
 KILO = 4 * 1000  # bytes of float32
 
@@ -31,7 +33,7 @@ def forward_flop(frames, size):
 
 
 def make(folder, *flags):
-    return benchmark.Workload(benchmark.parser().parse_args([*TINY, *flags]), folder).write()
+    return Workload(benchmark.parser().parse_args([*TINY, *flags]), folder).write()
 
 
 @pytest.mark.parametrize("frames, size", ((16, 112), (8, 64), (9, 43)))
@@ -48,6 +50,46 @@ def test_flop_of_a_dm_iteration(tmp_path, precision):
     """A forward of each real clip; forward and gradient of each video; the sums of 256 features over the 4 clips of 2 classes."""
     flop, moved = count(make(tmp_path, "--ipc", "2").dm(precision))
     assert flop == sum(forward_flop(8, 43)) * (4 + 2 * 4) + 2 * 256 * 4 * 2 and moved > 12 * 8 * 3 * 43 ** 2 * 4
+
+
+def test_flop_of_pool_and_frepo(tmp_path):
+    """With a pool, only forward and gradient of each video. FRePo: a forward of each real clip; of each video one without a graph, one with it and its
+    gradient, and the network's three, less the gradient of the first layer's input."""
+    workload, whole = make(tmp_path, "--ipc", "2"), sum(forward_flop(8, 43))
+    assert count(workload.pool("fp32"))[0] == 2 * 4 * whole
+    logits = 3 * 4 * 2 * 128 * 2                       # of the network's step
+    regression = count(lambda: plain_regression())[0]
+    assert count(workload.frepo("fp32"))[0] == whole * 4 + 4 * (3 * whole + 3 * whole - forward_flop(8, 43)[0]) + logits + regression
+
+
+def plain_regression():
+    """The regression of 4 clips from 4 videos of 256 features, and its gradient."""
+    of_set, labels = torch.rand(4, 256, dtype=torch.float64, requires_grad=True), torch.rand(4, 2, dtype=torch.float64, requires_grad=True)
+    distill_FRePo.predict(of_set, torch.rand(4, 256, dtype=torch.float64), labels).sum().backward()
+
+
+def test_flop_of_the_plain_forms(tmp_path):
+    """The same as ours, where nothing is computed twice: our sums over clips, replayed steps, and features without a graph."""
+    workload, whole = make(tmp_path, "--ipc", "2", "--syn_steps", "2"), sum(forward_flop(8, 43))
+    ours = {section: count(getattr(workload, section)("fp32"))[0] for section in ("dm", "frepo", "evaluation", "experts")}
+    flop = {section: count(getattr(plain, section)(workload))[0] for section in (*ours, "mtt")}
+    assert flop["dm"] == ours["dm"] - 2 * 256 * 4 * 2 and flop["frepo"] == ours["frepo"] - 4 * whole
+    assert (flop["evaluation"], flop["experts"]) == (ours["evaluation"], ours["experts"])
+    three = tmp_path / "three"
+    three.mkdir()
+    per_step = count(plain.mtt(make(three, "--ipc", "2", "--syn_steps", "3")))[0] - flop["mtt"]
+    assert per_step == 4 * (9 * (whole + 2 * 128 * 2) - 3 * forward_flop(8, 43)[0])
+
+
+def test_plain_files(tmp_path):
+    """Both forms prepare the same film into as many frames of the same size, and the plain form loads as many clips."""
+    workload = make(tmp_path)
+    workload.preparing(None)(), plain.preparing(workload)()
+    ours, theirs = (sorted((tmp_path / folder).iterdir()) for folder in ("frames_of_film_0", "plain_frames_of_film_0"))
+    assert len(ours) == len(theirs) == 128 and {Image.open(path).size for path in (*ours, *theirs)} == {(43, 43)}
+    differences = [np.abs(np.subtract(*(np.asarray(Image.open(path), float) for path in pair))).mean() for pair in zip(ours, theirs)]
+    assert max(differences) < 6
+    assert plain.loading(workload)().shape == (4, 8, 3, 43, 43)
 
 
 @pytest.mark.parametrize("kept", (False, True))
@@ -104,9 +146,9 @@ def test_launcher(launch, tmp_path, gpus, given, device, visible):
     smi.chmod(0o755)
     process, call = launch("sh/benchmark.sh", *given, PATH=f"{smi.parent}:{os.environ['PATH']}")
     assert process.returncode == 0, process.stderr
-    program, *flags = call["command"]
+    program, module, *flags = call["command"]
     found = vars(benchmark.parser().parse_args(flags))
-    assert os.path.samefile(program, ROOT / "sh" / "benchmark.py") and call["environment"]["CUDA_VISIBLE_DEVICES"] == visible
+    assert (program, module) == ("-m", "distill_utils.benchmark") and call["environment"]["CUDA_VISIBLE_DEVICES"] == visible
     assert (found["device"], found["growth"]) == (device, ["ipc", "size"] if "--growth" in given else None)
     assert found["repeats"] == (3 if "--repeats" in given else 5)
 

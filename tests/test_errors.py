@@ -124,7 +124,7 @@ NUMBERS = {options.positive: "a whole number of at least 1", options.count: "a w
            options.even: "an even number of at least 2"}
 
 
-@pytest.mark.parametrize("name", ("buffer", "distill_DC", "distill_DM", "distill_MTT", "distill_s2d", "sh.benchmark",
+@pytest.mark.parametrize("name", ("buffer", "distill_DC", "distill_DM", "distill_MTT", "distill_s2d", "distill_utils.benchmark.__main__",
                                   *(f"distill_utils.{name}" for name in ("coreset", "evaluate", "export", "inspect", "prepare", "report"))))
 def test_numbers_that_do_not_fit(name, capsys):
     """What PyTorch and NumPy cannot take is refused with the flags, before anything is made."""

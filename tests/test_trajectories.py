@@ -17,9 +17,9 @@ import distill_s2d
 import networks
 from distill_MTT import LEAST_STEP_SIZE, TrajectoryMatching
 from distill_utils.augment import GROUPS, NONE, augment_each
+from distill_utils.benchmark.measure import memory_apart
 from distill_utils.compute import count_kept_steps, kept_step_bytes
 from distill_utils.last_good import LastGood
-from distill_utils.measure import memory_apart
 from distill_utils.processes import run_script
 from distill_utils.synset import PixelSet, StaticDynamicSet
 from distill_utils.temporal import random_segment

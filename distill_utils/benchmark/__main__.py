@@ -1,11 +1,14 @@
-"""Benchmark the main operations on this machine: loading, DM iteration, MTT step, evaluation, expert epoch.
+"""Benchmark the main operations on this machine.
 
     bash sh/benchmark.sh [GPU]                              # sizes of the toy set
+    bash sh/benchmark.sh [GPU] --plain                      # each operation beside its plain form
     bash sh/benchmark.sh [GPU] --classes 50 --frames 16 --size 112 --batch_real 64 --clips_per_class 96 --syn_steps 10
     bash sh/benchmark.sh [GPU] --growth classes,ipc,frames,size,clips
 
-The second command has the sizes of miniUCF101. For each operation the benchmark reports counted FLOP and bytes, peak
-memory, and the share of this machine's own rates (a large matmul, a convolution, a copy).
+The third command has the sizes of miniUCF101. The operations are: preparing a video (decoding it into a folder of
+JPEGs); loading a batch of clips; an iteration of DM, of DM with a pool of networks, and of FRePo; a step of MTT; an
+evaluation; an expert's epoch. For each, the benchmark reports counted FLOP and bytes, peak memory, and the share of
+this machine's own rates (a large matmul, a convolution, a copy).
 
 The clips are random, in packs in a temporary folder. Measurements take turns, so that other load on the machine affects
 all alike. The table shows medians, with the first and third quartiles in brackets.
@@ -16,29 +19,29 @@ import pathlib
 import tempfile
 import time
 
-import numpy as np
 import pandas as pd
-import torch
 
-import buffer
-import distill_DM
-import distill_MTT
 import networks
 from distill_utils import options
-from distill_utils.clips import draw_flips, select
-from distill_utils.compute import PRECISIONS, clips_at_once, set_precision
-from distill_utils.datasets import read_lists
-from distill_utils.evaluate import evaluate
-from distill_utils.measure import alternate, count, in_precision, machine, memory_apart, quartiles, references
+from distill_utils.benchmark import plain
+from distill_utils.benchmark.measure import (
+    alternate,
+    count,
+    in_precision,
+    machine,
+    memory_apart,
+    quartiles,
+    references,
+)
+from distill_utils.benchmark.workload import SECTIONS, Workload
+from distill_utils.compute import PRECISIONS, set_precision
 from distill_utils.processes import run_script, world_size
-from distill_utils.run import as_setting, list_digest
-from distill_utils.starts import initial_pixels
-from distill_utils.trajectories import snapshot
+from distill_utils.run import as_setting
 from distill_utils.workers import CRASHED, alone
-from utils import ROOT, check_space, find_device, has_own_memory, save, save_json, seed_everything
+from utils import ROOT, find_device, has_own_memory, save_json, seed_everything
 
 RATES = ("matmul", "flop", 0), ("convolution", "flop", 0), ("copy", "bytes", 1)
-SECTIONS = ("loading", "dm", "mtt", "evaluation", "experts")
+DECODING = ("preparing", "loading")  # not affected by the precision of convolutions
 SMALL = {"classes": 2, "clips_per_class": 2, "test_clips": 2, "frames": 8, "size": 48, "ipc": 1, "batch_real": 2,
          "syn_steps": 1}
 GROWTH = {  # variable: (its values, other differences from SMALL, what is measured)
@@ -51,156 +54,48 @@ GROWTH = {  # variable: (its values, other differences from SMALL, what is measu
 }
 COLUMNS = {"clips/s": ("clips_per_second", 1, 4), "TFLOP": ("flop", 1e12, 3), "GB moved": ("bytes", 1e9, 3),
            "peak GB": ("peak_bytes", 1e9, 3), "GB above start": ("bytes_above_start", 1e9, 3),
-           "predicted": ("predicted", 1, 3), "ratio": ("ratio", 1, 3), "relative": ("relative", 1, 3)}
+           "speed, plain = 1": ("times_plain", 1, 3), "predicted": ("predicted", 1, 3), "ratio": ("ratio", 1, 3),
+           "relative": ("relative", 1, 3)}
 SHARES = {f"of {name}": f"share_of_{name}" for name, _, _ in RATES}
-
-
-class Workload:
-    """Random clips with the sizes in `args`, as a custom data set in `folder`: a list, packs, and no frames.
-
-    Its methods return what is measured: calls without arguments. A `sparse` pack is all zeros and takes no disk space.
-    """
-
-    def __init__(self, args, folder, sparse=False):
-        self.args, self.folder, self.sparse = args, pathlib.Path(folder), sparse
-        self.flags = ["--dataset", "custom", "--data_path", str(folder), "--pack_path", str(folder),
-                      "--frames", str(args.frames), "--size", str(args.size), "--test_clips", "1",
-                      "--ipc", str(args.ipc), "--device", args.device]
-
-    def parse(self, script, **flags):
-        return script.parser().parse_args(
-            self.flags + [word for name, value in flags.items() for word in (f"--{name}", str(value))])
-
-    def write(self):
-        (self.folder / "frames").mkdir()
-        counts = {"train": self.args.classes * self.args.clips_per_class, "test": self.args.test_clips}
-        rows = [f"v_class{number % self.args.classes:03}_{split}_{number:07},"
-                f"class{number % self.args.classes:03},{split}\n"
-                for split, videos in counts.items() for number in range(videos)]
-        (self.folder / "list.csv").write_text("folder_name,label,split\n" + "".join(rows))
-        flags = self.parse(distill_DM)
-        options.check(flags, self.args.ipc)
-        for split in counts:
-            write_pack(select("custom", split=split, **options.selection_values(flags)), self.folder, self.sparse)
-        return self
-
-    @functools.cached_property
-    def train(self):
-        return options.load_data(self.parse(distill_DM), "train")
-
-    @functools.cached_property
-    def test(self):
-        return options.load_data(self.parse(distill_DM), "test")
-
-    @property
-    def device(self):
-        return torch.device(self.args.device)
-
-    @property
-    def at_once(self):
-        return clips_at_once(self.args.frames, self.args.size, self.device)
-
-    @property
-    def batch(self):
-        """Number of clips in the batches of all classes together."""
-        return self.args.classes * min(self.args.batch_real, self.args.clips_per_class)
-
-    # ---------------------------------------------------------------- the sections
-
-    def loading(self, precision):
-        index = self.train.class_batch(self.args.batch_real)
-        return lambda: [self.train.draw(part, flip=draw_flips(len(part))) for part in index.split(self.at_once)]
-
-    def dm(self, precision):
-        return self.step(distill_DM.make_matching(
-            self.parse(distill_DM, precision=precision, batch_real=self.args.batch_real), self.train))
-
-    def mtt(self, precision):
-        weights = snapshot(networks.build("ConvNet3D", self.train.K, self.train.T, self.train.size), torch.float32)
-        save([[weights, [1.001 * weight for weight in weights]]], self.folder / "replay_buffer_0.pt")
-        flags = self.parse(distill_MTT, precision=precision, buffer_path=self.folder, syn_steps=self.args.syn_steps,
-                           max_start_epoch=1)
-        return self.step(distill_MTT.make_matching(flags, self.train))
-
-    def step(self, matching):
-        """Return a step of the matching; with learning rate 0, all steps are the same."""
-        synset = initial_pixels(self.train, self.args.ipc, "real")
-        optimizer = torch.optim.SGD([*synset.parameters(), *matching.parameters()], lr=0, momentum=0.5)
-
-        def step():
-            optimizer.zero_grad()
-            matching(synset).backward()
-            optimizer.step()
-        return step
-
-    def evaluation(self, precision):
-        synset = initial_pixels(self.train, self.args.ipc, "real")
-        return lambda: evaluate(synset, self.test, num_eval=1, epochs=self.args.epoch_eval_train, precision=precision)
-
-    def experts(self, precision):
-        net = networks.build("ConvNet3D", self.train.K, self.train.T, self.train.size).to(self.train.device)
-        return lambda: list(buffer.train_expert(
-            net, self.train, 1, 0.0, self.args.batch_train, precision, ("benchmark",)))
-
-    # ---------------------------------------------------------------- costs that grow with the number of clips
-
-    def start_up(self, precision):
-        """Return a script's start with existing packs: the list, its digest for the run folder, both splits' clips."""
-        def start_up():
-            read_lists.cache_clear()
-            flags = self.parse(distill_DM)
-            list_digest(flags)
-            return [options.load_data(flags, split) for split in ("train", "test")]
-        return start_up
-
-    def class_batch(self, precision):
-        return lambda: self.train.class_batch(self.args.batch_real)
-
-    def gather(self, precision):
-        index = self.train.class_batch(self.args.batch_real)
-        return lambda: self.train.gather(index)
-
-
-def write_pack(selection, folder, sparse):
-    path, shape = selection.pack(folder), selection.shape
-    if not sparse:
-        check_space(folder, int(np.prod(shape)), "the generated clips",
-                    "set TMPDIR to a larger disk, or lower --clips_per_class")
-    with open(path, "wb") as file:
-        np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
-        if sparse:
-            file.truncate(file.tell() + int(np.prod(shape)))
-        else:
-            random = np.random.default_rng(0)
-            for _ in range(shape[0]):
-                file.write(random.bytes(int(np.prod(shape[1:]))))
 
 
 # ---------------------------------------------------------------- the sections at given sizes
 
 def benchmark(args, folder):
-    """Return this machine's rates, and a row for each section and precision."""
+    """Return this machine's rates, and a row for each section and precision.
+
+    With --plain, a row of precision "plain" is added for each section that has a plain form.
+    """
     workload = Workload(args, folder).write()
-    jobs = [(section, precision) for section in args.sections
-            for precision in (args.precisions if section != "loading" else [None])]
+    jobs = [(section, precision) for section in args.sections for precision in (
+        *([None] if section in DECODING else args.precisions),
+        *(["plain"] if args.plain and hasattr(plain, section) else []))]
+    makes = {(section, precision): functools.partial(getattr(plain, section), workload) if precision == "plain"
+             else functools.partial(getattr(workload, section), precision) for section, precision in jobs}
     # Measure resident memory in separate processes, and first: a process starts with its parent's peak.
     apart = memory_apart if has_own_memory(workload.device) else functools.partial(alone, memory_apart)
-    memory = {(section, precision): apart((functools.partial(getattr(workload, section), precision), workload.device))
-              for section, precision in jobs}
-    functions = {(section, precision): in_precision(getattr(workload, section)(precision), precision or "fp32",
-                                                    workload.device) for section, precision in jobs}
+    for job in jobs:
+        if job[0] == "pool":
+            apart((makes[job], workload.device))                           # computes and stores the class means
+    memory = {job: apart((makes[job], workload.device)) for job in jobs}
+    functions = {job: in_precision(makes[job](), job[1] if job[1] in PRECISIONS else "fp32", workload.device)
+                 for job in jobs}
     functions |= references(args.precisions, workload.device, min(workload.at_once, workload.batch), args.frames,
                             args.size)
     counts, seconds = measured(functions, args)
-    counts["loading", None] = 0, workload.batch * args.frames * 3 * args.size ** 2 * 5   # uint8 read, float32 written
+    if ("loading", None) in counts:                                        # uint8 read, float32 written
+        counts["loading", None] = 0, workload.batch * args.frames * 3 * args.size ** 2 * 5
     rates, rows = rates_of(counts, seconds), []
     for job in jobs:
+        section, precision = job
         peak, above = (None, None) if memory[job] == CRASHED else memory[job]
-        row = {"section": job[0], "precision": job[1], **figures(counts[job], seconds[job]), "peak_bytes": peak,
+        row = {"section": section, "precision": precision, **figures(counts[job], seconds[job]), "peak_bytes": peak,
                "bytes_above_start": above}
         row |= {f"share_of_{name}": row[kind] / row["seconds"] / rate
-                for (name, precision), (kind, rate) in rates.items() if precision in (job[1], None)}
-        rows.append(row | ({"clips_per_second": workload.batch / row["seconds"]} if job[0] == "loading" else {}))
+                for (name, of), (kind, rate) in rates.items() if of in (precision, None) and precision != "plain"}
+        if (section, "plain") in jobs and precision != "plain":
+            row["times_plain"] = quartiles(seconds[section, "plain"])[1] / row["seconds"]
+        rows.append(row | ({"clips_per_second": workload.batch / row["seconds"]} if section == "loading" else {}))
     return rates, rows
 
 
@@ -327,6 +222,9 @@ def parser():
     parser.add_argument("--precisions", type=some_of(PRECISIONS), metavar="A,B",
                         help=f"number formats of convolutions, from {','.join(PRECISIONS)}; --growth uses the first "
                              "(default: fp32, tf32 on CUDA, bf16)")
+    parser.add_argument("--plain", action="store_true",
+                        help="also measure each operation as it is usually written (distill_utils/benchmark/plain.py), "
+                             "in float32, and how many times faster ours is")
     parser.add_argument("--growth", type=some_of(tuple(GROWTH)), metavar="A,B",
                         help=f"instead of the sections, measure how costs grow with each of {','.join(GROWTH)}, "
                              "starting from small sizes")

@@ -1,0 +1,1 @@
+"""Benchmark of the main operations on this machine: `bash sh/benchmark.sh`."""
