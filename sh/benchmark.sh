@@ -2,7 +2,7 @@
 # Benchmark of the main operations on this machine: preparing and loading, iterations of DM, MTT and FRePo, evaluation and
 # expert epoch, each compared with the machine's own rates, and with --plain also with the operation as it is usually
 # written. Prints a table and writes a json file.
-# Usage: bash sh/benchmark.sh [GPU] [any flag of distill_utils/benchmark/__main__.py]
+# Usage: bash sh/benchmark.sh [GPU] [any flag of sh/benchmark/__main__.py]
 # GPU is a number, mps, xpu or cpu. Default: the first GPU, or the CPU if there is none.
 # Time: some minutes on two cores at the toy set's sizes.
 set -euo pipefail
@@ -16,4 +16,4 @@ export TQDM_DISABLE=1       # no progress bars
 flags=(
   --repeats 5
 )
-launch "$gpu" distill_utils.benchmark "${flags[@]}" "$@"
+launch "$gpu" sh/benchmark "${flags[@]}" "$@"

@@ -69,7 +69,7 @@ given() {
 # positions in its list.
 launch() {
   local gpu=$1 program=("$root/$2"); shift 2
-  if [[ ${program[0]} != *.py ]]; then program=(-m "${program[0]#"$root/"}"); fi
+  if [[ ${program[0]} != *.py && ! -d ${program[0]} ]]; then program=(-m "${program[0]#"$root/"}"); fi
   local device=cuda processes=1
   if [[ $gpu =~ ^(cpu|-1)(\*([1-9][0-9]{0,2}))?$ ]]; then
     device=cpu gpu='' processes=${BASH_REMATCH[3]:-1}

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT), str(ROOT / "sh" / "benchmark")]
 
 HANG = 1800  # seconds; the only limit of time: a test that takes longer hangs, and ends the tests with a traceback of all threads
 

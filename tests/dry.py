@@ -1,10 +1,13 @@
 """Dry runs: a stub stands in the place of Python and writes down its command line; the program's own parser reads it."""
 import importlib
+import importlib.util
 import json
 import os
 import pathlib
 import subprocess
 import sys
+
+from utils import ROOT
 
 # A line of JSON for each call, into the file that CALL names; exit code CODE where a word of the command line is FAILS.
 STUB = f"""#!{sys.executable} -SE
@@ -14,7 +17,6 @@ with open(os.environ["CALL"], "a") as file:
     file.write("\\n")
 sys.exit(int(os.environ.get("CODE", 0)) if os.environ.get("FAILS", "nothing") in sys.argv else 0)
 """
-PROGRAMS = {"distill_utils.benchmark": "distill_utils.benchmark.__main__"}
 OURS = {name: value for name, value in os.environ.items() if name != "CUDA_VISIBLE_DEVICES"}  # a scheduler's is given where a test says so
 
 
@@ -35,14 +37,19 @@ def program_of(call):
     if first == "-m":
         first, *arguments = arguments
         root = call["environment"].get("PYTHONPATH", "").split(":")[0]
-        return pathlib.Path(root), importlib.import_module(PROGRAMS.get(first, first)).parser(), arguments
+        return pathlib.Path(root), importlib.import_module(first).parser(), arguments
     root = os.path.dirname(first)
     return pathlib.Path(root), script(first).parser(), arguments
 
 
 def script(path):
-    """The module of a script in the project's folder."""
-    return importlib.import_module(os.path.basename(path).removesuffix(".py"))
+    """The module of a script in the project's folder, or the program of the folder sh/benchmark."""
+    if os.path.basename(path) != "benchmark":
+        return importlib.import_module(os.path.basename(path).removesuffix(".py"))
+    spec = importlib.util.spec_from_file_location("benchmark", ROOT / "sh" / "benchmark" / "__main__.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def parse(call):

@@ -7,17 +7,18 @@ import sys
 import numpy as np
 import pytest
 import torch
+from dry import script
 from fakes import PRECISIONS
 from PIL import Image
 
 import distill_FRePo
 import networks
-from distill_utils.benchmark import __main__ as benchmark
-from distill_utils.benchmark import plain
-from distill_utils.benchmark.measure import count, memory_of, quartiles
-from distill_utils.benchmark.workload import Workload
+import plain
+from measure import count, memory_of, quartiles
 from utils import ROOT
+from workload import Workload
 
+benchmark = script("sh/benchmark")
 TINY = "--device cpu --classes 2 --clips_per_class 3 --test_clips 2 --size 43 --batch_real 2 --epoch_eval_train 2 --batch_train 4 --repeats 2".split()
 KILO = 4 * 1000  # bytes of float32
 
@@ -146,9 +147,9 @@ def test_launcher(launch, tmp_path, gpus, given, device, visible):
     smi.chmod(0o755)
     process, call = launch("sh/benchmark.sh", *given, PATH=f"{smi.parent}:{os.environ['PATH']}")
     assert process.returncode == 0, process.stderr
-    program, module, *flags = call["command"]
+    program, *flags = call["command"]
     found = vars(benchmark.parser().parse_args(flags))
-    assert (program, module) == ("-m", "distill_utils.benchmark") and call["environment"]["CUDA_VISIBLE_DEVICES"] == visible
+    assert os.path.samefile(program, ROOT / "sh" / "benchmark") and call["environment"]["CUDA_VISIBLE_DEVICES"] == visible
     assert (found["device"], found["growth"]) == (device, ["ipc", "size"] if "--growth" in given else None)
     assert found["repeats"] == (3 if "--repeats" in given else 5)
 
@@ -193,7 +194,7 @@ def test_growth(tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("flags, sentence", (
-    ("--sections dm,mmt", "argument --sections: unknown 'mmt': choose from loading,dm,mtt,evaluation,experts"),
+    ("--sections dm,mmt", "argument --sections: unknown 'mmt': choose from preparing,loading,dm,pool,mtt,frepo,evaluation,experts"),
     ("--precisions fp64", "argument --precisions: unknown 'fp64': choose from fp32,"), ("--growth", "argument --growth: expected one argument"),
     ("--growth videos", "argument --growth: unknown 'videos'"), ("--classes 0", "argument --classes: '0' is not a whole number of at least 1"),
     ("--frames 4", "error: ConvNet3D needs at least 8 frames of 43 pixels, not 4 of 64"), ("--device gpu", "error: --device gpu: PyTorch "),

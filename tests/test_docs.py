@@ -195,9 +195,9 @@ def test_a_wrong_command_is_found(command, tmp_path):
 def test_every_flag_is_explained():
     """Every flag of every program stands in a page below docs/."""
     text = "\n".join(path.read_text(encoding="utf-8") for path in PAGES)
-    programs = ["distill_DC.py", "distill_DM.py", "distill_MTT.py", "distill_FRePo.py", "distill_s2d.py", "buffer.py"]
+    programs = ["distill_DC.py", "distill_DM.py", "distill_MTT.py", "distill_FRePo.py", "distill_s2d.py", "buffer.py", "sh/benchmark"]
     calls = [{"command": [name], "environment": {}} for name in programs]
-    calls += [{"command": ["-m", f"distill_utils.{name}"], "environment": {}} for name in "coreset evaluate table report export dynamics tune prepare inspect benchmark".split()]
+    calls += [{"command": ["-m", f"distill_utils.{name}"], "environment": {}} for name in "coreset evaluate table report export dynamics tune prepare inspect".split()]
     flags = {option for call in calls for action in program_of(call)[1]._actions for option in action.option_strings if option.startswith("--") and option != "--help"}
     explained = set(re.findall(r"--[a-zA-Z_]+(?:-[a-z_]+)?", text))
     assert sorted(flag for flag in flags - explained if not flag.startswith("--no-")) == []

@@ -9,6 +9,7 @@ import re
 import shutil
 import subprocess
 
+import dry
 import pytest
 import torch
 
@@ -124,11 +125,11 @@ NUMBERS = {options.positive: "a whole number of at least 1", options.count: "a w
            options.even: "an even number of at least 2"}
 
 
-@pytest.mark.parametrize("name", ("buffer", "distill_DC", "distill_DM", "distill_MTT", "distill_s2d", "distill_utils.benchmark.__main__",
+@pytest.mark.parametrize("name", ("buffer", "distill_DC", "distill_DM", "distill_MTT", "distill_s2d", "sh/benchmark",
                                   *(f"distill_utils.{name}" for name in ("coreset", "evaluate", "export", "inspect", "prepare", "report"))))
 def test_numbers_that_do_not_fit(name, capsys):
     """What PyTorch and NumPy cannot take is refused with the flags, before anything is made."""
-    parser = importlib.import_module(name).parser()
+    parser = (dry.script(name) if name == "sh/benchmark" else importlib.import_module(name)).parser()
     numeric = {action: NUMBERS[action.type] for action in parser._actions if action.type in NUMBERS}
     assert numeric and not [action.dest for action in parser._actions if action.type in (int, float)]
     for action, description in numeric.items():

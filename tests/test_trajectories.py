@@ -17,7 +17,6 @@ import distill_s2d
 import networks
 from distill_MTT import LEAST_STEP_SIZE, TrajectoryMatching
 from distill_utils.augment import GROUPS, NONE, augment_each
-from distill_utils.benchmark.measure import memory_apart
 from distill_utils.compute import count_kept_steps, kept_step_bytes
 from distill_utils.last_good import LastGood
 from distill_utils.processes import run_script
@@ -25,6 +24,7 @@ from distill_utils.synset import PixelSet, StaticDynamicSet
 from distill_utils.temporal import random_segment
 from distill_utils.trajectories import Experts, buffer_files, check_epoch, snapshot
 from distill_utils.workers import alone
+from measure import memory_apart
 from networks import FlatNetwork, Hallucinator, Interpolation
 from networks.convnet3d import LEAST_FRAMES
 from utils import load, random_stream, stream_seed

@@ -22,9 +22,13 @@ import time
 import pandas as pd
 
 import networks
+import plain
 from distill_utils import options
-from distill_utils.benchmark import plain
-from distill_utils.benchmark.measure import (
+from distill_utils.compute import PRECISIONS, set_precision
+from distill_utils.processes import run_script, world_size
+from distill_utils.run import as_setting
+from distill_utils.workers import CRASHED, alone
+from measure import (
     alternate,
     count,
     in_precision,
@@ -33,12 +37,8 @@ from distill_utils.benchmark.measure import (
     quartiles,
     references,
 )
-from distill_utils.benchmark.workload import SECTIONS, Workload
-from distill_utils.compute import PRECISIONS, set_precision
-from distill_utils.processes import run_script, world_size
-from distill_utils.run import as_setting
-from distill_utils.workers import CRASHED, alone
 from utils import ROOT, find_device, has_own_memory, save_json, seed_everything
+from workload import SECTIONS, Workload
 
 RATES = ("matmul", "flop", 0), ("convolution", "flop", 0), ("copy", "bytes", 1)
 DECODING = ("preparing", "loading")  # not affected by the precision of convolutions
@@ -223,7 +223,7 @@ def parser():
                         help=f"number formats of convolutions, from {','.join(PRECISIONS)}; --growth uses the first "
                              "(default: fp32, tf32 on CUDA, bf16)")
     parser.add_argument("--plain", action="store_true",
-                        help="also measure each operation as it is usually written (distill_utils/benchmark/plain.py), "
+                        help="also measure each operation as it is usually written (sh/benchmark/plain.py), "
                              "in float32, and how many times faster ours is")
     parser.add_argument("--growth", type=some_of(tuple(GROWTH)), metavar="A,B",
                         help=f"instead of the sections, measure how costs grow with each of {','.join(GROWTH)}, "

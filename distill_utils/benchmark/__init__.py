@@ -1,1 +1,0 @@
-"""Benchmark of the main operations on this machine: `bash sh/benchmark.sh`."""
