@@ -58,7 +58,7 @@ class GradientMatching:
         frames as a single process. The returned sum is over all ranks; a rank's gradient covers its own classes only.
         """
         total, index = synset.static.new_zeros(()), self.clips.class_batch(self.batch_real)
-        labels, flips = self.clips.labels[index], draw_flips(len(index))
+        labels, flips = self.clips.labels[index], draw_flips(len(index), self.clips.mirror)
         draw = draw_siamese(self.dsa, synset.K)
         for label in rank_share(synset.K):
             clips = self.clips.draw(index[labels == label], flip=flips[labels == label])

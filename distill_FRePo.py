@@ -103,7 +103,7 @@ class FeatureRegression(nn.Module):
         labels = synset.scores()                                           # (n, K)
         of_set = to_float64(self.features(net, videos.detach().split(self.at_once))).requires_grad_()
         index = torch.randperm(len(self.clips))[:self.batch_target]
-        flips, ours = draw_flips(len(index)), rank_share(len(index))
+        flips, ours = draw_flips(len(index), self.clips.mirror), rank_share(len(index))
         ours = slice(ours.start, ours.stop)
         of_real = to_float64(self.features(net, self.draw(index[ours], flips[ours])))
         known = to_float64(labels).detach().requires_grad_()

@@ -28,7 +28,7 @@ METHODS = {"DM": distill_DM, "MTT": distill_MTT, "FRePo": distill_FRePo}
 def find_static(args, spc):
     """Return the file of the static memory that distill_DC.py learned from the same data with spc frames per class."""
     same = ("data_path", "list_path", "frames_path", "frame_names", "size", "stride", "train_clips", "seed",
-            "validation", "static_size", "dsa")
+            "validation", "static_size", "mirror", "dsa")
     folder = find_run(args, f"DC_spc{spc}", same, f"static memory of {spc} frames per class",
                       ["bash", "sh/s2d/DC.sh", "GPU", args.dataset, str(spc)], "--path_static")
     return folder / "distilled.pt"

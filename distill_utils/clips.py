@@ -47,15 +47,19 @@ def denormalize(values) -> torch.Tensor:
 
 
 class Clips:
-    """All clips of a `split`. labels, videos: (n,) int64 on the CPU, the class and the video number of each clip."""
+    """All clips of a `split`. labels, videos: (n,) int64 on the CPU, the class and the video number of each clip.
+
+    mirror: probability with which training and matching mirror a clip left-right.
+    """
 
     def __init__(self, take, resident, labels, videos, class_names, dataset, T, size, device,
-                 split="test", origin=None):
+                 split="test", origin=None, mirror=0.5):
         self.take, self.resident = take, resident
         self.labels, self.videos, self.class_names, self.K = labels, videos, class_names, len(class_names)
         self.origin = origin  # path of the pack, and a digest of which clips of the pack these are
         self.dataset, self.T, self.size, self.device, self.split, self.shown = (
             dataset, T, size, device, split, slice(None))
+        self.mirror = mirror
         starts = self.counts().cumsum(0) - self.counts()
         self.rank_in_class = torch.arange(len(labels)) - starts[labels.sort().values]  # of clips sorted by class
 
@@ -97,7 +101,8 @@ class Clips:
         return shuffled_in_class[self.rank_in_class < per_class]
 
 
-def load_clips(dataset, *, split, pack=True, pack_path=None, device="cpu", workers=None, **settings) -> "Clips":
+def load_clips(dataset, *, split, pack=True, pack_path=None, device="cpu", workers=None, mirror=0.5,
+               **settings) -> "Clips":
     """Return the clips of a split ("train", "validation" or "test"); `settings` are those of `select`.
 
     With `pack` the clips are decoded once into a file under `pack_path`. Later calls read only a sample of the frame
@@ -124,7 +129,8 @@ def load_clips(dataset, *, split, pack=True, pack_path=None, device="cpu", worke
     per_video = selection.positions.shape[1]
     labels = torch.from_numpy(codes.astype(np.int64)).repeat_interleave(per_video)[used]
     videos = torch.arange(len(labels) // per_video).repeat_interleave(per_video)
-    return Clips(take, resident, labels, videos, selection.class_names, dataset, row.T, row.size, device, split, origin)
+    return Clips(take, resident, labels, videos, selection.class_names, dataset, row.T, row.size, device, split, origin,
+                 mirror)
 
 
 def taking(take, numbers):
@@ -221,9 +227,9 @@ def check_positive(**flags):
             raise ValueError(f"--{name} {value} must be at least 1")
 
 
-def draw_flips(count):
-    """Draw for each of `count` clips whether it is mirrored, with probability 1/2."""
-    return torch.rand(count) < 0.5
+def draw_flips(count, probability=0.5):
+    """Draw for each of `count` clips whether it is mirrored left-right."""
+    return torch.rand(count) < probability
 
 
 # ---------------------------------------------------------------- frames

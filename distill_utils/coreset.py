@@ -88,7 +88,7 @@ def feature_network(run, args, clips):
     """Return a ConvNet3D trained on all clips; it is stored beside the run folders and reused for equal settings."""
     values = [args.feature_epochs, args.feature_lr, args.feature_batch, args.seed, args.precision, list_digest(args),
               content_digest(args), clips.T, clips.size, args.stride, args.train_clips, args.width,
-              *groups_of(args.dsa)]
+              args.mirror, *groups_of(args.dsa)]
     path = run.folder.parent / f"feature_network_{stream_seed(*values):015x}.pt"
     if path.exists():
         net = networks.build("ConvNet3D", clips.K, clips.T, clips.size, args.width).to(clips.device)

@@ -174,7 +174,7 @@ class RealSet:
         return len(self.clips)
 
     def __call__(self, index):
-        clips = self.clips.draw(index, flip=draw_flips(len(index)))
+        clips = self.clips.draw(index, flip=draw_flips(len(index), self.clips.mirror))
         return (clips[:, random_segment(clips.shape[1], self.segments, LEAST_FRAMES)],
                 self.clips.labels[index].to(self.clips.device))
 

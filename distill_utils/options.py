@@ -89,6 +89,10 @@ def add_data_options(parser, dataset="required"):
     group.add_argument("--stride", type=positive, help="distance between the frames of a clip, in video frames (4)")
     group.add_argument("--train_clips", type=positive, default=1,
                        help="clips per training video, drawn once (%(default)s)")
+    group.add_argument("--mirror", type=probability, default=0.5, metavar="P",
+                       help="probability with which a real training clip is mirrored left-right whenever a network is "
+                       "trained or matched on it; 0 if left and right matter, as for a fixed camera or SSv2's classes "
+                       "(%(default)s, as in the paper)")
     group.add_argument("--test_clips", type=positive, default=3,
                        help="clips per test video, evenly spaced (%(default)s)")
     group.add_argument("--pack_path", type=pathlib.Path, help="folder of the packed clips (distill_utils/data/packs)")
@@ -219,6 +223,10 @@ def share(text):
     return number(text, float, 0, 0.9, "a share from 0 to 0.9")
 
 
+def probability(text):
+    return number(text, float, 0, 1, "a probability from 0 to 1")
+
+
 def share_or_list(text):
     return LIST if text == LIST else share(text)
 
@@ -319,7 +327,8 @@ def check_compact(args, T, size):
 
 def load_data(args, split, **other):
     """Return the Clips of a split, as the flags describe them; `other` overrides flags (T=1 in static learning)."""
-    values = dict(pack=args.pack, pack_path=args.pack_path, device=args.device, workers=args.workers)
+    values = dict(pack=args.pack, pack_path=args.pack_path, device=args.device, workers=args.workers,
+                  mirror=args.mirror)
     with rank_zero_first():
         return load_clips(args.dataset, split=split, **(values | selection_values(args) | other))
 

@@ -20,12 +20,14 @@ POOL_FORMAT = 1  # change it to invalidate all stored pools
 def pool_path(clips, *settings):
     """Return the path of the pool file of these packed clips; its name depends on everything that affects the means.
 
-    These are: the pack and which of its clips are used; the shown frames; PyTorch's version, which decides the weights
+    These are: the pack and which of its clips are used; the shown frames; how often
+    clips are mirrored; PyTorch's version, which decides the weights
     for a seed; and `settings` of networks and matching.
     """
     pack, digest = clips.origin
     shown = clips.shown.tolist() if isinstance(clips.shown, torch.Tensor) else None
-    content = [POOL_FORMAT, pack.name, pack.stat().st_mtime_ns, digest, shown, torch.__version__, *settings]
+    content = [POOL_FORMAT, pack.name, pack.stat().st_mtime_ns, digest, shown, clips.mirror, torch.__version__,
+               *settings]
     return pack.with_name(f"pool_{pack.stem}_{hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]}.f32")
 
 

@@ -375,7 +375,7 @@ def differing_settings(args, folder, same, content=None) -> list[str]:
     made, row = read_config(folder / "config.json")["settings"], DATASETS[args.dataset]
     mine = vars(args) | {"list_digest": list_digest(args), "content_digest": content}
     own = {"frames": row.T, "size": row.size, "stride": row.stride, "segments": 1, "width": WIDTH, "validation": 0.0,
-           "dsa": NONE,
+           "dsa": NONE, "mirror": 0.5,
            "static_size": args.size or row.size}
 
     def value(settings, key):

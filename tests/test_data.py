@@ -13,10 +13,16 @@ import torch
 from conftest import write_frames
 from PIL import Image, ImageOps
 
+from distill_DC import GradientMatching
+from distill_DM import DistributionMatching
+from distill_FRePo import FeatureRegression
 from distill_utils import clips as clips_module
 from distill_utils.clips import denormalize, draw_flips, load_clips, normalize, read_frame
 from distill_utils.datasets import DATASETS, clip_frames, clip_positions, folders_are_clean, read_videos
+from distill_utils.evaluate import RealSet
 from distill_utils.frames import content_digest, find_folders, frame_names
+from distill_utils.synset import PixelSet, StillSet
+from networks import ConvNet
 from utils import ROOT
 
 HEADER = "folder_name,label,split\n"
@@ -813,6 +819,24 @@ def test_draw_flips_only_when_asked(load):
     flipped = torch.rand(len(index)) < 0.5
     assert torch.equal(drawn[flipped], plain[flipped].flip(-1)) and torch.equal(drawn[~flipped], plain[~flipped])
     assert 40 < flipped.sum() < 100
+
+
+@pytest.mark.parametrize("probability", (0, 1))
+def test_clips_are_mirrored_as_often_as_asked(load, probability):
+    """In training on real clips and in every matching; a matching by trajectories sees none."""
+    clips, given = load(T=8, size=43, mirror=probability), []
+    clips.draw = lambda index, flip=None: given.append(flip) or type(clips).draw(clips, index, flip)
+    stills = load(T=1, size=43, mirror=probability)
+    stills.draw = lambda index, flip=None: given.append(flip) or type(clips).draw(stills, index, flip)
+    synset = PixelSet(torch.randn(clips.K, clips.T, 3, clips.size, clips.size), clips.K)
+    one = StillSet(torch.randn(clips.K, 1, 3, clips.size, clips.size), 1, clips.T)
+    for work in (lambda: RealSet(clips)(torch.arange(3)), lambda: DistributionMatching(clips, 2, width=2)(synset),
+                 lambda: DistributionMatching(clips, 2, width=2, pool=1), lambda: FeatureRegression(clips, 4, width=2, pool=1)(synset),
+                 lambda: GradientMatching(stills, 2, 1, 1, 0.01, 2, "fp32").match(ConvNet(clips.K, clips.size), one)):
+        given.clear()
+        work()
+        mirrored = torch.cat([flip for flip in given if flip is not None])
+        assert len(mirrored) and (mirrored == bool(probability)).all()
 
 
 def test_normalize_is_imagenets_and_denormalize_its_inverse():

@@ -365,7 +365,7 @@ def test_trajectory_matching_finds_the_experts_of_its_launcher(launch, monkeypat
     for name in "sh/baseline/MTT.sh", "sh/s2d/MTT.sh":
         for same in (), ("--frames", "8", "--size", "64"), ("--seed", "3"), ("--buffer_path", str(run.folder)):
             assert [path.resolve() for path in prepare(flags(name, "1", "5", *same))] == [run.folder / "replay_buffer_0.pt"]
-        for other in ("--size", "112"), ("--frames", "16"):
+        for other in ("--size", "112"), ("--frames", "16"), ("--mirror", "0.0"):
             with pytest.raises(ValueError, match="no finished buffer of experts"):
                 prepare(flags(name, "1", "5", *other))
             with pytest.raises(ValueError, match=f"were trained with a different {other[0][2:]}: "):

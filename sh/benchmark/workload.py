@@ -91,7 +91,8 @@ class Workload:
 
     def loading(self, precision):
         index = self.train.class_batch(self.args.batch_real)
-        return lambda: [self.train.draw(part, flip=draw_flips(len(part))) for part in index.split(self.at_once)]
+        return lambda: [self.train.draw(part, flip=draw_flips(len(part), self.train.mirror))
+                        for part in index.split(self.at_once)]
 
     def dm(self, precision, pool=0):
         flags = self.parse(distill_DM, precision=precision, batch_real=self.args.batch_real, pool=pool)
