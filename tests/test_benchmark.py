@@ -86,7 +86,7 @@ def test_plain_files(tmp_path):
     """Both forms prepare the same film into as many frames of the same size, and the plain form loads as many clips."""
     workload = make(tmp_path)
     workload.preparing(None)(), plain.preparing(workload)()
-    ours, theirs = (sorted((tmp_path / folder).iterdir()) for folder in ("frames_of_film_0", "plain_frames_of_film_0"))
+    ours, theirs = (sorted(tmp_path.glob(pattern)) for pattern in ("ours*/frames/*", "plain*/*"))
     assert len(ours) == len(theirs) == 128 and {Image.open(path).size for path in (*ours, *theirs)} == {(43, 43)}
     differences = [np.abs(np.subtract(*(np.asarray(Image.open(path), float) for path in pair))).mean() for pair in zip(ours, theirs)]
     assert max(differences) < 6
@@ -162,21 +162,26 @@ def test_launcher_refuses_nonsense(launch):
 @pytest.mark.slow
 def test_end_to_end(launch, tmp_path):
     out = tmp_path / "figures" / "tiny.json"
-    process, _ = launch("sh/benchmark.sh", "cpu", *TINY[2:], "--sections", "loading,dm", "--precisions", ",".join(PRECISIONS), "--out", str(out),
+    process, _ = launch("sh/benchmark.sh", "cpu", *TINY[2:], "--sections", "preparing,loading,dm", "--plain", "--precisions", ",".join(PRECISIONS), "--out", str(out),
                         PYTHON=sys.executable)
     assert process.returncode == 0, process.stderr
     content = json.loads(out.read_text())
     rows = content["rows"]
-    assert [(row["section"], row["precision"]) for row in rows] == [("loading", None), *(("dm", precision) for precision in PRECISIONS)]
+    assert [(row["section"], row["precision"]) for row in rows] == [
+        *((section, precision) for section in ("preparing", "loading") for precision in (None, "plain")),
+        *(("dm", precision) for precision in (*PRECISIONS, "plain"))]
     assert {(rate["name"], rate["precision"]) for rate in content["rates"]} == {
         ("copy", None), *((name, precision) for name in ("matmul", "convolution") for precision in PRECISIONS)}
     assert all(row["quartiles"][0] <= row["seconds"] <= row["quartiles"][1] and len(row["all_seconds"]) == 2 for row in rows)
-    assert all(row["peak_bytes"] >= row["bytes_above_start"] >= 0 and 0 < row["share_of_copy"] for row in rows)
-    assert all(0 < row["share_of_convolution"] and 0 < row["share_of_matmul"] for row in rows[1:])
-    assert rows[0]["bytes"] == 4 * 8 * 3 * 43 ** 2 * 5 and rows[0]["clips_per_second"] == pytest.approx(4 / rows[0]["seconds"])
+    assert all(row["peak_bytes"] >= row["bytes_above_start"] >= 0 for row in rows)
+    assert all(0 < row["share_of_convolution"] and 0 < row["share_of_matmul"] and 0 < row["share_of_copy"] for row in rows[4:-1])
+    for row in rows:
+        plain_form = next(other for other in rows if (other["section"], other["precision"]) == (row["section"], "plain"))
+        assert row["precision"] == "plain" or row["times_plain"] == pytest.approx(plain_form["seconds"] / row["seconds"])
+    assert rows[2]["bytes"] == 4 * 8 * 3 * 43 ** 2 * 5 and rows[2]["clips_per_second"] == pytest.approx(4 / rows[2]["seconds"])
     assert {"cpu", "threads", "torch"} <= set(content["machine"]) and content["settings"]["size"] == 43
     lines = process.stdout.splitlines()
-    assert lines[-3 - len(PRECISIONS)].split()[:3] == ["section", "precision", "seconds"] and lines[-1] == f"all figures: {out}" and "threads" in lines[0]
+    assert lines[-7 - len(PRECISIONS)].split()[:3] == ["section", "precision", "seconds"] and lines[-1] == f"all figures: {out}" and "threads" in lines[0]
     assert not process.stderr and not list(out.parent.glob(".*"))
 
 

@@ -4,7 +4,7 @@ Plain means: float32 tensors that are loaded before, one class at a time, the wh
 graph of all the student's steps, PyTorch's default memory layout; JPEGs read by PIL, and videos by a loop over PyAV's
 frames. Each function takes the Workload and returns the call that is measured, the counterpart of its method.
 """
-import itertools
+import tempfile
 
 import av
 import torch
@@ -20,17 +20,16 @@ from networks import FlatNetwork
 
 
 def preparing(workload):
-    film, size, numbers = workload.film(), workload.args.size, itertools.count()
+    film, size = workload.film(), workload.args.size
     enlarged = workload.enlarged()
     left = (enlarged[0] - size) // 2
 
     def prepare():
-        folder = workload.folder / f"plain_frames_of_film_{next(numbers)}"
-        folder.mkdir()
+        folder = tempfile.mkdtemp(prefix="plain", dir=workload.folder)
         with av.open(str(film)) as container:
             for number, frame in enumerate(container.decode(video=0), 1):
                 picture = frame.to_image().resize(enlarged).crop((left, 0, left + size, size))
-                picture.save(folder / f"frame{number:06d}.jpg", quality=95)
+                picture.save(f"{folder}/frame{number:06}.jpg", quality=95)
     return prepare
 
 

@@ -1,7 +1,7 @@
 """The work that the benchmark measures: the scripts' operations on random clips of given sizes."""
 import functools
-import itertools
 import pathlib
+import tempfile
 
 import av
 import numpy as np
@@ -29,7 +29,7 @@ FILM = 128, 320, 240  # frames, width and height of the video that is prepared, 
 
 
 class Workload:
-    """Random clips with the sizes in `args`, as a custom data set in `folder`: a list and packs.
+    """Random clips with the sizes in `args`, as a custom data set in `folder`/data: a list and packs.
 
     Its methods return what is measured: calls without arguments, one method for each of SECTIONS. A `sparse` pack is
     all zeros and takes no disk space.
@@ -37,7 +37,8 @@ class Workload:
 
     def __init__(self, args, folder, sparse=False):
         self.args, self.folder, self.sparse = args, pathlib.Path(folder), sparse
-        self.flags = ["--dataset", "custom", "--data_path", str(folder), "--pack_path", str(folder),
+        self.data = self.folder / "data"
+        self.flags = ["--dataset", "custom", "--data_path", str(self.data), "--pack_path", str(self.data),
                       "--frames", str(args.frames), "--size", str(args.size), "--test_clips", "1",
                       "--ipc", str(args.ipc), "--device", args.device]
 
@@ -46,16 +47,16 @@ class Workload:
             self.flags + [word for name, value in flags.items() for word in (f"--{name}", str(value))])
 
     def write(self):
-        (self.folder / "frames").mkdir()
+        (self.data / "frames").mkdir(parents=True)
         counts = {"train": self.args.classes * self.args.clips_per_class, "test": self.args.test_clips}
         rows = [f"v_class{number % self.args.classes:03}_{split}_{number:07},"
                 f"class{number % self.args.classes:03},{split}\n"
                 for split, videos in counts.items() for number in range(videos)]
-        (self.folder / "list.csv").write_text("folder_name,label,split\n" + "".join(rows))
+        (self.data / "list.csv").write_text("folder_name,label,split\n" + "".join(rows))
         flags = self.parse(distill_DM)
         options.check(flags, self.args.ipc)
         for split in counts:
-            write_pack(select("custom", split=split, **options.selection_values(flags)), self.folder, self.sparse)
+            write_pack(select("custom", split=split, **options.selection_values(flags)), self.data, self.sparse)
         return self
 
     @functools.cached_property
@@ -85,9 +86,12 @@ class Workload:
     # ---------------------------------------------------------------- the sections
 
     def preparing(self, precision):
-        film, picture, numbers = self.film(), Picture(self.enlarged(), self.args.size), itertools.count()
-        return lambda: make_folder(([film], self.folder / f"frames_of_film_{next(numbers)}",
-                                    self.folder / "partial", picture, None))
+        film, picture = self.film(), Picture(self.enlarged(), self.args.size)
+
+        def prepare():
+            folder = pathlib.Path(tempfile.mkdtemp(prefix="ours", dir=self.folder))
+            return make_folder(([film], folder / "frames", folder / "partial", picture, None))
+        return prepare
 
     def loading(self, precision):
         index = self.train.class_batch(self.args.batch_real)
@@ -183,12 +187,12 @@ class Workload:
         """Return the paths of `clips` folders of JPEG frames of the clips' size."""
         size = (self.args.size, self.args.size)
         for number in range(clips):
-            folder = self.folder / "frames" / f"clip{number:05}"
+            folder = self.folder / "clips" / f"{number:05}"
             if not folder.exists():
-                folder.mkdir()
+                folder.mkdir(parents=True)
                 for frame, picture in enumerate(pictures(self.args.frames, size, number)):
                     picture.save(folder / f"frame{frame:06}.jpg", quality=95)
-        return [self.folder / "frames" / f"clip{number:05}" for number in range(clips)]
+        return sorted((self.folder / "clips").iterdir())
 
 
 def pictures(frames, size, seed=0):
