@@ -67,7 +67,8 @@ compact=(
   --init_hal identity         # which is added to it
   --train_static
 )
-compact_DM=(--lr_dynamic 3 --lr_static 3 --lr_hal 0 --batch_real 64 --Iteration 300)
+compact_DM=(--lr_dynamic 30 --lr_static 30 --lr_hal 0 --batch_real 64 --pool 150 --Iteration 200)  # rates: for 8 videos
+                                                       # per class; the gradient of a video shrinks with their number
 compact_MTT=(--lr_dynamic 1 --lr_static 1 --lr_hal 0 --Iteration 500)  # larger rates lost accuracy on ROOM6
 if [[ -n ${SETTINGS:-} ]]; then
   [[ -r $SETTINGS ]] || stop "SETTINGS=$SETTINGS cannot be read"
