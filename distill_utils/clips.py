@@ -3,18 +3,12 @@
 Letters: B batch, T frames, H = W = size pixels, K classes. Clips are (B, T, 3, H, W).
 """
 import concurrent.futures
-import contextlib
 import copy
 import dataclasses
 import hashlib
-import io
 import json
-import math
-import mmap
 import os
 import pathlib
-import time
-import warnings
 
 import numpy as np
 import pandas as pd
@@ -25,9 +19,9 @@ from distill_utils.compute import stays_on_device
 from distill_utils.datasets import DATA_PATH, LIST, DataSet, clip_frames, clip_positions, find_dataset, read_videos
 from distill_utils.frames import as_rgb, content_digest, find_folders, frame_names
 from distill_utils.machine import cores
-from distill_utils.processes import progress
+from distill_utils.packs import mapped, open_pack
 from distill_utils.temporal import repeated_frames
-from utils import check_space, has_own_memory, lock, read_json, save_json
+from utils import has_own_memory, read_json
 
 MEAN = torch.tensor((0.485, 0.456, 0.406)).view(3, 1, 1)
 STD = torch.tensor((0.229, 0.224, 0.225)).view(3, 1, 1)
@@ -264,12 +258,6 @@ class FrameFolders:
             place[:] = clip
 
 
-def mapped(pool, function, items, batch=1024):
-    """Like pool.map, with at most a batch of items in flight, so that memory does not grow with their number."""
-    for start in range(0, len(items), batch):
-        yield from pool.map(function, items[start:start + batch])
-
-
 def read_frame(path, size):
     """Read an image as uint8 RGB (3, size, size): resize the shorter side, crop the middle of the longer side."""
     try:
@@ -278,97 +266,3 @@ def read_frame(path, size):
     except Exception as error:  # PIL's decoders raise many kinds of errors
         raise ValueError(f"{path} cannot be read as an image ({error})") from error
     return np.asarray(image).transpose(2, 0, 1)
-
-
-# ---------------------------------------------------------------- the pack
-
-class Pack:
-    """All clips of a pack as a memory map: uint8 (n, T, 3, H, W), read from disk on use."""
-
-    def __init__(self, array):
-        self.array = array
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "The given NumPy array is not writable")  # it is never written
-            self.clips = torch.from_numpy(array)
-
-    def take(self, index, batch):
-        """Copy the clips `index` (B,) into batch (B, T, 3, H, W)."""
-        # Request all clips together: the disk then reads in parallel, 15 times as fast as one page after another.
-        size, first = self.clips[0].numel(), self.array.offset
-        for number in index.tolist():
-            start = (first + number * size) // mmap.PAGESIZE * mmap.PAGESIZE
-            self.array.base.madvise(mmap.MADV_WILLNEED, start, first + (number + 1) * size - start)
-        torch.index_select(self.clips, 0, index, out=batch)
-
-
-def open_pack(path, shape, open_frames):
-    """Return the Pack at `path`; if it is missing, build it first from open_frames()."""
-    if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with locked(path.with_suffix(".lock")):
-            if not path.exists():
-                build_pack(path, shape, open_frames())
-    header = pack_header(shape)
-    with open(path, "rb") as file:
-        whole = file.read(len(header)) == header and path.stat().st_size == len(header) + math.prod(shape)
-    if not whole:
-        raise ValueError(f"the pack {path} is damaged: delete it, and the next run builds it again")
-    return Pack(np.memmap(path, np.uint8, "r", len(header), shape))
-
-
-def pack_header(shape):
-    """Return the header of a pack, which is a .npy file."""
-    file = io.BytesIO()
-    np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
-    return file.getvalue()
-
-
-@contextlib.contextmanager
-def locked(path):
-    """Hold a lock on `path` within the block, waiting for another process; the lock ends with its process."""
-    with open(path, "w") as file:
-        try:
-            lock(file, wait=False)
-        except BlockingIOError:
-            print(f"waiting for another process that builds {path.with_suffix('.npy').name}", flush=True)
-            lock(file)
-        yield
-
-
-def build_pack(path, shape, frames):
-    """Decode all videos into `path` by way of a temporary file, which is renamed when complete."""
-    temporary, start, size = path.with_suffix(".tmp"), time.monotonic(), math.prod(shape)
-    try:
-        with open(temporary, "wb") as file:  # truncates what a killed build left
-            check_space(path.parent, size, "the pack", "give another --pack_path, or --no_pack")
-            file.write(pack_header(shape))
-            file.flush()
-            write_clips(file.fileno(), file.tell(), frames, shape[0], path.stem)
-            os.fsync(file.fileno())
-        save_json({"clips": shape[0], "videos": len(frames.folders), "stretched": frames.stretched, "bytes": size,
-                   "seconds": round(time.monotonic() - start, 2), "listed": frames.selection.listed,
-                   "content": path.stem.rpartition("_")[2], "place": frames.selection.videos.folder.iloc[0]},
-                  path.with_suffix(".json"))
-        os.replace(temporary, path)
-    except OSError as error:
-        raise OSError(error.errno, error.strerror or str(error), error.filename or str(path)) from error
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def write_clips(file, offset, frames, clips, name):
-    """Decode in threads; each writes its video's clips at their offset, so that memory stays constant."""
-    per_video = clips // len(frames.folders)
-
-    def write(video):
-        data = memoryview(np.ascontiguousarray(frames.decode(video))).cast("B")
-        place = offset + video * len(data)
-        while data:  # a nearly full disk accepts only a part at first
-            written = os.pwrite(file, data, place)
-            data, place = data[written:], place + written
-
-    # Use a separate pool: after an error it waits for its threads, so that none writes after the file is closed.
-    bar = progress(total=clips, desc=f"packing {name}", unit="clip")
-    with bar, concurrent.futures.ThreadPoolExecutor(frames.workers) as pool:
-        for _ in mapped(pool, write, range(len(frames.folders))):
-            bar.update(per_video)

@@ -10,7 +10,7 @@ import os
 import numpy as np
 import torch
 
-from distill_utils.clips import locked
+from distill_utils.packs import locked
 from distill_utils.processes import broadcast, gather, progress, rank, world_size
 from utils import check_space, with_path
 
