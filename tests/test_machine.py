@@ -24,7 +24,7 @@ from torch.distributed import run as torch_run
 
 import utils
 from distill_utils import compute, machine, processes, torchrun, workers
-from distill_utils.clips import locked
+from distill_utils.packs import locked
 from distill_utils.processes import run_script
 from distill_utils.run import Run, git_commit, read_config
 from distill_utils.toy import make_toy

@@ -362,7 +362,7 @@ def test_every_flag_with_an_effect_chooses_another_folder(command, whole, tmp_pa
         run.lock.close()
         return run.folder
 
-    first, other = folder(), {"validation": "0.5", "width": "18", "device": "cuda:7", "wandb": "disabled", "dsa": "flip"}
+    first, other = folder(), {"validation": "0.5", "mirror": "0.25", "width": "18", "device": "cuda:7", "wandb": "disabled", "dsa": "flip"}
     for action in parser()._actions:
         if action.dest != "help":
             choice = next((each for each in action.choices or () if each != action.default), "17")
