@@ -13,6 +13,8 @@ import signal
 import tempfile
 import threading
 
+from tqdm import tqdm
+
 CRASHED = "its process crashed"  # the answer of a job whose process crashed
 LONGEST = 60  # bytes: with a longer temporary folder, a socket path exceeds its limit (103 bytes on macOS)
 
@@ -84,6 +86,7 @@ class Worker:
 def serve(function, connection):
     """Answer jobs in a worker process: leave Ctrl-C to the parent, and exit when the parent ends or is killed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    tqdm.set_lock(threading.RLock())  # its own lock between processes would be reported as leaked at the end
     parent = multiprocessing.parent_process().sentinel
     threading.Thread(target=lambda: multiprocessing.connection.wait([parent]) and os._exit(1), daemon=True).start()
     while True:
