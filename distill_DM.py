@@ -86,7 +86,7 @@ class DistributionMatching(nn.Module):
     def pool_means(self, number):
         """Return the class means (K, F) of all clips in network `number` of the pool.
 
-        Each clip is mirrored or not.
+        Each clip is mirrored with probability `clips.mirror`.
         """
         net, frames, draw = self.pool_network(number)
         with random_stream(stream_seed("pool clips", number)):
@@ -102,7 +102,7 @@ class DistributionMatching(nn.Module):
     def real_means(self, net, frames, draw, classes, index):
         """Return the mean embedding of the clips `index` for each of `classes`, a range: (classes, F).
 
-        Each clip is mirrored or not.
+        Each clip is mirrored with probability `clips.mirror`.
         """
         labels, flips = self.clips.labels[index], draw_flips(len(index), self.clips.mirror)
         ours = (labels >= classes.start) & (labels < classes.stop)

@@ -20,9 +20,8 @@ POOL_FORMAT = 1  # change it to invalidate all stored pools
 def pool_path(clips, *settings):
     """Return the path of the pool file of these packed clips; its name depends on everything that affects the means.
 
-    These are: the pack and which of its clips are used; the shown frames; how often
-    clips are mirrored; PyTorch's version, which decides the weights
-    for a seed; and `settings` of networks and matching.
+    These are: the pack and which of its clips are used; the shown frames; how often clips are mirrored; PyTorch's
+    version, which decides the weights for a seed; and `settings` of networks and matching.
     """
     pack, digest = clips.origin
     shown = clips.shown.tolist() if isinstance(clips.shown, torch.Tensor) else None

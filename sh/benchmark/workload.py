@@ -19,6 +19,7 @@ from distill_utils.compute import clips_at_once
 from distill_utils.datasets import read_lists
 from distill_utils.decode import Picture, make_folder
 from distill_utils.evaluate import evaluate
+from distill_utils.packs import pack_header
 from distill_utils.run import list_digest
 from distill_utils.starts import initial_pixels
 from distill_utils.trajectories import snapshot
@@ -210,7 +211,7 @@ def write_pack(selection, folder, sparse):
         check_space(folder, int(np.prod(shape)), "the generated clips",
                     "set TMPDIR to a larger disk, or lower --clips_per_class")
     with open(path, "wb") as file:
-        np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
+        file.write(pack_header(shape))
         if sparse:
             file.truncate(file.tell() + int(np.prod(shape)))
         else:
