@@ -55,7 +55,7 @@ def evaluate(synset, test, *, network="ConvNet3D", num_eval=3, epochs=500, lr=0.
             mean over networks in percent, with its standard deviation under the name plus `_std`.
         per_class: top-1 of each class in percent.
         confusion: counts of clips, summed over networks; a row for each true class.
-        train_top1: top-1 on the set itself, in percent.
+        train_top1: top-1 on the set itself, in percent; networks_train_top1: that of each network.
         networks: top1 of each network.
         bytes: size of the set as stored; bytes_fp32: at 32 bits per value.
         lr, width: as given. seconds: duration.
@@ -75,9 +75,11 @@ def evaluate(synset, test, *, network="ConvNet3D", num_eval=3, epochs=500, lr=0.
         result |= {name: values.mean().item(), f"{name}_std": values.std(correction=0).item()}
     result["per_class"] = torch.stack([each["per_class"] for each in scores]).mean(0).tolist()
     result["confusion"] = torch.stack([each["confusion"] for each in scores]).sum(0).tolist()
-    result["train_top1"] = sum(each["train_top1"] for each in scores) / num_eval
-    return {**result, "networks": [each["top1"] for each in scores], "bytes": synset.bytes(),
-            "bytes_fp32": synset.bytes_fp32(), "lr": lr, "width": width, "seconds": time.perf_counter() - start}
+    result |= {"networks": [each["top1"] for each in scores],
+               "networks_train_top1": [each["train_top1"] for each in scores]}
+    result["train_top1"] = sum(result["networks_train_top1"]) / num_eval
+    return {**result, "bytes": synset.bytes(), "bytes_fp32": synset.bytes_fp32(), "lr": lr, "width": width,
+            "seconds": time.perf_counter() - start}
 
 
 def train(net, synset, epochs, lr, batch_size, at_once, precision, bar, dsa=NONE, protocol="standard") -> float:

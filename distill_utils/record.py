@@ -23,8 +23,9 @@ def record(run, synset, seen, result, matching=None):
     run.log(split=seen.split, loss=run.loss, **learned, refused=run.refused, **logged(result))
     run.log_line(f"iteration {run.iteration}: {on(seen)}{summary(result, headline)}; "
                  f"best on {seen.split} {best['value']:.1f} at iteration {best['iteration']}")
-    if matching and (warning := matching.warning(result)):
-        run.log_line(warning)
+    for warning in (learned_too_little(result), matching and matching.warning(result)):
+        if warning:
+            run.log_line(warning)
     if rank() == 0:
         content = {"kind": type(synset).__name__, **synset.content(), "ipc": synset.N, "class_names": seen.class_names,
                    "dataset": seen.dataset, "frames": seen.T, "size": seen.size, "storage": synset.storage,
@@ -56,6 +57,16 @@ def summary(result, headline="top1"):
             f"({len(result['networks'])} networks, {result['bytes']:,} bytes, {result['seconds']:.0f} s)")
 
 
+def learned_too_little(result):
+    """Return a warning if a network did not learn half of the set on which it was trained; else None."""
+    failed = [value for value in result.get("networks_train_top1", []) if value < 50]
+    if not failed:
+        return None
+    return (f"warning: {len(failed)} of {len(result['networks'])} networks did not learn the set they were trained on "
+            f"({', '.join(f'{value:.0f}' for value in failed)} % of its videos), so the accuracy says little about the "
+            "set: lower --lr_net, or raise --epoch_eval_train")
+
+
 def finish(run, synset, seen, test, **values):
     """Write the run's result: the accuracy on the test Clips at the last iteration (METHOD 6).
 
@@ -74,6 +85,8 @@ def finish(run, synset, seen, test, **values):
         run.finish(**result)
     run.log_line(f"result: {summary(result, headline)}; {run.seconds / max(run.steps, 1):.3f} s per iteration, "
                  f"peak memory {result['peak_memory'] / 2 ** 30:.2f} GB; {run.folder}")
+    if warning := learned_too_little(result):
+        run.log_line(warning)
     if "best_on_validation" in result:
         best = result["best_on_validation"]
         run.log_line(f"best on validation, at iteration {best['iteration']} "
@@ -124,7 +137,8 @@ def read_result(path):
         rows = [result["per_class"], *(result["confusion"] or ())]
         best = result.get("best_on_validation") or {"iteration": 0, "value": 0, "std": 0, "test": result}
         figures = ([result[name] for name in FIGURES if name != "seconds_per_iteration"],
-                   [result["seconds_per_iteration"] or 0], result["networks"], *rows,
+                   [result["seconds_per_iteration"] or 0], result["networks"],
+                   result.get("networks_train_top1", []), *rows,
                    [best[name] for name in ("iteration", "value", "std")],
                    [best["test"][name] for name in FIGURES[:6]])
         for value in itertools.chain(*figures):

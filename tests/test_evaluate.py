@@ -15,6 +15,7 @@ from distill_DM import DistributionMatching
 from distill_utils import evaluate as evaluation
 from distill_utils.clips import normalize
 from distill_utils.evaluate import RealSet, evaluate, predict, score, train
+from distill_utils.record import learned_too_little
 from distill_utils.synset import PixelSet, StaticDynamicSet
 from networks import Hallucinator
 
@@ -268,8 +269,18 @@ def test_an_evaluation_finds_what_is_there_to_find():
     videos = torch.stack([normalize(test.resident[test.labels == label]).mean(0) for label in range(K)])
     result = evaluate(PixelSet(videos, K), test, **settings(epochs=60, lr=0.02))
     assert result["train_top1"] == 100 and result["top1"] > 80 and result["video_top1"] == result["top1"]
+    assert result["networks_train_top1"] == [100] * len(result["networks"]) and learned_too_little(result) is None
     wrong = evaluate(PixelSet(videos.roll(1, 0), K), test, **settings(epochs=60, lr=0.02))
     assert wrong["top1"] < 20
+
+
+def test_a_network_that_did_not_learn_its_set_is_reported():
+    videos = torch.randn(20 * K, T, 3, SIZE, SIZE)
+    untrained = evaluate(PixelSet(videos, K), random_clips([0, 1, 2], K, T=T, size=SIZE), **settings(epochs=1, lr=0.0))
+    assert all(value < 50 for value in untrained["networks_train_top1"])
+    assert "did not learn the set" in learned_too_little(untrained) and "--lr_net" in learned_too_little(untrained)
+    mixed = {"networks": [9.6, 48.0], "networks_train_top1": [16.7, 50.0]}
+    assert learned_too_little(mixed).startswith("warning: 1 of 2 networks") and "(17 % of" in learned_too_little(mixed)
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
