@@ -25,7 +25,11 @@ install() {
     grep -vxFf <(cat "$root/.venv/installed" 2>/dev/null) || true)
   if [[ -n $missing ]]; then
     echo "installing into $root/.venv (PyTorch is large: this takes a minute or more)"
-    "$root/.venv/bin/python" -m pip install --quiet --disable-pip-version-check -r "$root/requirements.txt" "$@"
+    "$root/.venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-compile \
+      -r "$root/requirements.txt" "$@"
+    # Compile what the scripts import, not all; also for a user whose Python writes no compiled files.
+    PYTHONDONTWRITEBYTECODE='' "$root/.venv/bin/python" -c "import av, kornia, matplotlib.pyplot, optuna, pandas, \
+torch._dynamo, torchvision.models, wandb"
     echo "$missing" >> "$root/.venv/installed"
   fi
 }
