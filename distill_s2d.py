@@ -17,7 +17,7 @@ from distill_utils.last_good import LastGood
 from distill_utils.processes import run_script
 from distill_utils.record import finish, record
 from distill_utils.run import find_run, start_run
-from distill_utils.starts import initial_dynamic, real_memories, shared_dynamic
+from distill_utils.starts import initial_dynamic, real_memories
 from distill_utils.synset import StaticDynamicSet, check_divides, load_static
 from networks import Hallucinator
 from utils import load, seed_everything
@@ -65,11 +65,9 @@ def initial_memories(run, args, clips, spc, dpc):
 
 def main(args):
     options.apply_byte_budget(args, budget.static_dynamic, "static_size", "dynamic_size", "dynamic_frames", "storage",
-                  "share_dynamic", *(["learn_label"] if args.method == "FRePo" else []))
+                  *(["learn_label"] if args.method == "FRePo" else []))
     spc, dpc = args.spc or 2 * args.ipc, args.dpc or 2 * args.ipc
     check_divides(args.ipc, spc=spc, dpc=dpc)
-    if (args.share_dynamic or 0) > dpc:
-        raise ValueError(f"--share_dynamic {args.share_dynamic} is more than the {dpc} dynamic memories per class")
     device = options.check(args, clips_needed(args, spc, dpc))
     files = METHODS[args.method].prepare(args)
     if args.static == "DC":
@@ -82,11 +80,8 @@ def main(args):
     # Real clips; the static memory; and the dynamic memory and hallucinator, which are learned.
     train, seen, test = options.load_splits(args)
     static, dynamic = initial_memories(run, args, train, spc, dpc)
-    coefficients = None
-    if args.share_dynamic:
-        dynamic, coefficients = shared_dynamic(dynamic, args.share_dynamic)
     synset = StaticDynamicSet(static, dynamic, Hallucinator(args.init_hal), args.ipc, train.T, train.size,
-                              args.storage, coefficients).to(device)
+                              args.storage).to(device)
     matching = METHODS[args.method].make_matching(args, train)
     groups = synset.param_groups(args.lr_dynamic, args.lr_hal, args.lr_static if args.train_static else 0.0)
     groups.append({"params": list(matching.parameters()), "lr": args.lr_lr, "momentum": 0.5})
@@ -127,9 +122,6 @@ def parser():
     group.add_argument("--dynamic_size", type=options.positive, metavar="S",
                        help="height and width of a stored dynamic memory in pixels; it is enlarged bilinearly to "
                        "--size when used (--size)")
-    group.add_argument("--share_dynamic", type=options.positive, metavar="R",
-                       help="keep R dynamic memories per class; the dpc dynamic memories are sums of them, with stored "
-                       "coefficients (each dynamic memory is kept)")
     options.add_storage(group)
     options.add_bytes(group, "--ipc, --spc and --dpc (and --static_size, --dynamic_size and --dynamic_frames if not "
                       "given)")

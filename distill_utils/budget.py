@@ -55,16 +55,16 @@ def stills(budget, K, most, T, size, ipc=None, static_size=None, storage="fp32")
 
 
 def static_dynamic(budget, K, most, T, size, static_size=None, dynamic_size=None, dynamic_frames=None, storage="fp32",
-                   share_dynamic=None, learn_label=False) -> tuple[dict, int]:
+                   learn_label=False) -> tuple[dict, int]:
     """Return the largest IPC = spc = dpc, and the resolution.
 
     The resolution is the first of RESOLUTIONS at which twenty videos per class fit, or all clips of the smallest class;
     else the coarsest. Given flags override their shares.
     """
     def cost(count):
-        static, dynamic = (K, count, 3, side, side), (K, share_dynamic or count, frames, 1, small, small)
+        static, dynamic = (K, count, 3, side, side), (K, count, frames, 1, small, small)
         return (stored_bytes(static, storage) + stored_bytes(dynamic, storage) + HALLUCINATOR
-                + K * count * 2 * ((share_dynamic or 0) + (K if learn_label else 0)))
+                + (K * count * 2 * K if learn_label else 0))
     for of_size, of_small, of_frames in RESOLUTIONS:
         side, small = (static_size or max(1, round(of_size * size)),
                        dynamic_size or max(1, round(of_small * size)))

@@ -39,7 +39,7 @@ def memories(synset) -> dict[str, torch.Tensor]:
         with random_stream(0):
             return {"video": denormalize(synset(torch.arange(synset.K) * synset.N)[0]).cpu()}
     static, dynamic = (synset.decode_static(synset.static[:, 0]),           # (K, 3, H, W)
-                       synset.decode_dynamic(synset.dynamics(torch.arange(synset.K), 0)))   # (K, T, 1, H, W)
+                       synset.decode_dynamic(synset.dynamic[:, 0]))         # (K, T, 1, H, W)
     spread = dynamic.abs().amax((1, 2, 3, 4), keepdim=True).clamp_min(1e-6)
     grey = (127.5 + 127.5 * dynamic / spread).round().to(torch.uint8).expand(-1, -1, 3, -1, -1)
     return {"static memory": denormalize(static)[:, None].cpu(), "dynamic memory": grey.cpu(),

@@ -121,22 +121,6 @@ def initial_dynamic(clips, static, ipc, dpc, init, frames=None, size=None, chose
     return downsample(torch.stack(dynamic).unflatten(0, (K, dpc)), frames, size)
 
 
-def shared_dynamic(dynamic, count) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return `count` dynamic memories per class (K, count, n, 1, h, h) and coefficients (K, dpc, count).
-
-    Their sums are the best approximation, in squared error, of the dynamic memories (K, dpc, n, 1, h, h) of each class:
-    the truncated singular value decomposition (Eckart & Young 1936). The mean square of a shared memory's coefficients
-    is 1, so that it has the scale of the dynamic memories.
-    """
-    K, dpc = dynamic.shape[:2]
-    if count > min(dpc, dynamic[0, 0].numel()):
-        raise ValueError(f"--share_dynamic {count} is more than --dpc {dpc} or than the values of a dynamic memory, "
-                         f"{dynamic[0, 0].numel()}")
-    left, values, right = torch.linalg.svd(dynamic.flatten(2), full_matrices=False)
-    shared = values[:, :count, None] * right[:, :count] / dpc ** 0.5
-    return shared.view(K, count, *dynamic.shape[2:]), left[:, :, :count] * dpc ** 0.5
-
-
 def downsample(videos, frames=None, size=None) -> torch.Tensor:
     """Return videos (..., T, C, H, W), averaged to `frames` frames of `size` pixels (None: unchanged)."""
     *_, T, C, H, W = videos.shape

@@ -70,7 +70,7 @@ class SyntheticSet(nn.Module):
 
     def bytes(self):
         """Return the bytes that must be kept to use the set, in its storage format."""
-        formats = dict.fromkeys(self.MEMORIES, self.storage) | {"soft_labels": "fp16", "coefficients": "fp16"}
+        formats = dict.fromkeys(self.MEMORIES, self.storage) | {"soft_labels": "fp16"}
         return sum(stored_bytes(tensor.shape, formats.get(name, "fp32")) for name, tensor in self.state_dict().items())
 
     def bytes_fp32(self):
@@ -139,7 +139,7 @@ class StillSet(SyntheticSet):
         self.enlarge = enlargement(static, size)
 
     def forward(self, index, part=slice(None)):
-        still = self.decode(self.static[draw_members(self.static.shape[1], index, self.N, part)])
+        still = self.decode(draw_memory(self.static, index, self.N, part))
         return still.unsqueeze(1).expand(-1, self.T, -1, -1, -1), (index[part] // self.N).to(still.device)
 
     def decode(self, static):
@@ -163,37 +163,22 @@ class StaticDynamicSet(SyntheticSet):
     Slot (c, i) owns spc/N static and dpc/N dynamic memories. Each draw pairs one of each at random: x = H(S[c, s],
     D[c, d]). Before H, both are enlarged bilinearly to `size` pixels, and D is stretched linearly to T = `frames`
     (METHOD 10). By default, size and frames are those of the memories.
-
-    With `coefficients` a (K, dpc, R), the dynamic memories of a class are sums of R shared ones, `dynamic` B
-    (K, R, n, 1, h', h'): D[c, d] = Σ_r a[c, d, r]·B[c, r]. The coefficients are stored in fp16 and not learned.
     """
 
     MEMORIES = ("static", "dynamic")
 
-    def __init__(self, static, dynamic, hallucinator, ipc, frames=None, size=None, storage="fp32", coefficients=None):
+    def __init__(self, static, dynamic, hallucinator, ipc, frames=None, size=None, storage="fp32"):
         super().__init__(len(static), ipc, storage)
-        if coefficients is not None and coefficients.shape[::2] != dynamic.shape[:2]:
-            raise ValueError(f"coefficients of shape {tuple(coefficients.shape)} do not fit shared dynamic memories of "
-                             f"shape {tuple(dynamic.shape)}")
-        self.dpc = (dynamic if coefficients is None else coefficients).shape[1]
-        check_divides(ipc, spc=static.shape[1], dpc=self.dpc)
+        check_divides(ipc, spc=static.shape[1], dpc=dynamic.shape[1])
         self.static, self.dynamic, self.hallucinator = nn.Parameter(static), nn.Parameter(dynamic), hallucinator
-        self.register_buffer("coefficients", None if coefficients is None else as_stored(coefficients, "fp16"))
         n, size = dynamic.shape[2], size or max(static.shape[-1], dynamic.shape[-1])
         self.enlarge_static, self.enlarge_dynamic = enlargement(static, size), enlargement(dynamic, size)
         self.stretch = Interpolation("linear", n, frames) if frames not in (None, n) else nn.Identity()
 
     def forward(self, index, part=slice(None)):
-        static = self.static[draw_members(self.static.shape[1], index, self.N, part)]
-        videos = self.decode(static, self.dynamics(*draw_members(self.dpc, index, self.N, part)))
+        pairs = (draw_memory(memory, index, self.N, part) for memory in (self.static, self.dynamic))
+        videos = self.decode(*pairs)
         return videos, self.targets(index[part], videos.device)
-
-    def dynamics(self, label, member):
-        """Return the dynamic memories D[label, member] as they are stored, (B, n, 1, h', h')."""
-        if self.coefficients is None:
-            return as_stored(self.dynamic[label, member], self.storage)
-        shared = as_stored(self.dynamic, self.storage)[label]                       # (B, R, n, 1, h', h')
-        return torch.einsum("br,br...->b...", self.coefficients[label, member], shared)
 
     def decode(self, static, dynamic):
         """Return the videos (B, T, 3, H, W) of static memories (B, 3, h, h) and dynamic memories (B, n, 1, h', h')."""
@@ -203,14 +188,15 @@ class StaticDynamicSet(SyntheticSet):
         return self.enlarge_static(as_stored(static, self.storage))
 
     def decode_dynamic(self, dynamic):
-        return self.stretch(self.enlarge_dynamic(dynamic))
+        return self.stretch(self.enlarge_dynamic(as_stored(dynamic, self.storage)))
 
     def every(self):
         """Return videos (K·N·spc/N·dpc/N, T, 3, H, W), ordered by slot, then static memory, then dynamic memory."""
-        s, d = self.static.shape[1] // self.N, self.dpc // self.N
-        label, slot, still, move = torch.cartesian_prod(*map(torch.arange, (self.K, self.N, s, d))).T
-        static, dynamic = self.static[label, slot * s + still], self.dynamics(label, slot * d + move)
-        return self.decode(static, dynamic), label
+        static, dynamic = (memory.unflatten(1, (self.N, -1))               # (K, N, group, …)
+                           for memory in (self.static, self.dynamic))
+        s, d = static.shape[2], dynamic.shape[2]
+        pairs = static.repeat_interleave(d, 2).flatten(0, 2), dynamic.repeat(1, 1, s, 1, 1, 1, 1).flatten(0, 2)
+        return self.decode(*pairs), torch.arange(self.K).repeat_interleave(self.N * s * d)
 
     def param_groups(self, lr_dynamic, lr_hal, lr_static=0.0):
         """Return the optimizer's parameter groups; S is frozen unless `lr_static` is positive."""
@@ -220,11 +206,8 @@ class StaticDynamicSet(SyntheticSet):
         return groups + ([{"params": [self.static], "lr": lr_static}] if lr_static > 0 else [])
 
     def content(self):
-        content = {"static": self.encoded("static"), "dynamic": self.encoded("dynamic"), **self.learned_labels(),
-                   "hallucinator": {name: tensor.cpu() for name, tensor in self.hallucinator.state_dict().items()}}
-        if self.coefficients is not None:
-            content["coefficients"] = encode(self.coefficients.cpu(), "fp16")
-        return content
+        return {"static": self.encoded("static"), "dynamic": self.encoded("dynamic"), **self.learned_labels(),
+                "hallucinator": {name: tensor.cpu() for name, tensor in self.hallucinator.state_dict().items()}}
 
 
 def enlargement(memory, size):
@@ -232,14 +215,11 @@ def enlargement(memory, size):
     return Enlargement(memory.shape[-1], size) if size not in (None, memory.shape[-1]) else nn.Identity()
 
 
-def draw_members(count, index, ipc, part=slice(None)):
-    """Draw for each video number one of the memories of its slot, of which a class has `count`.
-
-    Returns the class numbers and the memories' numbers in their class, each (B,), of only `part` of the videos.
-    """
-    group = count // ipc
+def draw_memory(memory, index, ipc, part=slice(None)):
+    """Draw for each video number a random memory of its slot: (K, M, ...) to (B, ...); return only `part` of them."""
+    group = memory.shape[1] // ipc
     member, index = torch.randint(group, (len(index),))[part], index[part]
-    return index // ipc, index % ipc * group + member
+    return memory[index // ipc, index % ipc * group + member]
 
 
 def check_divides(ipc, **counts):
@@ -326,8 +306,7 @@ def static_dynamic_set(content):
     hallucinator = Hallucinator()
     hallucinator.load_state_dict(content["hallucinator"])
     return StaticDynamicSet(decode(content["static"]), decode(content["dynamic"]), hallucinator, content["ipc"],
-                            content["frames"], content["size"], content["storage"],
-                            decode(content["coefficients"]) if "coefficients" in content else None)
+                            content["frames"], content["size"], content["storage"])
 
 
 KINDS = {"PixelSet": pixel_set, "StillSet": still_set, "StaticDynamicSet": static_dynamic_set}

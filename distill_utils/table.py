@@ -23,9 +23,8 @@ from networks import WIDTH
 from utils import atomic_write
 
 SETTINGS = ("ipc", "spc", "dpc", "n_syn", "interpolation", "n_real", "segments", "init", "lr_img", "lr_dynamic",
-            "method", "network", "width", "pool", "storage", "dynamic_frames", "dynamic_size", "share_dynamic",
-            "static_size", "static", "select", "mirror", "dsa", "learn_label", "eval_protocol", "validation", "seed",
-            "Iteration")
+            "method", "network", "width", "pool", "storage", "dynamic_frames", "dynamic_size", "static_size", "static",
+            "select", "mirror", "dsa", "learn_label", "eval_protocol", "validation", "seed", "Iteration")
 WORDS = ("interpolation", "init", "method", "network", "storage", "static", "select", "dsa", "eval_protocol",
          "learn_label", "validation")  # the SETTINGS that are words or booleans
 

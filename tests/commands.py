@@ -19,7 +19,7 @@ FLAGS = {
     "distill_s2d FRePo": ("--method FRePo --ipc 1 --spc 1 --dpc 1 --static real --lr_dynamic 0.01 --lr_hal 1e-3 --Iteration 3 --eval_it 2 --batch_target 3 "
                           "--num_pool 2 --pool_steps 3").split(),
     "distill_s2d compact": ("--ipc 1 --spc 1 --dpc 2 --static real --select k-center --feature_epochs 1 --init_dynamic residual --init_hal identity --train_static "
-                            "--storage uint4 --static_size 20 --dynamic_frames 3 --dynamic_size 11 --share_dynamic 1 --Iteration 3 --eval_it 2 --batch_real 2").split(),
+                            "--storage uint4 --static_size 20 --dynamic_frames 3 --dynamic_size 11 --Iteration 3 --eval_it 2 --batch_real 2").split(),
     "distill_utils.coreset": [],
     "distill_utils.evaluate": [],
 }

@@ -59,16 +59,6 @@ def test_static_dynamic(size, storage, given):
     assert_largest(lambda extra: static_dynamic_set(**chosen | {name: chosen[name] + extra for name in ("ipc", "spc", "dpc")}, storage=storage), chosen, total, size)
 
 
-@pytest.mark.parametrize("size, storage, R", list(itertools.product(BUDGETS, FORMATS, (1, 3))))
-def test_shared_dynamic_memories(size, storage, R):
-    def make(extra):
-        ipc = chosen["ipc"] + extra
-        static, dynamic = torch.zeros(K, ipc, 3, *[chosen["static_size"]] * 2), torch.zeros(K, R, chosen["dynamic_frames"], 1, *[chosen["dynamic_size"]] * 2)
-        return StaticDynamicSet(static, dynamic, Hallucinator(), ipc, T, SIZE, storage, torch.zeros(K, ipc, R))
-    chosen, total = budget.static_dynamic(size, K, MANY, T, SIZE, storage=storage, share_dynamic=R)
-    assert_largest(make, chosen, total, size)
-
-
 @pytest.mark.parametrize("storage", FORMATS)
 def test_learned_labels_count(storage):
     """FRePo's, in the formats that sets keep them in."""

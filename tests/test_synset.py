@@ -6,9 +6,8 @@ import torch
 from fakes import random_clips
 
 from distill_utils.clips import normalize
-from distill_utils.starts import initial_dynamic, initial_static, initial_videos, random_numbers, shared_dynamic
-from distill_utils.storage import as_stored
-from distill_utils.synset import PixelSet, StaticDynamicSet, StillSet, check_divides, load_set, load_static
+from distill_utils.starts import initial_dynamic, initial_static, initial_videos, random_numbers
+from distill_utils.synset import PixelSet, StaticDynamicSet, StillSet, check_divides, load_static
 from networks import Hallucinator
 
 K, T, SIZE = 3, 4, 6
@@ -22,12 +21,6 @@ def seeded():
 def static_dynamic(ipc=2, spc=4, dpc=6, init="random"):
     static, dynamic = torch.randn(K, spc, 3, SIZE, SIZE), torch.randn(K, dpc, T, 1, SIZE, SIZE)
     return StaticDynamicSet(static, dynamic, Hallucinator(init), ipc)
-
-
-def shared(ipc=2, spc=4, dpc=6, R=3, storage="fp32"):
-    """Six dynamic memories a class, sums of three."""
-    static, dynamic, coefficients = torch.randn(K, spc, 3, SIZE, SIZE), torch.randn(K, R, T, 1, SIZE, SIZE), torch.randn(K, dpc, R)
-    return StaticDynamicSet(static, dynamic, Hallucinator("identity"), ipc, storage=storage, coefficients=coefficients)
 
 
 def still(ipc=2, spc=4):
@@ -56,7 +49,7 @@ def pairs(synset, index):
 
 # ---------------------------------------------------------------- what a set is
 
-@pytest.mark.parametrize("make", [pixels, still, static_dynamic, shared])
+@pytest.mark.parametrize("make", [pixels, still, static_dynamic])
 def test_a_set_gives_videos_and_their_labels_for_any_numbers(make):
     synset, index = make(), torch.tensor([5, 0, 2, 2, 1])
     videos, labels = synset(index)
@@ -116,62 +109,6 @@ def test_a_video_is_the_hallucinators_of_its_pair():
     assert torch.equal(videos, synset.hallucinator(synset.static.flatten(0, 1)[s], synset.dynamic.flatten(0, 1)[d]))
 
 
-@pytest.mark.parametrize("storage", ("fp32", "uint4"))
-def test_dynamic_memories_that_are_sums_are_as_good_as_their_own(storage):
-    """A set with shared dynamic memories shows, and learns, what the set of the summed memories does, in float64."""
-    synset = shared(storage=storage).double()
-    synset.coefficients.copy_(as_stored(torch.randn(K, 6, 3), "fp16"))
-    basis = as_stored(synset.dynamic.detach(), storage)
-    sums = torch.zeros(K, 6, T, 1, SIZE, SIZE, dtype=torch.float64)
-    for c in range(K):
-        for d in range(6):
-            for r in range(3):
-                sums[c, d] += synset.coefficients[c, d, r] * basis[c, r]
-    plain = StaticDynamicSet(as_stored(synset.static.detach(), storage), sums, Hallucinator("identity"), 2).double()
-    weight = torch.randn(6, T, 3, SIZE, SIZE, dtype=torch.float64)
-    for each in (synset, plain):
-        torch.manual_seed(5)
-        videos, labels = each(torch.arange(6))
-        (videos * weight).sum().backward()
-        each.videos = videos.detach()
-    assert torch.allclose(synset.videos, plain.videos, rtol=0, atol=1e-12) and labels.tolist() == [0, 0, 1, 1, 2, 2]
-    expected = torch.einsum("kdr,kd...->kr...", synset.coefficients, plain.dynamic.grad)  # the chain rule
-    assert torch.allclose(synset.dynamic.grad, expected, rtol=0, atol=1e-12)
-    assert torch.allclose(synset.every()[0], plain.every()[0], rtol=0, atol=1e-12) and len(synset.every()[0]) == K * 2 * 2 * 3
-
-
-def test_the_shared_start_is_the_best_of_its_rank():
-    dynamic = torch.randn(K, 5, T, 1, SIZE, SIZE, dtype=torch.float64)
-    for R in (1, 3, 5):
-        basis, coefficients = shared_dynamic(dynamic, R)
-        assert torch.allclose(coefficients.square().mean(1), torch.ones(K, R, dtype=torch.float64))
-        for c in range(K):  # Eckart & Young: what is left has the energy of the other eigenvalues of the Gram matrix
-            rows = dynamic[c].flatten(1)
-            left = (rows - coefficients[c] @ basis[c].flatten(1)).square().sum()
-            assert torch.isclose(left, torch.linalg.eigvalsh(rows @ rows.T)[:5 - R].sum(), atol=1e-9)
-    with pytest.raises(ValueError, match="^--share_dynamic 6 is more than --dpc 5 "):
-        shared_dynamic(dynamic, 6)
-    with pytest.raises(ValueError, match="the values of a dynamic memory, 2$"):
-        shared_dynamic(torch.randn(K, 5, 2, 1, 1, 1), 3)
-
-
-@pytest.mark.parametrize("storage", ("fp32", "fp16", "uint8", "uint4"))
-def test_shared_memories_come_back_from_their_file(tmp_path, storage):
-    synset = shared(storage=storage)
-    bits = {"fp32": 32, "fp16": 16, "uint8": 8, "uint4": 4}[storage]
-    scales = 4 * (K * 4 + K * 3 * T) if bits < 16 else 0
-    assert synset.bytes() == (K * 4 * 3 + K * 3 * T) * SIZE ** 2 * bits // 8 + scales + K * 6 * 3 * 2 + 327 * 4
-    path, content = tmp_path / "distilled.pt", {**synset.content(), "kind": "StaticDynamicSet", "ipc": 2, "frames": T, "size": SIZE,
-                                                "storage": storage, "class_names": list("abc"), "lr": 0.01}
-    torch.save(content, path)
-    back, _ = load_set(path)
-    assert torch.equal(back.every()[0], synset.every()[0]) and back.bytes() == synset.bytes()
-    for wrong in (torch.ones(K, 6, 1), torch.ones(1, 6, 3), torch.ones(K, 6), torch.ones(K, 5, 3), {"storage": "uint4"}):
-        torch.save({**content, "coefficients": wrong}, path)
-        with pytest.raises(ValueError, match="is not a distilled set of these scripts"):
-            load_set(path)
-
-
 def test_what_learns_is_what_has_a_learning_rate():
     synset = static_dynamic()
     groups = synset.param_groups(0.5, 0.25)
@@ -188,7 +125,7 @@ def test_what_learns_is_what_has_a_learning_rate():
     assert group["lr"] == 30 and len(group["params"]) == 1
 
 
-@pytest.mark.parametrize("make", [pixels, still, static_dynamic, shared])
+@pytest.mark.parametrize("make", [pixels, still, static_dynamic])
 def test_a_frozen_set_draws_the_same_has_no_gradients_and_is_a_copy(make):
     synset = make()
     before, frozen = {name: tensor.clone() for name, tensor in synset.state_dict().items()}, synset.frozen()
@@ -229,14 +166,14 @@ def test_no_memory_at_all_is_refused():
         still(ipc=2, spc=3)
 
 
-@pytest.mark.parametrize("make", [pixels, still, static_dynamic, shared])
+@pytest.mark.parametrize("make", [pixels, still, static_dynamic])
 def test_the_content_of_a_file_is_the_whole_set(make):
     synset = make()
     flat = {}
     for name, value in synset.content().items():
         flat |= {f"{name}.{key}": tensor for key, tensor in value.items()} if isinstance(value, dict) else {name: value}
     assert not any(tensor.requires_grad for tensor in flat.values())
-    kept = sum(tensor.numel() * tensor.element_size() for name, tensor in flat.items() if name not in ("label", "labels"))
+    kept = sum(tensor.numel() * 4 for name, tensor in flat.items() if name not in ("label", "labels"))
     assert kept == synset.bytes()
 
 
