@@ -27,8 +27,9 @@ install() {
     echo "installing into $root/.venv (PyTorch is large: this takes a minute or more)"
     "$root/.venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-compile \
       -r "$root/requirements.txt" "$@"
-    # Compile what the scripts import, not all; also for a user whose Python writes no compiled files.
-    PYTHONDONTWRITEBYTECODE='' "$root/.venv/bin/python" -c "import av, kornia, matplotlib.pyplot, optuna, pandas, \
+    # Compile what the scripts import, not all. -I: also where Python is told to write no compiled files, and without the
+    # modules of the user's folder.
+    "$root/.venv/bin/python" -I -c "import av, kornia, matplotlib.pyplot, optuna, pandas, \
 torch._dynamo, torchvision.models, wandb"
     echo "$missing" >> "$root/.venv/installed"
   fi

@@ -182,7 +182,7 @@ case "$*" in
   "-c import pip") has pip ;;
   "-c import importlib"*) has torch ;;
   "-c import sys"*) ! has old ;;
-  "-c "*) ;;
+  "-c "* | "-I -c import "*) ;;
   *) echo "$*" >> "$CALL" ;;
 esac
 """
