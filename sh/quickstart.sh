@@ -3,7 +3,7 @@
 # still frames alone; still frames moved by a dynamic memory, learned by MTT. Each runs for three random selections of
 # real videos. Pixels are stored at 8 bits, still frames and dynamic memories at 4. A table follows at the end.
 # Usage: bash sh/quickstart.sh [GPU] [any flag that all scripts have, such as --precision fp32]
-# Time: 5.5 minutes on two cores of an AMD EPYC (Zen 3: AVX2, no AVX-512), after 2.5 minutes of installation; the
+# Time: 5.5 minutes on two cores of an AMD EPYC (Zen 3: AVX2, no AVX-512), after two minutes of installation; the
 # printed seconds refer to this machine.
 # The same command resumes where it stopped; finished runs are not repeated.
 set -euo pipefail
