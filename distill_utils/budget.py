@@ -8,9 +8,8 @@ than the smallest class has clips.
 from distill_utils.storage import PIXELS, stored_bytes
 from networks import Hallucinator
 
-ENOUGH = 20  # videos per class that a static-dynamic set prefers to a higher resolution (docs/results.md: bytes)
-# Static size, dynamic size and dynamic frames, as shares of the clips', from fine to coarse.
-RESOLUTIONS = (1, 1 / 4, 1 / 2), (1 / 2, 1 / 4, 1 / 2), (1 / 4, 1 / 4, 1 / 2), (1 / 8, 1 / 8, 1)
+ENOUGH = 60       # videos per class that a static-dynamic set prefers to a higher resolution (docs/results.md: bytes)
+COARSEST = 1 / 8  # smallest side of its memories, as a share of the clips'
 HALLUCINATOR = sum(4 * parameter.numel() for parameter in Hallucinator().parameters())
 
 
@@ -58,20 +57,22 @@ def static_dynamic(budget, K, most, T, size, static_size=None, dynamic_size=None
                    learn_label=False) -> tuple[dict, int]:
     """Return the largest IPC = spc = dpc, and the resolution.
 
-    The resolution is the first of RESOLUTIONS at which twenty videos per class fit, or all clips of the smallest class;
-    else the coarsest. Given flags override their shares.
+    Both memories get the same side: the largest at which sixty videos per class fit, or all clips of the smallest
+    class; else an eighth of the clips'. Dynamic memories get all T frames. Given flags come first.
     """
-    def cost(count):
-        static, dynamic = (K, count, 3, side, side), (K, count, frames, 1, small, small)
-        return (stored_bytes(static, storage) + stored_bytes(dynamic, storage) + HALLUCINATOR
+    frames = dynamic_frames or T
+
+    def sides(side):
+        return static_size or side, dynamic_size or side
+
+    def cost(count, side):
+        static, dynamic = sides(side)
+        return (stored_bytes((K, count, 3, static, static), storage)
+                + stored_bytes((K, count, frames, 1, dynamic, dynamic), storage) + HALLUCINATOR
                 + (K * count * 2 * K if learn_label else 0))
-    for of_size, of_small, of_frames in RESOLUTIONS:
-        side, small = (static_size or max(1, round(of_size * size)),
-                       dynamic_size or max(1, round(of_small * size)))
-        frames = dynamic_frames or max(1, round(of_frames * T))
-        if cost(min(ENOUGH, most)) <= budget:
-            break
-    chosen = {"static_size": side, "dynamic_size": small, "dynamic_frames": frames}
-    ipc, total = largest_count(budget, most, cost, "ipc",
-                         others="".join(f" --{name} {value}" for name, value in chosen.items()))
+    coarsest = max(1, round(COARSEST * size))
+    side = next((side for side in range(size, coarsest, -1) if cost(min(ENOUGH, most), side) <= budget), coarsest)
+    chosen = dict(zip(("static_size", "dynamic_size"), sides(side))) | {"dynamic_frames": frames}
+    ipc, total = largest_count(budget, most, lambda count: cost(count, side), "ipc",
+                               others="".join(f" --{name} {value}" for name, value in chosen.items()))
     return {"ipc": ipc, "spc": ipc, "dpc": ipc, **chosen}, total

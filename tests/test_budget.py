@@ -76,19 +76,22 @@ def static_dynamic_bytes(ipc, static_size, dynamic_size, dynamic_frames, storage
     return static_dynamic_set(ipc, ipc, ipc, static_size, dynamic_size, dynamic_frames, storage).bytes()
 
 
-def test_resolution_falls_until_twenty_videos_fit():
-    resolutions = (16, 4, 4), (8, 4, 4), (4, 4, 4), (2, 2, 8)
-    for number, resolution in enumerate(resolutions):
-        enough = static_dynamic_bytes(20, *resolution)
+def test_resolution_falls_until_sixty_videos_fit():
+    for side in range(SIZE, 2, -1):
+        enough = static_dynamic_bytes(60, side, side, T)
         chosen, _ = budget.static_dynamic(enough, K, MANY, T, SIZE, storage="uint8")
-        assert tuple(chosen.values()) == (20, 20, 20, *resolution)
+        assert tuple(chosen.values()) == (60, 60, 60, side, side, T)
         chosen, _ = budget.static_dynamic(enough - 1, K, MANY, T, SIZE, storage="uint8")
-        assert tuple(chosen.values())[3:] == resolutions[min(number + 1, 3)]
-    chosen, _ = budget.static_dynamic(static_dynamic_bytes(2, 16, 4, 4), K, 2, T, SIZE, storage="uint8")  # two clips are the whole class
-    assert tuple(chosen.values()) == (2, 2, 2, 16, 4, 4)
-    few = static_dynamic_bytes(5, 16, 2, 8) - 1
-    chosen, _ = budget.static_dynamic(few, K, MANY, T, SIZE, static_size=16, storage="uint8")  # the given size stays
-    assert tuple(chosen.values()) == (4, 4, 4, 16, 2, 8)
+        assert tuple(chosen.values())[3:] == (side - 1, side - 1, T)
+    chosen, _ = budget.static_dynamic(static_dynamic_bytes(60, 2, 2, T) - 1, K, MANY, T, SIZE, storage="uint8")  # an eighth is the coarsest
+    assert tuple(chosen.values()) == (59, 59, 59, 2, 2, T)
+    chosen, _ = budget.static_dynamic(static_dynamic_bytes(2, 16, 16, T), K, 2, T, SIZE, storage="uint8")        # two clips are the whole class
+    assert tuple(chosen.values()) == (2, 2, 2, 16, 16, T)
+    few = static_dynamic_bytes(60, 16, 5, T) - 1
+    chosen, _ = budget.static_dynamic(few, K, MANY, T, SIZE, static_size=16, storage="uint8")                    # given values stay
+    assert chosen["ipc"] >= 60 and tuple(chosen.values())[3:] == (16, 4, T)
+    chosen, _ = budget.static_dynamic(few, K, MANY, T, SIZE, static_size=16, dynamic_size=3, dynamic_frames=4, storage="uint8")
+    assert tuple(chosen.values())[3:] == (16, 3, 4)
 
 
 @pytest.mark.parametrize("rule", (budget.real_clips, budget.pixels, budget.stills, budget.static_dynamic))
@@ -135,7 +138,7 @@ COMPACT = "--static real --init_dynamic residual --init_hal identity --storage u
     ("distill_DM", 120_000, [*LEARN, "--storage", "uint8", "--n_syn", "2"], "--ipc 3"),  # the smaller class has three clips
     ("distill_DC", 25_000, ["--Iteration", "0", "--storage", "uint8"], "--spc 2"),
     ("distill_FRePo", 120_000, [*LEARN[:4], "--storage", "uint8", "--n_syn", "2", "--batch_target", "4", "--pool_steps", "1"], "--ipc 3"),
-    ("distill_s2d", 10_000, [*LEARN, *COMPACT], "--ipc 3 --spc 3 --dpc 3 --static_size 11 --dynamic_size 11 --dynamic_frames 4")))
+    ("distill_s2d", 10_000, [*LEARN, *COMPACT], "--ipc 3 --spc 3 --dpc 3 --static_size 11 --dynamic_size 11 --dynamic_frames 8")))
 def test_the_run_is_that_of_the_explicit_flags(script, tmp_path, name, size, flags, explicit):
     code, printed = script(name, "--bytes", size, *flags)
     assert code == 0 and f"--bytes {size}: {explicit}, " in printed, printed
