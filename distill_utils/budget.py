@@ -58,7 +58,7 @@ def static_dynamic(budget, K, most, T, size, static_size=None, dynamic_size=None
     """Return the largest IPC = spc = dpc, and the resolution.
 
     Both memories get the same side: the largest at which sixty videos per class fit, or all clips of the smallest
-    class; else an eighth of the clips'. Dynamic memories get all T frames. Given flags come first.
+    class; else an eighth of the clips'. Dynamic memories get all T frames. Given sizes and frames are kept.
     """
     frames = dynamic_frames or T
 

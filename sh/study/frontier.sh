@@ -68,7 +68,7 @@ compact=(
   --train_static
 )
 compact_DM=(--lr_dynamic 30 --lr_static 30 --lr_hal 0 --batch_real 64 --pool 150 --Iteration 200)  # rates: for 8 videos
-                              # per class; the gradient of a video shrinks with their number. 63 gained nothing at 360
+                              # per class; the gradient of a video shrinks with their number
 compact_MTT=(--lr_dynamic 1 --lr_static 1 --lr_hal 0 --Iteration 500)  # larger rates lost accuracy on ROOM6
 if [[ -n ${SETTINGS:-} ]]; then
   [[ -r $SETTINGS ]] || stop "SETTINGS=$SETTINGS cannot be read"
