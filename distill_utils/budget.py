@@ -8,7 +8,7 @@ than the smallest class has clips.
 from distill_utils.storage import PIXELS, stored_bytes
 from networks import Hallucinator
 
-ENOUGH = 60       # videos per class that a static-dynamic set prefers to a higher resolution (docs/results.md: bytes)
+ENOUGH = 60       # videos per class that a static-dynamic set prefers to a higher resolution (docs/trials.md: stored form)
 COARSEST = 1 / 8  # smallest side of its memories, as a share of the clips'
 HALLUCINATOR = sum(4 * parameter.numel() for parameter in Hallucinator().parameters())
 

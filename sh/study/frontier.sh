@@ -61,7 +61,7 @@ stills=(
   --Iteration 500
 )
 compact=(
-  --storage uint4             # half the bytes of uint8: twice the videos (docs/results.md)
+  --storage uint4             # half the bytes of uint8: twice the videos (docs/trials.md)
   --static real               # the mean frame of a real clip,
   --init_dynamic residual     # moved by the clip's own grey residual,
   --init_hal identity         # which is added to it
