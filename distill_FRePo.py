@@ -25,7 +25,7 @@ from distill_utils.processes import progress, rank_share, run_script, sum_gradie
 from distill_utils.record import finish, record
 from distill_utils.run import start_run
 from distill_utils.starts import initial_pixels
-from utils import seed_everything
+from utils import finite, seed_everything
 
 RIDGE = 1e-6  # λ divided by the mean diagonal entry of K_ss
 
@@ -33,11 +33,13 @@ RIDGE = 1e-6  # λ divided by the mean diagonal entry of K_ss
 def predict(of_set, of_real, labels):
     """Return predictions (B, K) of kernel ridge regression.
 
-    of_real: features (B, F) of the real clips. of_set: features (n, F) of the set. labels: of the set, (n, K).
+    of_real: features (B, F) of the real clips. of_set: features (n, F) of the set. labels: of the set, (n, K). The
+    predictions are nan if the network gives no features, all zero.
     """
     K_ss, K_ts = of_set @ of_set.T, of_real @ of_set.T
     ridge = RIDGE * K_ss.diagonal().mean() * torch.eye(len(K_ss), dtype=K_ss.dtype, device=K_ss.device)
-    return K_ts @ torch.linalg.solve(K_ss + ridge, labels)
+    solution, singular = torch.linalg.solve_ex(K_ss + ridge, labels)
+    return K_ts @ (solution * torch.nan if singular else solution)
 
 
 def margin(labels):
@@ -142,7 +144,8 @@ class FeatureRegression(nn.Module):
                 logits = learner.net(videos[part]).to(videos.dtype)
             (F.mse_loss(logits, labels[part], reduction="sum") / labels.numel()).backward()
         sum_gradients(learner.optimizer)
-        learner.optimizer.step()
+        if finite(parameter.grad for parameter in learner.net.parameters()):  # else the set's step will be rolled back
+            learner.optimizer.step()
         learner.age += 1
         if learner.age >= self.steps:
             self.pool[number] = self.new_learner()

@@ -90,19 +90,18 @@ def feature_network(run, args, clips):
               content_digest(args), clips.T, clips.size, args.stride, args.train_clips, args.width,
               args.mirror, *groups_of(args.dsa)]
     path = run.folder.parent / f"feature_network_{stream_seed(*values):015x}.pt"
-    if path.exists():
+    with random_stream(stream_seed("features", *values)):  # the run draws the same, whether the file exists or not
         net = networks.build("ConvNet3D", clips.K, clips.T, clips.size, args.width).to(clips.device)
-        try:
-            net.load_state_dict(load(path))
-        except (LookupError, TypeError, AttributeError, ValueError, RuntimeError) as error:
-            raise ValueError(f"{path} is damaged: delete it, and the next run trains the network again "
-                             f"({error})") from error
-        return net
-    with random_stream(stream_seed("features", *values)), \
-            progress(total=args.feature_epochs, desc="feature network", unit="epoch") as bar:
-        net = networks.build("ConvNet3D", clips.K, clips.T, clips.size, args.width).to(clips.device)
-        top1 = train(net, RealSet(clips), args.feature_epochs, args.feature_lr, args.feature_batch,
-                     clips_at_once(clips.T, clips.size, clips.device, args.width), args.precision, bar, args.dsa)
+        if path.exists():
+            try:
+                net.load_state_dict(load(path))
+            except (LookupError, TypeError, AttributeError, ValueError, RuntimeError) as error:
+                raise ValueError(f"{path} is damaged: delete it, and the next run trains the network again "
+                                 f"({error})") from error
+            return net
+        with progress(total=args.feature_epochs, desc="feature network", unit="epoch") as bar:
+            top1 = train(net, RealSet(clips), args.feature_epochs, args.feature_lr, args.feature_batch,
+                         clips_at_once(clips.T, clips.size, clips.device, args.width), args.precision, bar, args.dsa)
     if not finite(net.state_dict().values()):
         raise ValueError("the feature network's weights are not finite: lower --feature_lr")
     run.log_line(f"the feature network has {top1:.1f} % top1 on its training clips")

@@ -18,6 +18,7 @@ import networks
 from distill_utils.augment import NONE, augment_each
 from distill_utils.clips import draw_flips
 from distill_utils.compute import autocast, clips_at_once
+from distill_utils.datasets import DATASETS
 from distill_utils.options import (
     add_evaluation_options,
     check,
@@ -187,8 +188,9 @@ class RealSet:
         return self
 
     def bytes(self):
-        """Return the size of the uint8 clips."""
-        return len(self) * self.clips.T * 3 * self.clips.size ** 2
+        """Return the size of the uint8 clips, with each of their frames once."""
+        frames = torch.arange(self.clips.T, device=self.clips.device)[self.clips.shown].unique()
+        return len(self) * len(frames) * 3 * self.clips.size ** 2
 
     def bytes_fp32(self):
         return 4 * self.bytes()
@@ -223,7 +225,8 @@ def full_data(args):
     run.resume()
     if run.result is None:
         run.result = evaluate(synset, seen, **values)
-        run.keep_best(run.result["top1"], std=run.result["top1_std"])
+        headline = DATASETS[args.dataset].headline
+        run.keep_best(run.result[headline], std=run.result[f"{headline}_std"])
         run.log(split=seen.split, **logged(run.result))
         run.checkpoint()
     finish(run, synset, seen, test, **values)

@@ -238,7 +238,8 @@ def even(text):
 
 
 def rate(text):
-    return number(text, float, 0, 1e38, "a number from 0 to 1e38")  # float32's range
+    # Within float32's range, also where Adam divides its first step's rate by 0.1.
+    return number(text, float, 0, 1e37, "a number from 0 to 1e37")
 
 
 def number(text, kind, least, most, description):

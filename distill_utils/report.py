@@ -127,15 +127,17 @@ def method_name(row):
     """Return a run's name in tables: its method, and what distinguishes it from other runs of the method."""
     kind = (row.run.split("_ipc")[0].rsplit("_", 1)[0] if row.run.startswith(("full", "DC"))
             else row.run.split("_ipc")[0])
-    names = {"DM": "random" if row.Iteration == 0 and row.init == "real" else "DM", "s2d_DM": "static-dynamic DM",
+    select = row.select if isinstance(row.select, str) else "random"
+    names = {"DM": select if row.Iteration == 0 and row.init == "real" else "DM", "s2d_DM": "static-dynamic DM",
              "s2d_MTT": "static-dynamic MTT", "s2d_FRePo": "static-dynamic FRePo", "full": "full data",
              "full_1frames": "full data, one frame", "coreset_random": "random", "coreset_herding": "herding",
              "coreset_k-center": "k-center"}
     name = f"static memory, {row.spc} frames" if kind.startswith("DC") else names.get(kind, kind)
     if kind.startswith("s2d") and row.Iteration == 0:
         name = "static-dynamic, not learned"
-    study = [f"{flag} {getattr(row, flag)}" for flag in ("n_syn", "n_real")
-             if not pd.isna(getattr(row, flag)) and not kind.startswith("full")]
+    study = [f"select {select}"] if select not in ("random", name) else []
+    study += [f"{flag} {getattr(row, flag)}" for flag in ("n_syn", "n_real")
+              if not pd.isna(getattr(row, flag)) and not kind.startswith("full")]
     study += [f"segments {row.segments}"] if row.segments and row.segments > 1 else []
     study += [row.interpolation] if row.interpolation == "parametric" or study and row.interpolation == "linear" else []
     study += [row.storage] if row.storage in ("fp16", "uint8", "uint4") else []

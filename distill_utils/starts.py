@@ -77,7 +77,8 @@ def real_memories(clips, chosen, ipc, spc, dpc, frame="mean", static_size=None, 
     members = torch.arange(dpc // ipc)
     shown = enlargement(still, clips.size).to(still.device)(still)[:, :, members % (spc // ipc)]
     residual = (videos[:, :, members] - shown.unsqueeze(3)).mean(4, keepdim=True)   # (K, N, dpc/N, T, 1, H, W)
-    return still.flatten(1, 2), downsample(residual.flatten(1, 2), frames, size)
+    still = still.flatten(1, 2).clone()            # a view would keep the real clips in memory and in the set's file
+    return still, downsample(residual.flatten(1, 2), frames, size)
 
 
 def initial_dynamic(clips, static, ipc, dpc, init, frames=None, size=None, chosen=None) -> torch.Tensor:

@@ -65,8 +65,8 @@ class SyntheticSet(nn.Module):
         return copy.deepcopy(self).requires_grad_(False)
 
     def every(self):
-        """Return all videos that the set can show, with each pair of memories once, and their labels."""
-        return self(torch.arange(len(self)))
+        """Return all videos that the set can show, with each pair of memories once, and their classes (n,)."""
+        return self(torch.arange(len(self)))[0], self.labels
 
     def bytes(self):
         """Return the bytes that must be kept to use the set, in its storage format."""
@@ -154,7 +154,7 @@ class StillSet(SyntheticSet):
     def content(self):
         """Return the content of a static memory file: "image" (K·spc, 3, h, h) and "label" (K·spc,)."""
         return {"image": encode(self.static.detach().flatten(0, 1).cpu(), self.storage),
-                "label": torch.arange(self.K).repeat_interleave(self.static.shape[1])}
+                "label": torch.arange(self.K, dtype=torch.int16).repeat_interleave(self.static.shape[1])}
 
 
 class StaticDynamicSet(SyntheticSet):
@@ -234,7 +234,8 @@ def check_divides(ipc, **counts):
 class Distilled(torch.utils.data.Dataset):
     """A distilled set for any training loop.
 
-    Item i is (video (T, 3, H, W) float32 in normalised pixels, label). class_names: names of the labels. A
+    Item i is (video (T, 3, H, W) float32 in normalised pixels, label). The label is the number of the class, or, if the
+    labels were learned, their softmax (K,): torch's cross-entropy takes both. class_names: names of the classes. A
     static-dynamic set pairs its memories again at each access, so that each epoch sees other videos.
     """
 
@@ -246,7 +247,7 @@ class Distilled(torch.utils.data.Dataset):
 
     def __getitem__(self, number):
         videos, labels = self.synset(torch.tensor([range(len(self))[number]]))
-        return videos[0], int(labels[0])
+        return videos[0], labels[0] if labels.dim() > 1 else int(labels[0])
 
 
 def load(path) -> Distilled:

@@ -39,14 +39,14 @@ each() {
   local seed job jobs=() launcher=$1; shift
   for seed in "${seeds[@]}"; do
     OMP_NUM_THREADS=${OMP_NUM_THREADS:-$threads} TQDM_DISABLE=${jobs:+1}${TQDM_DISABLE:-} \
-      bash "$root/sh/$launcher" "$gpu" toy "$@" "${all[@]}" "${evaluation[@]}" --seed "$seed" "${extra[@]}" &
+      bash "$root/sh/$launcher" "$gpu" toy "$@" "${all[@]}" "${evaluation[@]}" --seed "$seed" ${extra[@]+"${extra[@]}"} &
     jobs+=($!)
   done
   for job in "${jobs[@]}"; do wait "$job"; done
 }
 set -m                      # give each job a process group, so that all end when this script does
 trap 'for job in $(jobs -p); do kill -- "-$job" || true; done 2>/dev/null' EXIT
-extra=("$@")
+extra=("$@")                # below, ${extra[@]+…} is for bash before 4.4, which calls an empty array unbound
 module distill_utils.toy
 
 chapter 1 'random selection: one real video per class' '45 s'
@@ -57,7 +57,7 @@ chapter 3 'static memory: still frames learned by gradient matching' '75 s'
 each s2d/DC.sh 1 --init mean --lr_img 0.02 --batch_real 24 --Iteration 5 --storage uint4 "${at_end[@]}"
 chapter 4 'experts: networks trained on the real clips, a snapshot per epoch' '55 s'
 bash "$root/sh/baseline/buffer.sh" "$gpu" toy "${all[@]}" --num_experts 2 --train_epochs 18 --batch_train 16 \
-  --test_clips 1 "${extra[@]}"
+  --test_clips 1 ${extra[@]+"${extra[@]}"}
 chapter 5 'static-dynamic MTT: the still frames, moved by a dynamic memory that trajectory matching learns' '80 s'
 each s2d/MTT.sh 150 1 --spc 1 --dpc 2 "${compact[@]}" --init_dynamic motion --init_hal identity --lr_hal 0 \
   --syn_steps 5 --no-train_lr --Iteration 12 "${at_end[@]}" --expert_epochs 5 --min_start_epoch 6 --max_start_epoch 13

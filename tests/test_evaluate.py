@@ -297,6 +297,7 @@ def test_real_clips_are_mirrored_at_random_and_labelled():
     clips = random_clips([2, 0, 1, 1], K, T=T, size=SIZE)
     real, index = RealSet(clips), torch.tensor([3, 0, 1])
     assert len(real) == 4 and real.bytes() == clips.resident.numel()
+    assert RealSet(clips.reduced(1)).bytes() == clips.resident.numel() // T and RealSet(clips.reduced(T)).bytes() == clips.resident.numel()
     seen = set()
     for _ in range(30):
         videos, labels = real(index)

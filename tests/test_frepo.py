@@ -129,6 +129,25 @@ def test_the_network_follows_the_set_after_the_sets_step():
         assert torch.allclose(mine, plain, atol=2e-6) and not torch.equal(mine, old)
 
 
+def test_a_network_without_features_gives_no_loss():
+    """All its features are zero, and the kernel is singular. The scripts report the loss, or take the step back."""
+    matching = matching_of(clips_of(), pool=1)
+    for parameter in matching.pool[0].net.parameters():
+        parameter.data.zero_()
+    assert matching(pixels()).isnan()
+
+
+def test_networks_do_not_follow_a_set_that_will_be_rolled_back():
+    matching, synset = matching_of(clips_of(), pool=1, steps=100), pixels()
+    matching(synset)
+    kept = copy.deepcopy(synset.state_dict())
+    with torch.no_grad():
+        synset.videos.fill_(1e37)
+    assert not matching(synset).isfinite()
+    synset.load_state_dict(kept)
+    assert matching(synset).isfinite() and matching(synset).isfinite()
+
+
 def test_state_goes_on_to_the_bit():
     synset, clips = pixels(), clips_of()
     matching = matching_of(clips)

@@ -141,6 +141,20 @@ def test_the_file_is_as_large_as_its_figure(make, storage, tmp_path):
     assert synset.bytes() > 100_000 / 8 and abs(size - synset.bytes()) <= 0.02 * synset.bytes() + 16_000
 
 
+@pytest.mark.parametrize("ipc, spc, dpc, frame", ((1, 1, 8, "middle"), (4, 4, 4, "middle"), (1, 1, 8, "mean")))
+def test_memories_of_real_clips_take_no_other_frames_of_them_along(ipc, spc, dpc, frame, tmp_path):
+    clips = random_clips([0, 1, 2] * 8, K, T=T, size=64)
+    memories = real_memories(clips, random_numbers(clips, max(spc, dpc)), ipc, spc, dpc, frame, size=8)
+    synset = StaticDynamicSet(*memories, Hallucinator(), ipc, T, 64)
+    size = saved(synset, tmp_path / "distilled.pt", size=64).stat().st_size
+    assert abs(size - synset.bytes()) <= 0.02 * synset.bytes() + 16_000
+
+
+def test_many_small_still_frames_are_as_large_as_their_figure(tmp_path):
+    synset = StillSet(frames(400, 50, 3, 8, 8), 50, T, 64, "uint4")
+    assert saved(synset, tmp_path / "distilled.pt").stat().st_size <= 1.02 * synset.bytes() + 16_000
+
+
 def test_bytes_are_those_of_values_scales_and_hallucinator():
     values = K * 2 * 3 * 16, K * 2 * 2 * 4
     scales = 4 * (K * 2 + K * 2 * 2)

@@ -8,6 +8,7 @@ import itertools
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 
@@ -254,6 +255,10 @@ def test_a_set_comes_back_from_its_file(tmp_path, kind):
     assert len(data) == 6 and data.class_names == ["a", "b", "c"] and [label for _, label in data] == [0, 0, 1, 1, 2, 2]
     batch = next(iter(torch.utils.data.DataLoader(data, batch_size=6)))
     assert batch[0].shape == (6, 5, 3, 8, 8) and batch[1].tolist() == [0, 0, 1, 1, 2, 2]
+    if kind != "still":
+        synset.soft_labels = torch.nn.Parameter(torch.randn(6, K))
+        batch = next(iter(torch.utils.data.DataLoader(load(written(synset, tmp_path / "distilled.pt")), batch_size=6)))
+        assert torch.equal(batch[1], synset.soft_labels.detach().half().float().softmax(1))
     with pytest.raises(IndexError):
         data[6]
 
@@ -315,9 +320,11 @@ def test_settings_of_a_run_that_are_none(tmp_path, capsys, change, sentence):
 
 # ---------------------------------------------------------------- export
 
-@pytest.mark.parametrize("kind", ("pixels", "dynamic"))
-def test_export(tmp_path, capsys, kind):
+@pytest.mark.parametrize("kind, learned", (("pixels", False), ("pixels", True), ("dynamic", True)))
+def test_export(tmp_path, capsys, kind, learned):
     synset = sets()[kind]
+    if learned:
+        synset.soft_labels = torch.nn.Parameter(torch.randn(6, K))
     written(synset, tmp_path / "distilled.pt", class_names=["a b", "ü/../x", "c"])
     with torch.no_grad():
         videos, labels = synset.every()
@@ -328,6 +335,7 @@ def test_export(tmp_path, capsys, kind):
     assert (arrays["videos"] == pixels).all() and arrays["labels"].tolist() == labels.tolist() and arrays["class_names"].tolist() == ["a b", "ü/../x", "c"]
     assert torch.equal(torch.load(tmp_path / "export_pt" / "distilled.pt")["videos"], videos)
     count = len(videos) // 3
+    assert labels.tolist() == [0] * count + [1] * count + [2] * count == torch.load(tmp_path / "export_pt" / "distilled.pt")["labels"].tolist()
     names = [f"{name}_{number}" for name in ("a_b", "c", "ü_.._x") for number in range(count)]
     for form in ("mp4", "gif"):
         assert sorted(os.listdir(tmp_path / f"export_{form}")) == sorted(f"{name}.{form}" for name in names)
@@ -402,6 +410,16 @@ def command(tiny, tmp_path, monkeypatch, capfd):
 def run_folder(tmp_path, pattern):
     folder, = (tmp_path / "results").glob(f"*/{pattern}")
     return folder
+
+
+def test_a_run_does_not_depend_on_whether_its_feature_network_exists(command, tmp_path):
+    sets = []
+    for _ in range(2):
+        code, printed = command(distill_DM, "--select", "herding", "--feature_epochs", 1, "--Iteration", 1, "--batch_real", 2, "--lr_img", 100)
+        assert code == 0, printed
+        sets.append(torch.load(run_folder(tmp_path, "DM*") / "distilled.pt")["videos"])
+        shutil.rmtree(run_folder(tmp_path, "DM*"))                         # the network's file stays beside it
+    assert torch.equal(*sets)
 
 
 def test_coreset_and_other_networks_end_to_end(command, tmp_path):
@@ -549,6 +567,14 @@ def test_dynamic_classes_are_the_upper_half():
     assert dynamics.class_dynamics(rows[:1]) is None
     other = rows[:1].assign(chosen=[{"network": "b", "n_real": None}], per_class=[[0.0] * 5])  # a later run of another network has no partner
     assert dynamics.class_dynamics(pd.concat([rows, other])).equals(classes)
+
+
+@pytest.mark.parametrize("iteration, select, name", ((0, "random", "random"), (0, "herding", "herding"), (0, None, "random"), (5, "random", "DM"),
+                                                     (5, "k-center", "DM, select k-center"), (5, float("nan"), "DM")))
+def test_a_method_is_named_after_its_selection(iteration, select, name):
+    settings = dict.fromkeys(table.SETTINGS) | {"ipc": 1, "init": "real", "select": select, "Iteration": iteration}
+    row = pd.Series({"run": "DM_ipc1_lr1_00000000", "chosen": {}, **settings})
+    assert report.method_name(row) == name
 
 
 def test_a_plot_has_the_ten_most_accurate_methods_and_full_data():

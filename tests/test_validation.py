@@ -1,4 +1,5 @@
 """Choosing without the test set (METHOD 12): which videos are held out, that nothing learns from them, and what a result names."""
+import dataclasses
 import json
 
 import numpy as np
@@ -10,7 +11,7 @@ from conftest import write_frames
 
 from distill_utils import table
 from distill_utils.clips import load_clips
-from distill_utils.datasets import hold_out, read_videos
+from distill_utils.datasets import DATASETS, hold_out, read_videos
 from distill_utils.evaluate import evaluate
 from distill_utils.synset import load_set
 
@@ -161,6 +162,7 @@ def test_the_lists_own_validation_videos(command, tmp_path, script):
 def test_reference_selections_and_the_full_set_are_tested_once(grouped, command, tmp_path, capsys, monkeypatch, name):
     import importlib
     module = importlib.import_module(f"distill_utils.{name}")
+    monkeypatch.setitem(DATASETS, "custom", dataclasses.replace(DATASETS["custom"], headline="top5"))
     flags = ["--dataset", "custom", "--frames", "8", "--size", "43", "--test_clips", "1", "--data_path", command.folder / "data", "--pack_path",
              command.folder / "packs", "--save_path", tmp_path, "--device", "cpu", "--wandb", "disabled", "--num_eval", "1", "--epoch_eval_train", "1",
              "--width", "8", *grouped]
@@ -168,6 +170,7 @@ def test_reference_selections_and_the_full_set_are_tested_once(grouped, command,
     result, = (json.loads(path.read_text()) for path in tmp_path.rglob("result.json"))
     assert len(result["per_class"]) == 2 and sum(map(sum, result["confusion"])) == 6  # three test videos of each class
     assert result["best_on_validation"]["test"]["top1"] == result["top1"]
+    assert result["best_on_validation"]["value"] == 100                    # top-5 of two classes
     assert capsys.readouterr().out.count("result: ") == 1
 
 
