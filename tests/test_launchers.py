@@ -563,7 +563,7 @@ def test_tune(study, tmp_path):
     assert flags["flags"] == ["--ipc", "5", "--train_static", "--size", "48"]
 
 
-FRONTIER = ("random", "herding", "k-center", "DM", "DM few", "MTT", "MTT few", "static", "s2d real", "s2d DM", "s2d MTT")
+FRONTIER = ("random", "herding", "k-center", "DM", "DM few", "MTT", "MTT few", "FRePo", "static", "s2d real", "s2d DM", "s2d MTT", "s2d FRePo")
 
 
 def kind_of(flags):
@@ -574,7 +574,7 @@ def kind_of(flags):
         return f"s2d {flags['method'] if flags['Iteration'] else 'real'}"
     if "method" in flags:
         return flags["method"]
-    return ("MTT" if "syn_steps" in flags else "DM") + (" few" if flags["n_syn"] else "")
+    return ("MTT" if "syn_steps" in flags else "FRePo" if "batch_target" in flags else "DM") + (" few" if flags["n_syn"] else "")
 
 
 def test_frontier(study, tmp_path):

@@ -51,6 +51,7 @@ few_frames=(                  # pixels with a quarter of the bytes or less
 )
 pixels_DM=(--lr_img 30 --batch_real 64 --Iteration 2000)
 pixels_MTT=(--lr_img 1e4 --Iteration 500)
+pixels_FRePo=(--lr_img 0.03 --num_pool 5 --lr_pool 1e-3 --Iteration 500)
 stills=(
   --storage uint8
   --init real
@@ -70,6 +71,7 @@ compact=(
 compact_DM=(--lr_dynamic 30 --lr_static 30 --lr_hal 0 --batch_real 64 --pool 150 --Iteration 200)  # rates: for 8 videos
                               # per class; the gradient of a video shrinks with their number
 compact_MTT=(--lr_dynamic 1 --lr_static 1 --lr_hal 0 --Iteration 500)  # larger rates lost accuracy on ROOM6
+compact_FRePo=(--lr_dynamic 0.003 --lr_static 0.003 --lr_hal 0 --num_pool 5 --lr_pool 1e-3 --Iteration 500)
 if [[ -n ${SETTINGS:-} ]]; then
   [[ -r $SETTINGS ]] || stop "SETTINGS=$SETTINGS cannot be read"
   source "$SETTINGS"
@@ -105,11 +107,14 @@ for bytes in "${budgets[@]}"; do
       "${pixels[@]}" "${trajectories[@]}" "${pixels_MTT[@]}" "${last[@]}" "${all[@]}"
     run "MTT on few frames $at" baseline/MTT.sh 1e4 1 \
       "${pixels[@]}" "${few_frames[@]}" "${trajectories[@]}" "${pixels_MTT[@]}" "${last[@]}" "${all[@]}"
+    run "FRePo on pixels $at" baseline/FRePo.sh 0.03 1 "${pixels[@]}" "${pixels_FRePo[@]}" "${last[@]}" "${all[@]}"
     run "static memory alone $at" s2d/DC.sh 2 "${stills[@]}" "${last[@]}" "${all[@]}"
     run "static-dynamic of real clips $at" s2d/DM.sh 10 1 "${compact[@]}" --Iteration 0 "${all[@]}"
     run "static-dynamic DM $at" s2d/DM.sh 10 1 "${compact[@]}" "${compact_DM[@]}" "${last[@]}" "${all[@]}"
     run "static-dynamic MTT $at" s2d/MTT.sh 1000 1 \
       "${compact[@]}" "${trajectories[@]}" "${compact_MTT[@]}" "${last[@]}" "${all[@]}"
+    run "static-dynamic FRePo $at" s2d/FRePo.sh 0.003 1 \
+      "${compact[@]}" "${compact_FRePo[@]}" "${last[@]}" "${all[@]}"
   done
 done
 for bytes in "${beyond[@]}"; do
