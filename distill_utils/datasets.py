@@ -227,6 +227,10 @@ def check_list(videos, path):
                "the folder name {folder!r} leaves the directory of the frames")
         folders = [posixpath.normpath(name) for name in folders]
     refuse(videos.label == "", "{folder} has no label")
+    plain = videos.label.str.strip()
+    if (plain != videos.label).any():
+        refuse((plain != videos.label) & (videos.label.groupby(plain).transform("nunique") > 1),
+               "the label {label!r} differs from another one only in blanks at its ends")
     refuse(~videos.split.isin(list(SPLITS)), "the split {split!r} is unknown: choose from " + ", ".join(SPLITS))
     return videos.assign(folder=pd.Series(folders, videos.index, object), split=known_splits(videos.split))
 

@@ -78,7 +78,7 @@ def make_folder(job):
     write in, Picture, T), as one value to send to a process.
     """
     paths, folder, partial, picture, T = job
-    if folder.is_dir():  # another job's crash lost the answer after the folder was made
+    if is_made(folder):  # another job's crash lost the answer after the folder was made
         return None
     reasons = []
     for path in paths:
@@ -91,6 +91,11 @@ def make_folder(job):
             reasons.append(f"{path}: {error}")
     shutil.rmtree(partial, ignore_errors=True)
     return "; ".join(reasons)
+
+
+def is_made(folder):
+    """Return whether a frame folder exists and holds anything: folders appear complete, but files may be deleted."""
+    return os.path.isdir(folder) and any(not name.startswith(".") for name in os.listdir(folder))
 
 
 def extract(path, folder, picture, T=None):
@@ -108,7 +113,11 @@ def extract(path, folder, picture, T=None):
         for number, pixels in enumerate(frames(path, picture, wanted)):
             if pixels is not None:
                 written += 1
-                pathlib.Path(folder, f"frame{written:06d}.jpg").write_bytes(picture.jpeg(pixels))
+                file = pathlib.Path(folder, f"frame{written:06d}.jpg")
+                try:
+                    file.write_bytes(picture.jpeg(pixels))
+                except OSError as error:  # a full disk gives no name
+                    raise OSError(error.errno, error.strerror, str(file)) from error
         if T is None or number + 1 == length:
             return written, number + 1
         length = number + 1  # packets are not always frames: now the number of frames is known
@@ -158,6 +167,8 @@ def decoded(path):
                                          * packet.time_base))
                 end = max(end, float((packet.pts + (packet.duration or 0)) * packet.time_base))
             if packet.stream is stream:
+                if packet.size == 0 and packet.dts is not None:  # a dropped frame; the last, empty packet has no time
+                    continue
                 packets += packet.size > 0
                 try:
                     shown = packet.decode()

@@ -83,8 +83,9 @@ def describe(args, selections, class_names, good):
     print(f"{args.dataset}: {len(class_names)} classes; clips of {row.T} frames of {row.size}×{row.size} pixels, "
           + (f"stride {row.stride} if the video is long enough" if row.rule == "stride" else "spread over the video"))
     print("\nvideos per class")
-    print(pd.crosstab(listed.label, listed.split, margins=True, margins_name="all")
-          .rename_axis(index=None, columns=None).to_string())
+    counts = pd.crosstab(listed.label, listed.split).rename_axis(index=None, columns=None)
+    counts = pd.concat([counts, counts.sum().to_frame("all").T])  # crosstab's margins refuse a class called "all"
+    print(counts.assign(all=counts.sum(axis=1)).to_string())
     print("\nframes per video, quantiles")
     quantiles = good.groupby("split").frames.quantile(QUANTILES, interpolation="nearest").unstack()
     print(quantiles.rename(columns=lambda share: f"{share:.0%}").rename_axis(index=None).to_string())
@@ -126,6 +127,8 @@ def look_at(folder, row):
         return inspect(find_folder(folder, row.elsewhere) or folder, row.frame_names)
     except ValueError as error:
         return Folder(wrong=str(error))
+    except OSError as error:
+        return Folder(wrong=f"the frame folder {folder} cannot be read: {error.strerror}")
 
 
 def inspect(folder, pattern):

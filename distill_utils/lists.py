@@ -264,6 +264,8 @@ def video_files(folder):
     for path in paths:
         if any("\udc80" <= letter <= "\udcff" for letter in str(path)):  # surrogates: bytes that are not UTF-8
             raise ValueError(f"{os.fsencode(path)!r} is not a valid UTF-8 name: rename it")
+        if "\r" in str(path) or "\n" in str(path):
+            raise ValueError(f"{str(path)!r} has a line break in its name: rename it")
     return paths
 
 

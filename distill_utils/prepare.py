@@ -26,7 +26,7 @@ import pandas as pd
 
 from distill_utils import lists
 from distill_utils.datasets import DATA_PATH, DATASETS
-from distill_utils.decode import Picture, make_folder
+from distill_utils.decode import Picture, is_made, make_folder
 from distill_utils.frames import is_visible
 from distill_utils.machine import cores
 from distill_utils.options import count, number, positive, seed
@@ -84,7 +84,7 @@ def main(args):
     unlisted = len(everything.difference(*files.values()))
     least = min(T or dataset.T, dataset.T)
     short = find_short(videos, frames, least)
-    report(root / "broken_videos.txt", broken, videos.folder)
+    repaired = report(root / "broken_videos.txt", broken, videos.folder)
     report(root / "short_videos.txt", short, videos.folder)
     kept = write_lists(root, ours, broken, dataset, recipe.write)
     prepared = len(videos) - len(broken)
@@ -97,6 +97,10 @@ def main(args):
         validation = f", {counts['validation']} validation" if "validation" in counts else ""
         print(f"{root / name}: {counts.get('train', 0)} training{validation} and {counts.get('test', 0)} test videos "
               f"in {rows.label.nunique()} classes")
+    others = sorted(path.name for path in root.glob("*_splits*.csv") if path.name not in kept)
+    if repaired and others:
+        print(f"{len(repaired)} videos that were broken before are prepared now; {', '.join(others)} beside these lists "
+              "may lack them: prepare their data set again")
     if not any((rows.split == "test").any() for rows in kept.values()):
         print("there are no test videos: the scripts need some for evaluation")
     where = ["custom", "--data_path", str(root)] if args.dataset == "custom" else [
@@ -159,7 +163,7 @@ def visible_folders(path):
 
 def prepare(videos, files, source, frames, picture, T, workers):
     """Make the missing frame folders from {video: its files}; return {folder: why it could not be made}."""
-    there = [os.path.isdir(frames / folder) for folder in videos.folder]
+    there = [is_made(frames / folder) for folder in videos.folder]
     jobs, broken = [], {}
     for video, folder in videos.loc[[not done for done in there], ["video", "folder"]].itertuples(index=False):
         if paths := files[video]:
@@ -182,7 +186,7 @@ def prepare(videos, files, source, frames, picture, T, workers):
                 bar.set_postfix(broken=len(broken), refresh=False)
     finally:
         remove_partial(directories)
-    lost = [folder for folder in videos.folder if folder not in broken and not os.path.isdir(frames / folder)]
+    lost = [folder for folder in videos.folder if folder not in broken and not is_made(frames / folder)]
     if lost:
         raise ValueError(f"{lost[0]} and {len(lost) - 1} other folders disappeared from {frames} during the run: "
                          "run the same command again")
@@ -211,13 +215,17 @@ def find_short(videos, frames, least):
 
 
 def report(path, reasons, folders):
-    """Write the reasons; keep existing lines about other videos, because UCF101 and miniUCF101 share a folder."""
+    """Write the reasons; return the folders that had one before and have none now.
+
+    Existing lines about other videos are kept, because UCF101 and miniUCF101 share a folder.
+    """
     kept, ours = (path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else [],
                   set(folders))
     lines = [line for line in kept if line.partition("\t")[0] not in ours]
     lines += [f"{folder}\t{' '.join(str(reason).split())}" for folder, reason in reasons.items()]
     with atomic_write(path, "w") as file:
         file.writelines(f"{line}\n" for line in sorted(lines))
+    return {line.partition("\t")[0] for line in kept} & ours - set(reasons)
 
 
 def write_lists(root, ours, broken, dataset, write):

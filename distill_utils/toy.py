@@ -11,13 +11,13 @@ import argparse
 import io
 import json
 import shutil
-import sys
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from distill_utils.processes import run_script
 from utils import lock
 
 SIZE = 64          # pixels
@@ -130,18 +130,17 @@ def coverage(shape, left, heights, radius):
     return np.clip(0.5 - outside, 0, 1)
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+def main(args):
+    print(make_toy(args.out, seed=args.seed))
+
+
+def parser():
+    parser = argparse.ArgumentParser(prog="toy", description=__doc__.split("\n")[0])
     parser.add_argument("--out", default=DEFAULT_OUT, help="output folder of the set (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0,
                         help="seed of everything that varies between videos (default: %(default)s)")
-    flags = parser.parse_args()
-    try:
-        print(make_toy(flags.out, seed=flags.seed))
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    return parser
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main, parser())

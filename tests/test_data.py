@@ -425,6 +425,7 @@ def test_odd_names_are_seen_among_many(name):
     (HEADER + ".,Run,train\n", "leaves the directory of the frames"),
     (HEADER + ",Run,train\n", "leaves the directory of the frames"),
     (HEADER + "a,,train\n", "list.csv, row 1: a has no label"),
+    (HEADER + "a,cat,train\nb,cat ,train\n", "list.csv, row 2: the label 'cat ' differs from another one only in blanks at its ends"),
     (HEADER + "a,Run,train\na,Run,train\n", "list.csv: a is listed more than once"),
     (HEADER + "a,Run,train\n./a,Run,test\n", "list.csv: a is listed more than once"),
     (HEADER + "a,Run,train\na,Walk,train\n", "list.csv: a is listed more than once"),

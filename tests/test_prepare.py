@@ -369,17 +369,35 @@ def test_damage_in_the_middle(tmp_path):
         extract(path, tmp_path / "frames", PLAIN)
 
 
+def test_dropped_frames_are_empty_samples(tmp_path):
+    path = tmp_path / "a.mov"
+    picture = PLAIN.jpeg(np.full((36, 48, 3), 128, np.uint8))
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("mjpeg", rate=25)
+        stream.width, stream.height, stream.pix_fmt = 48, 36, "yuvj420p"
+        for number in range(20):
+            packet = av.Packet(picture + bytes(1 + number % 2))             # of two sizes, so that the file lists each
+            packet.stream, packet.pts, packet.dts, packet.time_base, packet.is_keyframe = stream, number, number, 1 / stream.average_rate, True
+            container.mux(packet)
+    data = bytearray(path.read_bytes())
+    sizes = data.index(b"stsz") + 16
+    data[sizes + 4 * 5:sizes + 4 * 7] = bytes(8)
+    path.write_bytes(data)
+    assert extract(path, tmp_path / "frames", PLAIN) == (18, 18)
+
+
 def test_a_folder_appears_whole_or_not_at_all(tmp_path, monkeypatch):
     video, folder = write_video(tmp_path / "a.mp4"), tmp_path / "frames" / "a"
     written = pathlib.Path.write_bytes
 
     def full(path, data):
         if path.name == "frame000007.jpg":
-            raise OSError(28, "No space left on device", str(path))
+            raise OSError(28, "No space left on device")
         return written(path, data)
     monkeypatch.setattr(pathlib.Path, "write_bytes", full)
-    with pytest.raises(OSError, match="No space left"):  # not the video's fault
+    with pytest.raises(OSError, match="No space left") as error:  # not the video's fault
         decode.make_folder(([video], folder, tmp_path / "partial", PLAIN, None))
+    assert error.value.filename == str(tmp_path / "partial" / "frame000007.jpg")
     assert not folder.exists()
     monkeypatch.undo()
     assert decode.make_folder(([video], folder, tmp_path / "partial", PLAIN, None)) is None
@@ -614,6 +632,9 @@ def test_bad_folders_of_ones_own(own, tmp_path, command):
     assert "differ only in their suffix" in refused(command, "custom", "--videos", own)
     assert "does not match the file name" in refused(command, "custom", "--videos", own, "--groups", r"(x\d+)?_")
     (own / "füll" / "day one" / "a_1.avi").unlink()
+    write_video(own / "füll" / "b\r.mp4", 1)
+    assert "b\\r.mp4' has a line break in its name: rename it" in refused(command, "custom", "--videos", own)
+    (own / "füll" / "b\r.mp4").unlink()
     write_video(own / "stray.mp4", 1)
     assert "stray.mp4 belongs to no class" in refused(command, "custom", "--videos", own)
     assert "is not a directory" in refused(command, "custom", "--videos", own / "nowhere")
@@ -909,6 +930,27 @@ def test_broken_videos_are_named_left_out_and_tried_again(ucf, tmp_path, command
     assert set(report(root / "broken_videos.txt")) == {"v_Walk_g02_c02"} and len(pd.read_csv(root / "ucf101_splits1.csv")) == 7
 
 
+def test_a_repaired_video_that_other_lists_may_lack_is_named(ucf, tmp_path, command):
+    video = ucf / "UCF-101" / "Biking" / "v_Biking_g01_c01.avi"
+    good = video.read_bytes()
+    cut(video, 0.5)
+    assert "broken before" not in command("UCF101", "--videos", ucf)[1]
+    video.write_bytes(good)
+    code, printed = command("miniUCF101", "--videos", ucf)
+    assert code == 0 and "1 videos that were broken before are prepared now; ucf101_splits1.csv" in printed
+    assert "broken before" not in command("UCF101", "--videos", ucf)[1]
+
+
+def test_a_frame_folder_that_was_emptied_is_made_again(own, tmp_path, command):
+    assert command("custom", "--videos", own)[0] == 0
+    folder = sorted((tmp_path / "out").glob("jpegs_*/*/*/*"))[0]
+    images = sorted(os.listdir(folder))
+    for name in images:
+        (folder / name).unlink()
+    assert command("custom", "--videos", own)[0] == 0
+    assert sorted(os.listdir(folder)) == images
+
+
 def test_a_class_without_training_videos_leaves_the_list(ucf, tmp_path, command):
     for name in names(groups=(1,)):
         (ucf / "UCF-101" / name).unlink()
@@ -1133,6 +1175,20 @@ def test_foreign_reports_stay(ucf, tmp_path, command):
     write(root / "broken_videos.txt", "train/x.mp4", "a,3", "")
     assert command("UCF101", "--videos", ucf)[0] == 0
     assert (root / "broken_videos.txt").read_text().split() == ["a,3", "train/x.mp4"]
+
+
+def test_inspect_goes_on_after_a_folder_that_it_may_not_read(tiny, look, monkeypatch):
+    (tiny / "list.csv").write_text((tiny / "list.csv").read_text().replace(",fall,", ",all,"))  # and a class may be called so
+    listdir = os.listdir
+
+    def refuse(path):
+        if str(path).endswith("rise_train_1"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return listdir(path)
+    monkeypatch.setattr(os, "listdir", refuse)
+    code, printed, wrong = look()
+    assert code == 1 and wrong.splitlines() == [f"the frame folder {tiny / 'jpegs' / 'v_rise_train_1'} cannot be read: Permission denied"]
+    assert re.search(r"^all +\d+ +\d+ +\d+$", printed, re.MULTILINE)
 
 
 def test_inspect_names_what_is_missing_or_broken(ucf, tmp_path, command):

@@ -139,7 +139,7 @@ def test_command_and_its_error(tmp_path):
     (tmp_path / "file").write_text("")
     failed = run("--out", str(tmp_path / "file"))
     assert failed.returncode == 2
-    assert failed.stderr.startswith(f"error: {tmp_path / 'file'} ") and failed.stderr.count("\n") == 1
+    assert failed.stderr.startswith(f"toy: error: {tmp_path / 'file'} ") and failed.stderr.count("\n") == 1
     made = run("--out", str(tmp_path / "toy"), "--seed", "5")
     assert made.returncode == 0 and made.stdout.strip() == str(tmp_path / "toy")
     assert json.loads((tmp_path / "toy" / "toy.json").read_text())["seed"] == 5
