@@ -26,6 +26,7 @@ CONTAINERS = {"format_whitelist": "avi,mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,mpe
 MOST_PIXELS = 100_000_000  # per frame: about 12K; decoders hold sixteen frames and more
 MOST_SIDE = 65_500  # pixels, the limit of JPEG
 PICTURES = av.stream.Disposition.attached_pic | av.stream.Disposition.timed_thumbnails  # streams of other pictures
+RESERVED, UNSPECIFIED = 3, 2  # values of a frame's colorspace
 LEAST = 0.9  # required share of the frames that the header states: encoders' counts are off by a few
 
 av.logging.set_level(av.logging.ERROR)  # so that errors contain FFmpeg's reason
@@ -139,6 +140,8 @@ def frames(path, picture, wanted=None):
             raise Broken(f"has frames that become {width}×{height} pixels, more than a JPEG can hold")
         if transposed:
             width, height = height, width
+        if frame.colorspace == RESERVED:  # a wrong header: the matrix exists in no standard, FFmpeg would refuse it
+            frame.colorspace = UNSPECIFIED
         try:
             small = reformatter.reformat(frame, width, height, "rgb24", interpolation="BICUBIC", threads=1)
         except av.FFmpegError as error:

@@ -369,6 +369,18 @@ def test_damage_in_the_middle(tmp_path):
         extract(path, tmp_path / "frames", PLAIN)
 
 
+def test_a_colour_matrix_that_does_not_exist_is_ignored(tmp_path, monkeypatch):
+    path, plain = write_video(tmp_path / "a.mp4"), list(frames(tmp_path / "a.mp4", PLAIN))
+    real = decode.decoded
+
+    def reserved(path):
+        for frame, aspect in real(path):
+            frame.colorspace = 3
+            yield frame, aspect
+    monkeypatch.setattr(decode, "decoded", reserved)
+    assert all((found == expected).all() for found, expected in zip(frames(path, PLAIN), plain, strict=True))
+
+
 def test_dropped_frames_are_empty_samples(tmp_path):
     path = tmp_path / "a.mov"
     picture = PLAIN.jpeg(np.full((36, 48, 3), 128, np.uint8))
