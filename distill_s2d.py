@@ -16,7 +16,7 @@ from distill_utils.evaluate import evaluate
 from distill_utils.last_good import LastGood
 from distill_utils.processes import run_script
 from distill_utils.record import finish, record
-from distill_utils.run import find_run, start_run
+from distill_utils.run import find_run, read_config, start_run
 from distill_utils.starts import initial_dynamic, real_memories
 from distill_utils.synset import StaticDynamicSet, check_divides, load_static
 from networks import Hallucinator
@@ -71,7 +71,10 @@ def main(args):
     device = options.check(args, clips_needed(args, spc, dpc))
     files = METHODS[args.method].prepare(args)
     if args.static == "DC":
-        args.path_static = args.path_static or find_static(args, spc)
+        if args.path_static is None:
+            args.path_static = find_static(args, spc)
+            stored = read_config(args.path_static.with_name("config.json"))["settings"].get("storage", "fp32")
+            print(f"static memory: {args.path_static}, stored as {stored}")
         load(args.path_static)  # refuse files without tensors early
         files = [args.path_static, *files]
     run = start_run(args, f"s2d_{args.method}_ipc{args.ipc}_lr{args.lr_dynamic:g}", *files)

@@ -278,25 +278,25 @@ def read_networks(path):
                          f"({type(error).__name__}: {error})") from None
 
 
-class RunSettings(argparse.Action):
-    """Argparse action of RUN: use the run's settings as defaults of the other flags."""
+class RunParser(argparse.ArgumentParser):
+    """A parser in which the settings of RUN are the defaults of the other flags."""
 
     TAKEN = ("dataset", *DATA_PATHS, "frame_names", "frames", "size", "stride", "train_clips", "test_clips", "seed",
-             "precision", "validation", "num_eval", "epoch_eval_train", "lr_net", "batch_train", "width", "dsa",
-             "eval_protocol")
+             "precision", "validation", "network", "num_eval", "epoch_eval_train", "lr_net", "batch_train", "width",
+             "dsa", "eval_protocol")
 
-    def __call__(self, parser, namespace, run, option=None):
-        namespace.run = run
-        if run is None or not (run / "config.json").is_file():
-            return
-        flags = {flag.dest: flag for flag in parser._actions}
+    def parse_known_args(self, args=None, namespace=None):
+        found, rest = super().parse_known_args(args, namespace)
+        if found.run is None or not (found.run / "config.json").is_file():
+            return found, rest
+        flags = {flag.dest: flag for flag in self._actions}
         try:
-            settings = read_config(run / "config.json")["settings"]
-            for name in self.TAKEN:
-                if getattr(namespace, name) == parser.get_default(name) and settings.get(name) is not None:
-                    setattr(namespace, name, taken(flags[name], settings[name]))
+            settings = read_config(found.run / "config.json")["settings"]
+            self.set_defaults(**{name: taken(flags[name], settings[name]) for name in self.TAKEN
+                                 if settings.get(name) is not None})
         except (ValueError, OSError, argparse.ArgumentTypeError) as error:
-            raise argparse.ArgumentError(None, f"{run / 'config.json'}: {error_line(error)}") from None
+            self.error(f"{found.run / 'config.json'}: {error_line(error)}")
+        return super().parse_known_args(args, namespace)  # again: now with these defaults
 
 
 def taken(flag, value):
@@ -316,10 +316,10 @@ def network_names(text):
 
 
 def parser():
-    parser = script_parser(__doc__, dataset="optional", prog="evaluate")
+    parser = script_parser(__doc__, dataset="optional", prog="evaluate", kind=RunParser)
     add_evaluation_options(parser, lr_net=None)
     group = parser.add_argument_group("what is evaluated")
-    group.add_argument("run", nargs="?", type=pathlib.Path, action=RunSettings, metavar="RUN",
+    group.add_argument("run", nargs="?", type=pathlib.Path, metavar="RUN",
                        help="run folder of a finished run, whose settings become the defaults, or the file of a set "
                        "(default: the full training set)")
     group.add_argument("--networks", type=network_names, metavar="A,B",

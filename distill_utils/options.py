@@ -18,10 +18,9 @@ PROTOCOLS = ("standard", "frepo")  # how evaluation trains its networks
 WANDB_MODES = ("online", "offline", "disabled")
 
 
-def script_parser(description, dataset="required", **options):
+def script_parser(description, dataset="required", kind=argparse.ArgumentParser, **options):
     """Return a script's parser with the flags that all scripts have: run, data, validation and augmentation."""
-    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter,
-                                     **options)
+    parser = kind(description=description, formatter_class=argparse.RawDescriptionHelpFormatter, **options)
     add_run_options(parser)
     add_data_options(parser, dataset)
     add_validation(parser.add_argument_group("validation"))

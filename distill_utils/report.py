@@ -30,7 +30,7 @@ from distill_utils.processes import run_script
 from distill_utils.record import check_figure
 from distill_utils.run import git_commit
 from distill_utils.synset import load_set
-from distill_utils.table import accuracy, compared, mark, read_results
+from distill_utils.table import accuracy, compared, marks, read_results
 from utils import TEXT, atomic_write
 
 matplotlib.rcdefaults()  # ignore the user's matplotlibrc, which may require LaTeX
@@ -59,6 +59,7 @@ figcaption { max-width: 16em; min-height: 5em }
 
 def main(args):
     every = read_results(args.runs)
+    every["mark"] = marks(every)
     every["method"] = [method_name(row) for row in every.itertuples()]
     plots = {}
     parts = [f"<h1>Distilled video data sets</h1><p class=note>{len(every)} runs, {time.strftime('%Y-%m-%d %H:%M')}, "
@@ -141,7 +142,7 @@ def method_name(row):
     study += [f"segments {row.segments}"] if row.segments and row.segments > 1 else []
     study += [row.interpolation] if row.interpolation == "parametric" or study and row.interpolation == "linear" else []
     study += [row.storage] if row.storage in ("fp16", "uint8", "uint4") else []
-    return ", ".join([name, *study]) + mark(row)
+    return ", ".join([name, *study]) + row.mark
 
 
 def label(row):
@@ -158,7 +159,7 @@ def table_of(rows, classes):
     groups = None if classes is None else {
         True: sorted(classes.index[classes.dynamic]), False: sorted(classes.index[~classes.dynamic])}
     best = {ipc: group[group.headline.iloc[0]].max()
-            for ipc, group in rows[~rows.method.str.startswith("full")].groupby("ipc", dropna=False)}
+            for ipc, group in rows[~rows.method.str.startswith("full")].groupby(["ipc", "mark"], dropna=False)}
     head = ["method", "IPC", rows.headline.iloc[0], "video top-1", "bytes", "over random", "of full"]
     head += ["dynamic classes", "static classes"] if groups else []
     lines, costs = [], []
@@ -169,7 +170,7 @@ def table_of(rows, classes):
         if groups:
             per_class = pd.Series(row.per_class, index=row.class_names, dtype=float)
             cells += [f"{per_class[names].mean():.1f}" for names in groups.values()]
-        bold = getattr(row, row.headline) == best.get(row.ipc) and not row.method.startswith("full")
+        bold = getattr(row, row.headline) == best.get((row.ipc, row.mark)) and not row.method.startswith("full")
         lines.append(table_row(cells, " class=best" if bold else ""))
         seconds = row.seconds_per_iteration or 0
         costs.append(table_row([
@@ -195,8 +196,8 @@ def plot_frontier(rows):
     """Plot accuracy against stored bytes; a line joins the frontier; full data is the upper limit."""
     figure, axes = plt.subplots(figsize=(9, 6), layout="constrained")
     headline = rows.headline.iloc[0]
-    for row in rows[rows.method == "full data"].itertuples():
-        axes.axhline(getattr(row, headline), color="0.3", ls="--", lw=1, label="full data")
+    for row in rows[rows.run.str.startswith("full_") & rows.n_real.isna()].itertuples():
+        axes.axhline(getattr(row, headline), color="0.3", ls="--", lw=1, label=row.method)
     rows = rows[~rows.method.str.startswith("full")]
     if rows.empty:
         plt.close(figure)
@@ -205,9 +206,10 @@ def plot_frontier(rows):
                                        plt.get_cmap("tab10").colors):
         axes.errorbar(group.bytes.astype(float), group[headline].astype(float), group[f"{headline}_std"].astype(float),
                       fmt="o", ms=6, capsize=2, color=colour, label=method)
-    frontier = frontier_of(rows)
-    axes.step(frontier.bytes.astype(float), frontier[headline].astype(float), where="post", color="0.6", lw=1, zorder=0,
-              label="frontier")
+    for mark, group in rows.groupby("mark"):
+        frontier = frontier_of(group)
+        axes.step(frontier.bytes.astype(float), frontier[headline].astype(float), where="post", color="0.6", lw=1,
+                  zorder=0, label=f"frontier{mark}")
     axes.set(xscale="log", xlabel="size of the set", ylabel=f"{headline}, %")
     axes.xaxis.set_minor_locator(LogLocator(subs=(2, 5)))
     for place in (axes.xaxis.set_major_formatter, axes.xaxis.set_minor_formatter):

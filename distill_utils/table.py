@@ -48,6 +48,7 @@ def read_results(folders):
             rows.append({"data": folder.parent.name, "run": folder.name, "path": folder, "dataset": settings["dataset"],
                          "headline": DATASETS[settings["dataset"]].headline,
                          **{name: setting(name, settings.get(name)) for name in SETTINGS},
+                         "ipc": setting("ipc", settings.get("ipc") or settings.get("spc")),  # DC's default
                          **{name: result[name] for name in FIGURES},
                          "per_class": result["per_class"], "class_names": tuple(result["class_names"]),
                          **best_on_validation(result), "confusion": result["confusion"], "chosen": config["chosen"]})
@@ -86,7 +87,7 @@ def same(chosen, names):
     """
     dataset = DATASETS[chosen["dataset"]]
     defaults = {"frames": dataset.T, "size": dataset.size, "stride": dataset.stride, "width": WIDTH, "lr_net": 0.01,
-                "dsa": "none", "eval_protocol": "standard"}
+                "dsa": "none", "eval_protocol": "standard", "network": "ConvNet3D"}
     return tuple(defaults.get(name) if chosen.get(name) is None else chosen[name] for name in names)
 
 
@@ -142,9 +143,9 @@ def shown(rows):
     Accuracies are on test clips: at the last iteration, and in extra columns at the best iteration on validation.
     """
     table = []
-    for row in rows.itertuples():
+    for row in rows.assign(mark=marks(rows)).itertuples():
         seconds, headline = row.seconds_per_iteration or 0, row.headline
-        table.append({"data": row.data, "run": row.run + mark(row), "steps": row.steps, "ipc": row.ipc,
+        table.append({"data": row.data, "run": row.run + row.mark, "steps": row.steps, "ipc": row.ipc,
                       headline: accuracy(row, headline), **at_best(row, headline),
                       "video top1": accuracy(row, "video_top1"), "bytes": f"{row.bytes:,}",
                       "bytes at fp32": f"{row.bytes_fp32:,}", **compared(row.over_random, row.of_full),
@@ -162,14 +163,14 @@ def over_seeds(rows):
     that of each group's first row.
     """
     table, last = [], {}
-    for row in rows.itertuples():
+    for row in rows.assign(mark=marks(rows)).itertuples():
         # digest: of the experts and static memories that a run reads
         same = {name: value for name, value in row.chosen.items() if name not in ("seed", "digest")}
         last.setdefault((row.data, row.run.rpartition("_")[0], json.dumps(same, sort_keys=True)), []).append(row)
     for (data, run, _), group in last.items():
         headline, group = group[0].headline, list({row.seed: row for row in group}.values())
         top1 = pd.Series([getattr(row, headline) for row in group], dtype=float)
-        table.append({"data": data, "run": run + mark(group[0]), "steps": group[0].steps,
+        table.append({"data": data, "run": run + group[0].mark, "steps": group[0].steps,
                       "seeds": ", ".join(str(row.seed) for row in sorted(group, key=lambda row: row.seed)),
                       headline: f"{top1.mean():.1f} ± {top1.std(ddof=0):.1f}", "bytes": f"{group[0].bytes:,}",
                       "bytes at fp32": f"{group[0].bytes_fp32:,}",
@@ -180,9 +181,19 @@ def over_seeds(rows):
     return pd.DataFrame(table, dtype=object).fillna("")
 
 
-def mark(row):
-    """Return a label for rows evaluated by another protocol, else an empty string."""
-    return " [frepo protocol]" if row.chosen.get("eval_protocol") == "frepo" else ""
+MARKED = ("frames", "size", "network", "width", "dsa")
+
+
+def marks(rows):
+    """Return a label for each row: the MARKED settings in which rows of its data set differ, and another protocol."""
+    settings = pd.DataFrame([same(chosen, MARKED) for chosen in rows.chosen], rows.index, MARKED, dtype=object)
+    differ = settings.groupby(rows.data).transform("nunique") > 1
+    labels = []
+    for (number, row), chosen in zip(settings.iterrows(), rows.chosen):
+        found = [f"{name} {row[name]}" for name in MARKED if differ.loc[number, name]]
+        found += ["frepo protocol"] if chosen.get("eval_protocol") == "frepo" else []
+        labels.append(f" [{', '.join(found)}]" if found else "")
+    return labels
 
 
 def at_best(row, headline):

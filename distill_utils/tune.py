@@ -235,7 +235,8 @@ class Study:
                     lock(file, wait=False)
                 except BlockingIOError:
                     continue
-                self.optuna.enqueue_trial(trial.params, user_attrs={"again": trial.number})
+                if trial.number not in again(self.optuna.get_trials(deepcopy=False)):  # a kill came between these two
+                    self.optuna.enqueue_trial(trial.params, user_attrs={"again": trial.number})
                 self.optuna.tell(trial.number, state=TrialState.FAIL)
 
     def lock_path(self, number):

@@ -311,6 +311,11 @@ def test_settings_of_a_run_that_are_none(tmp_path, capsys, change, sentence):
     path.write_text(json.dumps({"settings": settings, "chosen": {}}))
     args = evaluate.parser().parse_args([str(tmp_path)])
     assert (args.frames, args.seed, str(args.data_path), args.precision, args.validation) == (5, 3, "/a", "fp32", 0)
+    for arguments in (["--seed", "0", "--frames", "7", str(tmp_path)], [str(tmp_path), "--seed", "0", "--frames", "7"]):
+        args = evaluate.parser().parse_args(arguments)                     # what is given counts, also where it is a default
+        assert (args.seed, args.frames, args.precision, args.run) == (0, 7, "fp32", tmp_path)
+    path.write_text(json.dumps({"settings": settings | {"network": "CNN+mean"}, "chosen": {}}))
+    assert evaluate.parser().parse_args([str(tmp_path)]).network == "CNN+mean"
     path.write_text(json.dumps({"settings": settings | change, "chosen": {}}) if change else "{")
     with pytest.raises(SystemExit) as stop:
         run_script(evaluate.main, evaluate.parser(), [str(tmp_path)])
@@ -573,7 +578,7 @@ def test_dynamic_classes_are_the_upper_half():
                                                      (5, "k-center", "DM, select k-center"), (5, float("nan"), "DM")))
 def test_a_method_is_named_after_its_selection(iteration, select, name):
     settings = dict.fromkeys(table.SETTINGS) | {"ipc": 1, "init": "real", "select": select, "Iteration": iteration}
-    row = pd.Series({"run": "DM_ipc1_lr1_00000000", "chosen": {}, **settings})
+    row = pd.Series({"run": "DM_ipc1_lr1_00000000", "mark": "", **settings})
     assert report.method_name(row) == name
 
 
@@ -607,7 +612,7 @@ def test_the_table_over_seeds():
     """Runs that differ in the seed, and in the digest of the files they read, are one row, whose std is that over seeds; of one seed the latest counts."""
     def row(run, seed, top1, **chosen):
         return {"data": "toy", "run": f"{run}_{seed:08x}", "steps": 10, "seed": seed, "headline": "top1", "top1": top1, "bytes": 1000, "bytes_fp32": 1000,
-                "seconds_per_iteration": 2.0, "seconds": 3.0, "over_random": top1 - 40, "of_full": None, "chosen": {"seed": seed, "digest": f"{seed}", "lr_img": 1.0} | chosen}
+                "seconds_per_iteration": 2.0, "seconds": 3.0, "over_random": top1 - 40, "of_full": None, "chosen": {"dataset": "toy", "seed": seed, "digest": f"{seed}", "lr_img": 1.0} | chosen}
     rows = pd.DataFrame([row("DM_ipc1", 0, 50.0), row("DM_ipc1", 1, 60.0), row("DM_ipc1", 0, 40.0, lr_img=2.0), row("MTT_ipc1", 0, 30.0),
                          row("DM_ipc1", 0, 70.0, digest="made later")], dtype=object)
     found = table.over_seeds(rows)[["run", "seeds", "top1", "bytes", "over random", "of full", "distilled in s", "evaluated in s"]].values.tolist()
@@ -625,6 +630,18 @@ def finished(results, name, top1, stored, **chosen):
     save_json({"settings": chosen, "chosen": chosen}, folder / "config.json")
     save_json(figures, folder / "result.json")
     return folder
+
+
+def test_runs_of_other_networks_or_clips_are_told_apart(tmp_path):
+    finished(tmp_path, "DM_ipc1_lr1", 20.0, 1000)
+    assert table.over_seeds(table.read_results([tmp_path])).run.tolist() == ["DM_ipc1_lr1"]
+    finished(tmp_path, "DM_ipc1_lr1", 30.0, 1000, width=8)
+    finished(tmp_path, "MTT_ipc1_lr1", 40.0, 1000, width=8, eval_protocol="frepo")
+    finished(tmp_path, "DC_spc2", 50.0, 1000, ipc=None, spc=2)
+    rows = table.read_results([tmp_path])
+    assert table.over_seeds(rows).run.tolist() == ["DM_ipc1_lr1 [width 32]", "DM_ipc1_lr1 [width 8]", "MTT_ipc1_lr1 [width 8, frepo protocol]", "DC_spc2 [width 32]"]
+    assert [name.partition("_000")[0] for name in table.shown(rows).run] == ["DM_ipc1_lr1", "DM_ipc1_lr1", "MTT_ipc1_lr1", "DC_spc2"]
+    assert rows.ipc.tolist() == [1, 1, 1, 2]
 
 
 def comparisons(results, *names):
