@@ -30,7 +30,7 @@ from distill_utils.processes import run_script
 from distill_utils.record import check_figure
 from distill_utils.run import git_commit
 from distill_utils.synset import load_set
-from distill_utils.table import accuracy, compared, marks, read_results
+from distill_utils.table import accuracy, compared, read_results
 from utils import TEXT, atomic_write
 
 matplotlib.rcdefaults()  # ignore the user's matplotlibrc, which may require LaTeX
@@ -59,7 +59,6 @@ figcaption { max-width: 16em; min-height: 5em }
 
 def main(args):
     every = read_results(args.runs)
-    every["mark"] = marks(every)
     every["method"] = [method_name(row) for row in every.itertuples()]
     plots = {}
     parts = [f"<h1>Distilled video data sets</h1><p class=note>{len(every)} runs, {time.strftime('%Y-%m-%d %H:%M')}, "

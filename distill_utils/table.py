@@ -33,7 +33,8 @@ def read_results(folders):
     """Return a row for each result.json below `folders`.
 
     Columns: data, run, path, SETTINGS, FIGURES (percent, bytes, seconds), headline, per_class accuracies, class_names,
-    the confusion matrix, the chosen settings, and the comparisons over_random and of_full with other rows.
+    the confusion matrix, the chosen settings, the comparisons over_random and of_full with other rows, and the mark
+    that tells rows of other networks or clips apart.
     """
     rows = []
     paths = sorted({path for folder in folders for path in folder.rglob("result.json")},
@@ -57,7 +58,7 @@ def read_results(folders):
     if not rows:
         raise ValueError(f"no finished run below {' or '.join(map(str, folders))}: give the --save_path of some runs")
     rows = pd.DataFrame(rows, dtype=object)
-    return rows.assign(over_random=over_random(rows), of_full=of_full(rows))
+    return rows.assign(over_random=over_random(rows), of_full=of_full(rows), mark=marks(rows))
 
 
 def setting(name, value):
@@ -143,7 +144,7 @@ def shown(rows):
     Accuracies are on test clips: at the last iteration, and in extra columns at the best iteration on validation.
     """
     table = []
-    for row in rows.assign(mark=marks(rows)).itertuples():
+    for row in rows.itertuples():
         seconds, headline = row.seconds_per_iteration or 0, row.headline
         table.append({"data": row.data, "run": row.run + row.mark, "steps": row.steps, "ipc": row.ipc,
                       headline: accuracy(row, headline), **at_best(row, headline),
@@ -163,7 +164,7 @@ def over_seeds(rows):
     that of each group's first row.
     """
     table, last = [], {}
-    for row in rows.assign(mark=marks(rows)).itertuples():
+    for row in rows.itertuples():
         # digest: of the experts and static memories that a run reads
         same = {name: value for name, value in row.chosen.items() if name not in ("seed", "digest")}
         last.setdefault((row.data, row.run.rpartition("_")[0], json.dumps(same, sort_keys=True)), []).append(row)
@@ -213,7 +214,7 @@ def main(args):
     if args.csv:
         args.csv.parent.mkdir(parents=True, exist_ok=True)
         with atomic_write(args.csv, "w") as file:
-            rows.drop(columns=["per_class", "class_names", "confusion", "chosen"]).to_csv(file, index=False)
+            rows.drop(columns=["per_class", "class_names", "confusion", "chosen", "mark"]).to_csv(file, index=False)
         print(f"all figures: {args.csv}")
 
 

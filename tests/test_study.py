@@ -612,7 +612,7 @@ def test_the_table_over_seeds():
     """Runs that differ in the seed, and in the digest of the files they read, are one row, whose std is that over seeds; of one seed the latest counts."""
     def row(run, seed, top1, **chosen):
         return {"data": "toy", "run": f"{run}_{seed:08x}", "steps": 10, "seed": seed, "headline": "top1", "top1": top1, "bytes": 1000, "bytes_fp32": 1000,
-                "seconds_per_iteration": 2.0, "seconds": 3.0, "over_random": top1 - 40, "of_full": None, "chosen": {"dataset": "toy", "seed": seed, "digest": f"{seed}", "lr_img": 1.0} | chosen}
+                "seconds_per_iteration": 2.0, "seconds": 3.0, "over_random": top1 - 40, "of_full": None, "mark": "", "chosen": {"dataset": "toy", "seed": seed, "digest": f"{seed}", "lr_img": 1.0} | chosen}
     rows = pd.DataFrame([row("DM_ipc1", 0, 50.0), row("DM_ipc1", 1, 60.0), row("DM_ipc1", 0, 40.0, lr_img=2.0), row("MTT_ipc1", 0, 30.0),
                          row("DM_ipc1", 0, 70.0, digest="made later")], dtype=object)
     found = table.over_seeds(rows)[["run", "seeds", "top1", "bytes", "over random", "of full", "distilled in s", "evaluated in s"]].values.tolist()
