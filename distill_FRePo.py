@@ -144,7 +144,8 @@ class FeatureRegression(nn.Module):
                 logits = learner.net(videos[part]).to(videos.dtype)
             (F.mse_loss(logits, labels[part], reduction="sum") / labels.numel()).backward()
         sum_gradients(learner.optimizer)
-        if finite(parameter.grad for parameter in learner.net.parameters()):  # else the set's step will be rolled back
+        # Otherwise the set is bad: its own step will be rolled back, or the run ends.
+        if finite(parameter.grad for parameter in learner.net.parameters()):
             learner.optimizer.step()
         learner.age += 1
         if learner.age >= self.steps:

@@ -20,6 +20,8 @@ from av.video.reformatter import VideoReformatter
 from PIL import Image
 
 from distill_utils.datasets import clip_frames
+from distill_utils.frames import is_visible
+from utils import with_path
 
 CONTAINERS = {"format_whitelist": "avi,mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,mpeg,mpegts,flv,asf,ogg",
               "protocol_whitelist": "file"}
@@ -86,6 +88,7 @@ def make_folder(job):
         try:
             extract(path, partial, picture, T)
             folder.parent.mkdir(parents=True, exist_ok=True)
+            shutil.rmtree(folder, ignore_errors=True)  # one whose frames were deleted; it may hold hidden files
             os.rename(partial, folder)
             return None
         except Broken as error:
@@ -96,7 +99,7 @@ def make_folder(job):
 
 def is_made(folder):
     """Return whether a frame folder exists and holds anything: folders appear complete, but files may be deleted."""
-    return os.path.isdir(folder) and any(not name.startswith(".") for name in os.listdir(folder))
+    return os.path.isdir(folder) and any(map(is_visible, os.listdir(folder)))
 
 
 def extract(path, folder, picture, T=None):
@@ -117,8 +120,8 @@ def extract(path, folder, picture, T=None):
                 file = pathlib.Path(folder, f"frame{written:06d}.jpg")
                 try:
                     file.write_bytes(picture.jpeg(pixels))
-                except OSError as error:  # a full disk gives no name
-                    raise OSError(error.errno, error.strerror, str(file)) from error
+                except OSError as error:
+                    raise with_path(error, file) from error
         if T is None or number + 1 == length:
             return written, number + 1
         length = number + 1  # packets are not always frames: now the number of frames is known

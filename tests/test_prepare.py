@@ -959,6 +959,7 @@ def test_a_frame_folder_that_was_emptied_is_made_again(own, tmp_path, command):
     images = sorted(os.listdir(folder))
     for name in images:
         (folder / name).unlink()
+    (folder / ".DS_Store").touch()
     assert command("custom", "--videos", own)[0] == 0
     assert sorted(os.listdir(folder)) == images
 
