@@ -9,6 +9,7 @@ from torch import nn
 
 import networks
 from networks import ConvNet, ConvNet3D, Hallucinator, standardize
+from networks.convnet3d import convolve_blocks
 
 
 @pytest.fixture(autouse=True)
@@ -95,6 +96,30 @@ def test_logits_of_a_clip_do_not_depend_on_its_batch(network, settings, shape):
         assert not torch.allclose(net(clips)[1:2], alone, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("size", (45, 46, 48))
+def test_videos_that_need_a_gradient_take_the_blocks_with_the_same_derivatives(size):
+    """First and second derivatives of the first convolution in 2×2 blocks of pixels, against PyTorch's own, in float64."""
+    convolution = ConvNet3D(3, 8, 48, width=4).double().blocks[0]
+    clips = torch.randn(2, 3, 8, size, size, dtype=torch.float64, requires_grad=True)
+
+    def derivatives(formula):
+        out = formula(clips)
+        of = clips, *convolution.parameters()
+        first = torch.autograd.grad(out.pow(3).sum(), of, create_graph=True)
+        return out, *first, *torch.autograd.grad(sum(gradient.square().sum() for gradient in first), of)
+    for ours, plain in zip(derivatives(lambda clips: convolve_blocks(convolution, clips)), derivatives(convolution), strict=True):
+        assert ours.shape == plain.shape and torch.allclose(ours, plain, rtol=1e-10, atol=1e-10)
+
+
+def test_only_videos_that_need_a_gradient_take_the_blocks(monkeypatch):
+    taken, net, clips = [], ConvNet3D(3, 8, 43, width=4), torch.randn(1, 8, 3, 43, 43)
+    monkeypatch.setattr("networks.convnet3d.convolve_blocks", lambda *given: taken.append(1) or convolve_blocks(*given))
+    net(clips), net.embed(clips)
+    assert not taken
+    net.embed(clips.requires_grad_())
+    assert taken == [1]
+
+
 def test_convnet3d_drops_features_in_training_but_never_in_its_embedding():
     net, clips = ConvNet3D(3, 8, 43).train(), torch.randn(2, 8, 3, 43, 43)
     with torch.no_grad():
@@ -167,6 +192,18 @@ def test_hallucinator_is_a_convolution_over_time_and_place_of_frame_and_memory()
                 patch = padded[:, t:t + 3, :, y:y + 3, x:x + 3]                             # (B, 3 times, 4, 3, 3)
                 plain[:, t, :, y, x] = (weight[None].transpose(2, 3) * patch[:, None]).sum((2, 3, 4, 5)) + bias
     assert close(hallucinator(static, dynamic).detach(), plain)
+
+
+@pytest.mark.parametrize("T", (1, 2, 5))
+def test_hallucinator_has_the_derivatives_of_the_convolution_over_time_and_place(T):
+    hallucinator = Hallucinator().double()
+    static, dynamic = (torch.randn(2, *shape, 6, 6, dtype=torch.float64, requires_grad=True) for shape in ((3,), (T, 1)))
+    joined = torch.cat([static.unsqueeze(1).expand(-1, T, -1, -1, -1), dynamic], 2).transpose(1, 2)
+    plain, videos = hallucinator.convolution(joined).transpose(1, 2), hallucinator(static, dynamic)
+    assert videos.shape == (2, T, 3, 6, 6) and torch.allclose(videos, plain, rtol=1e-12)
+    of, weight = (static, dynamic, *hallucinator.parameters()), torch.randn_like(plain)
+    for ours, theirs in zip(*(torch.autograd.grad(output, of, weight) for output in (videos, plain)), strict=True):
+        assert torch.allclose(ours, theirs, rtol=1e-10)
 
 
 def test_hallucinator_starts_as_static_plus_dynamic_where_asked():
