@@ -16,22 +16,36 @@ from distill_utils.evaluate import evaluate
 from distill_utils.last_good import LastGood
 from distill_utils.processes import run_script
 from distill_utils.record import finish, record
-from distill_utils.run import find_run, read_config, start_run
+from distill_utils.run import differing_settings, find_run, read_config, start_run
 from distill_utils.starts import initial_dynamic, real_memories
 from distill_utils.synset import StaticDynamicSet, check_divides, load_static
 from networks import Hallucinator
 from utils import load, seed_everything
 
 METHODS = {"DM": distill_DM, "MTT": distill_MTT, "FRePo": distill_FRePo}
+SAME_STATIC = ("size", "validation", "static_size", "mirror", "dsa")  # what a static memory's run must share with this
 
 
 def find_static(args, spc):
     """Return the file of the static memory that distill_DC.py learned from the same data with spc frames per class."""
-    same = ("data_path", "list_path", "frames_path", "frame_names", "size", "stride", "train_clips", "seed",
-            "validation", "static_size", "mirror", "dsa")
+    same = ("data_path", "list_path", "frames_path", "frame_names", "stride", "train_clips", "seed", *SAME_STATIC)
     folder = find_run(args, f"DC_spc{spc}", same, f"static memory of {spc} frames per class",
                       ["bash", "sh/s2d/DC.sh", "GPU", args.dataset, str(spc)], "--path_static")
     return folder / "distilled.pt"
+
+
+def check_static(args):
+    """ValueError if the run of --path_static is not finished, or if its frames, or the videos it saw, do not fit."""
+    config = args.path_static.with_name("config.json")
+    if not config.exists():
+        return
+    if other := differing_settings(args, config.parent, SAME_STATIC):
+        raise ValueError(f"the static memory {args.path_static} was learned with a different {' and '.join(other)}: "
+                         "give the same settings, or another --path_static")
+    done, all_of_it = load(args.path_static).get("iteration"), read_config(config)["settings"].get("Iteration")
+    if done is not None and all_of_it is not None and done < all_of_it:
+        raise ValueError(f"the static memory {args.path_static} has learned {done} of {all_of_it} iterations: repeat "
+                         "the command of distill_DC.py, which resumes")
 
 
 def clips_needed(args, spc, dpc):
@@ -59,7 +73,7 @@ def initial_memories(run, args, clips, spc, dpc):
                                          *compact)
         if args.init_dynamic == "residual":
             return static, residual
-        chosen = None
+        chosen = chosen.unflatten(0, (clips.K, args.ipc, -1))[:, :, :dpc // args.ipc].flatten()
     return static, initial_dynamic(clips, static, args.ipc, dpc, args.init_dynamic, *compact, chosen)
 
 
@@ -75,6 +89,8 @@ def main(args):
             args.path_static = find_static(args, spc)
             stored = read_config(args.path_static.with_name("config.json"))["settings"].get("storage", "fp32")
             print(f"static memory: {args.path_static}, stored as {stored}")
+        else:
+            check_static(args)
         load(args.path_static)  # refuse files without tensors early
         files = [args.path_static, *files]
     run = start_run(args, f"s2d_{args.method}_ipc{args.ipc}_lr{args.lr_dynamic:g}", *files)

@@ -18,7 +18,8 @@ from distill_utils.table import read_results
 def class_dynamics(rows):
     """Return the classes of one data set, the most dynamic first, as a table indexed by class.
 
-    The columns are full, one_frame, dynamics (percent) and dynamic (bool). rows: from read_results. Uses the latest two
+    The columns are full, one_frame, dynamics (percent) and dynamic (bool); a class without test videos has dynamics nan
+    and belongs to no half. rows: from read_results. Uses the latest two
     runs on the full set that differ only in --n_real; None if there are none.
     """
     full = rows[rows.run.str.startswith("full")]
@@ -32,12 +33,12 @@ def class_dynamics(rows):
                          index=pd.Index(whole.class_names, name="class"), dtype=float)
     table["dynamics"] = table.full - table.one_frame
     table = table.sort_values("dynamics", ascending=False, kind="stable")
-    return table.assign(dynamic=np.arange(len(table)) < len(table) // 2)
+    return table.assign(dynamic=np.arange(len(table)) < table.dynamics.notna().sum() // 2)
 
 
 def by_group(rows, classes):
     """Return each run's mean accuracy over the dynamic and over the static classes, in percent."""
-    groups = []
+    groups, classes = [], classes.dropna()
     for row in rows.itertuples():
         accuracy = pd.Series(row.per_class, index=row.class_names, dtype=float)
         groups.append({"run": row.run, "dynamic": accuracy[classes.index[classes.dynamic]].mean(),

@@ -248,6 +248,8 @@ def across_networks(args):
     clips = {"set": digest([file_fingerprint(file)]), "list": list_digest(args), "content": content_digest(args),
              "test_clips": args.test_clips, "stride": args.stride}
     rows = []
+    if rank() == 0:
+        save_json(read_networks(path), path)  # an error now, before hours of training, if nothing can be written there
     for name in args.networks or [args.network]:
         values = evaluation_values(args, content["lr"]) | {"network": name}
         done = broadcast(read_networks(path) if rank() == 0 else None)

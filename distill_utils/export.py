@@ -29,6 +29,8 @@ from utils import atomic_write, save
 
 @torch.no_grad()
 def main(args):
+    if args.beside and not args.memories:
+        raise ValueError("--beside needs --memories: add it, or leave out --beside")
     synset, content = load_set(args.run)
     names = content["class_names"]
     folder = (args.out or (args.run if args.run.is_dir() else args.run.parent) / f"export_{args.format}")

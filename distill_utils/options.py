@@ -42,8 +42,8 @@ def add_run_options(parser):
                        "twice")
     group.add_argument("--seed", default=0, type=seed, help="random seed of the run (%(default)s)")
     group.add_argument("--checkpoint_seconds", default=60, type=rate, metavar="S",
-                       help="seconds between checkpoints: a killed run loses at most about this much work; buffer.py "
-                       "loses the expert in progress (%(default)s)")
+                       help="seconds between checkpoints: a killed run loses at most about this much learning; an "
+                       "evaluation, an expert of buffer.py or a feature network in progress starts again (%(default)s)")
     group.add_argument("--wandb", default=os.environ.get("WANDB_MODE") or "offline", choices=WANDB_MODES,
                        help="Weights & Biases mode (WANDB_MODE, else offline)")
 def add_validation(group):
@@ -256,13 +256,14 @@ def list_videos(args):
     return read_videos(args.dataset, args.data_path, args.list_path, args.frames_path, args.validation)
 
 
-def check(args, per_class=1, networks=()):
+def check(args, per_class=1, networks=(), still=False):
     """Check the settings before any work is done, and return the device.
 
     Replaces `--precision auto` in `args` by the precision that it stands for.
 
     per_class: the least number of training clips that each class must have.
     networks: names of the networks to evaluate, instead of --network.
+    still: whether the training clips have one frame.
 
     ValueError for impossible settings.
     """
@@ -283,18 +284,24 @@ def check(args, per_class=1, networks=()):
     if "flip" in groups_of(args.dsa) and dataset.directed:
         raise ValueError(f"--dsa {args.dsa}: leave out flip, because classes of {dataset.name} distinguish left and "
                          "right")
-    counts = clips_per_class(args)
+    if getattr(args, "init", None) in ("mean", "noise") and getattr(args, "select", "random") != "random":
+        raise ValueError(f"--select {args.select} has no effect with --init {args.init}, which starts from no chosen "
+                         "clips: give --init real or still")
+    counts = clips_per_class(args, still)
+    if len(counts) < 2:
+        raise ValueError(f"the list has one class, {counts.index[0]}: two or more are needed")
     if counts.min() < per_class:
+        more = ", or raise --train_clips" if still or dataset.rule == "stride" else ""
         raise ValueError(f"class {counts.idxmin()} has fewer training clips than the required {per_class}: "
-                         "lower --ipc, --spc or --dpc, or raise --train_clips")
+                         f"lower --ipc, --spc or --dpc{more}")
     return device
 
 
-def clips_per_class(args):
-    """Return the number of training clips per class, a Series."""
+def clips_per_class(args, still=False):
+    """Return the number of training clips per class, a Series; `still`: of clips of one frame."""
     videos, _ = list_videos(args)
-    return videos.label[videos.split == "train"].value_counts() * (
-        args.train_clips if DATASETS[args.dataset].rule == "stride" else 1)
+    several = still or DATASETS[args.dataset].rule == "stride"
+    return videos.label[videos.split == "train"].value_counts() * (args.train_clips if several else 1)
 
 
 def apply_byte_budget(args, rule, *flags):

@@ -58,8 +58,12 @@ def summary(result, headline="top1"):
 
 
 def learned_too_little(result):
-    """Return a warning if a network did not learn half of the set on which it was trained; else None."""
-    failed = [value for value in result.get("networks_train_top1", []) if value < 50]
+    """Return a warning if a network did not learn half of the set on which it was trained; else None.
+
+    Of two equal classes, a network that gives always the same answer knows half.
+    """
+    chance = 100 / len(result["per_class"])
+    failed = [value for value in result.get("networks_train_top1", []) if value < 50 or value <= chance]
     if not failed:
         return None
     return (f"warning: {len(failed)} of {len(result['networks'])} networks did not learn the set they were trained on "

@@ -156,7 +156,7 @@ def table_of(rows, classes):
     Bold: the best run for each number of videos per class, except full data.
     """
     groups = None if classes is None else {
-        True: sorted(classes.index[classes.dynamic]), False: sorted(classes.index[~classes.dynamic])}
+        kind: sorted(classes.dropna().index[classes.dropna().dynamic == kind]) for kind in (True, False)}
     best = {ipc: group[group.headline.iloc[0]].max()
             for ipc, group in rows[~rows.method.str.startswith("full")].groupby(["ipc", "mark"], dropna=False)}
     head = ["method", "IPC", rows.headline.iloc[0], "video top-1", "bytes", "over random", "of full"]

@@ -131,6 +131,9 @@ class Run:
         if rank() == 0 and path.exists():
             self.resume_from(path)
         elif rank() == 0:
+            if (self.folder / "result.json").exists():
+                raise ValueError(f"{self.folder} is finished, but its checkpoint.pt is gone: delete the folder to run "
+                                 "it again, or give another --save_path")
             self.metrics.write_bytes(b"")
         state = broadcast(self.state())
         if rank() > 0:

@@ -23,10 +23,12 @@ from networks import WIDTH
 from utils import atomic_write
 
 SETTINGS = ("ipc", "spc", "dpc", "n_syn", "interpolation", "n_real", "segments", "init", "lr_img", "lr_dynamic",
-            "method", "network", "width", "pool", "storage", "dynamic_frames", "dynamic_size", "static_size", "static",
-            "select", "mirror", "dsa", "learn_label", "eval_protocol", "validation", "seed", "Iteration")
+            "lr_static", "lr_hal", "batch_real", "syn_steps", "expert_epochs", "method", "network", "width", "pool",
+            "storage", "dynamic_frames", "dynamic_size", "static_size", "static", "select", "mirror", "dsa",
+            "learn_label", "eval_protocol", "epoch_eval_train", "lr_net", "batch_train", "list_path", "frames", "size",
+            "stride", "train_clips", "test_clips", "precision", "validation", "seed", "Iteration")
 WORDS = ("interpolation", "init", "method", "network", "storage", "static", "select", "dsa", "eval_protocol",
-         "learn_label", "validation")  # the SETTINGS that are words or booleans
+         "learn_label", "list_path", "precision", "validation")  # the SETTINGS that are words or booleans
 
 
 def read_results(folders):
@@ -37,13 +39,13 @@ def read_results(folders):
     that tells rows of other networks or clips apart.
     """
     rows = []
-    paths = sorted({path for folder in folders for path in folder.rglob("result.json")},
-                   key=lambda path: path.stat().st_mtime)
+    paths = sorted({path.resolve() for folder in folders for path in folder.rglob("result.json")
+                    if (path.parent / "config.json").is_file()}, key=lambda path: path.stat().st_mtime)
     for path in paths:
         config, result = read_config(path.parent / "config.json"), read_result(path)
         if result is None:
             continue
-        settings, folder = config["settings"], path.parent.resolve()
+        settings, folder = config["settings"], path.parent
         try:
             hash(same(config["chosen"], CLIPS + NETWORK + PROTOCOL))  # TypeError now if a damaged file gives a bad key
             rows.append({"data": folder.parent.name, "run": folder.name, "path": folder, "dataset": settings["dataset"],
@@ -182,7 +184,8 @@ def over_seeds(rows):
     return pd.DataFrame(table, dtype=object).fillna("")
 
 
-MARKED = ("frames", "size", "network", "width", "dsa")
+MARKED = ("list_digest", "frames", "size", "stride", "train_clips", "validation", "mirror", "network", "width", "dsa",
+          "precision")
 
 
 def marks(rows):
@@ -191,10 +194,17 @@ def marks(rows):
     differ = settings.groupby(rows.data).transform("nunique") > 1
     labels = []
     for (number, row), chosen in zip(settings.iterrows(), rows.chosen):
-        found = [f"{name} {row[name]}" for name in MARKED if differ.loc[number, name]]
+        found = [label(name, row[name], rows.list_path[number]) for name in MARKED
+                 if differ.loc[number, name] and row[name] is not None]
         found += ["frepo protocol"] if chosen.get("eval_protocol") == "frepo" else []
         labels.append(f" [{', '.join(found)}]" if found else "")
     return labels
+
+
+def label(name, value, list_path):
+    if name == "list_digest":
+        return f"list {pathlib.Path(list_path).name if list_path else value[:6]}"
+    return f"{name} {value}"
 
 
 def at_best(row, headline):

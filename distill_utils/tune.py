@@ -81,7 +81,6 @@ METHODS = {
     }),
 }
 SAVE_PATH = ROOT / "results" / "tune"
-ONLY_WITH = {"lr_static": "train_static"}
 MOST_FAILURES = 3  # a command whose first trials all fail, this many of them, is itself wrong
 
 
@@ -149,13 +148,21 @@ class Range:
         return f"{float(f'{trial.suggest_float(self.name, self.low, self.high, log=self.log):.3g}'):g}"
 
 
+def has_effect(name, given):
+    """Return whether a flag changes anything beside the `given` ones."""
+    return not (name == "lr_static" and not given.get("train_static")
+                or name == "lr_label" and given.get("learn_label") is False
+                or name == "feature_lr" and given.get("method") == "random"
+                or name == "init" and given.get("select", "random") != "random")
+
+
 def ranges(method, flags, given, search):
     """Return the Range of each searched flag, and their texts: those of METHODS, replaced or extended by --search.
 
     Flags that are `given`, or that have no effect here, are not searched.
     """
     texts = {name: text for name, text in METHODS[method].search.items()
-             if name not in given and (name not in ONLY_WITH or given.get(ONLY_WITH[name]))}
+             if name not in given and has_effect(name, given)}
     for each in search:
         name, separator, text = each.partition("=")
         if not separator:

@@ -16,6 +16,14 @@ stop() {
   exit 2
 }
 
+# refuse FLAG ADVICE "$@": report a flag that the user gives but that this launcher sets itself.
+refuse() {
+  local flag=$1 advice=$2 word; shift 2
+  for word in "$@"; do
+    if [[ $word == "$flag" || $word == "$flag="* ]]; then stop "this launcher sets $flag: $advice"; fi
+  done
+}
+
 # install [PACKAGE …]: install requirements.txt and the packages into the virtual environment, unless PYTHON is set or
 # all are installed.
 install() {

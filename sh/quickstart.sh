@@ -10,6 +10,8 @@ set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/launch.sh"
 gpu=${1:-cpu}
 if (($#)); then shift; fi
+refuse --save_path 'its runs are in results/quickstart' "$@"
+refuse --seed 'it runs seeds 0, 1 and 2' "$@"
 install
 export WANDB_MODE=${WANDB_MODE:-disabled}
 results=$root/results/quickstart

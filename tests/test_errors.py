@@ -247,6 +247,19 @@ def test_more_videos_than_clips_in_a_class(stopped, script, tmp_path):
     assert script("DM", "--ipc", 4, "--train_clips", 2, "--Iteration", 0)[0] == 0
 
 
+@pytest.mark.parametrize("init", ("mean", "noise"))
+def test_a_selection_without_effect(refused, init):
+    for name in ("DM", "MTT"):
+        assert refused(name, "--init", init, "--select", "herding").startswith(f"--select herding has no effect with --init {init}")
+
+
+def test_one_class(tiny, refused):
+    lines = [line for line in (tiny / "list.csv").read_text().splitlines(True) if "rise" not in line]
+    (tiny / "one.csv").write_text("".join(lines))
+    for name in ("DM", "MTT"):
+        assert refused(name, "--list_path", tiny / "one.csv").startswith("the list has one class, fall")
+
+
 # ---------------------------------------------------------------- the static memory
 
 def save_static(path, spc=2, size=43, classes=2, **other):

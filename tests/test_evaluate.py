@@ -279,8 +279,10 @@ def test_a_network_that_did_not_learn_its_set_is_reported():
     untrained = evaluate(PixelSet(videos, K), random_clips([0, 1, 2], K, T=T, size=SIZE), **settings(epochs=1, lr=0.0))
     assert all(value < 50 for value in untrained["networks_train_top1"])
     assert "did not learn the set" in learned_too_little(untrained) and "--lr_net" in learned_too_little(untrained)
-    mixed = {"networks": [9.6, 48.0], "networks_train_top1": [16.7, 50.0]}
+    mixed = {"networks": [9.6, 48.0], "networks_train_top1": [16.7, 50.0], "per_class": [0, 1, 2]}
     assert learned_too_little(mixed).startswith("warning: 1 of 2 networks") and "(17 % of" in learned_too_little(mixed)
+    constant = mixed | {"per_class": [100, 0]}  # of two equal classes a constant answer knows half
+    assert learned_too_little(constant).startswith("warning: 2 of 2 networks")
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)

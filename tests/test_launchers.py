@@ -548,6 +548,15 @@ def test_quickstart(study):
     assert "[5/5] static-dynamic MTT" in process.stdout
 
 
+@pytest.mark.parametrize("launcher, given", (("sh/quickstart.sh", ("cpu", "--save_path", "x")), ("sh/quickstart.sh", ("cpu", "--seed=3")),
+                                             ("sh/study/frontier.sh", ("cpu", "toy", "--save_path=x")), ("sh/study/frontier.sh", ("cpu", "toy", "--seed", "3")),
+                                             ("sh/study/taxonomy.sh", ("cpu", "toy", "1", "--save_path", "x"))))
+def test_flags_that_a_launcher_sets_itself(study, launcher, given):
+    process, calls = study(launcher, *given)
+    flag = next(word for word in given if word.startswith("--")).partition("=")[0]
+    assert process.returncode == 2 and not calls and process.stderr.startswith(f"error: this launcher sets {flag}: ")
+
+
 def test_quickstart_ends_at_the_first_run_that_fails(study):
     process, calls = study("sh/quickstart.sh", "cpu", FAILS="--spc", CODE="2")  # that of DC
     assert process.returncode == 2 and not any("buffer.py" in word for call in calls for word in call["command"])

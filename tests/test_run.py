@@ -222,6 +222,17 @@ def test_evaluating_more_often_does_not_change_the_set(command, whole, tmp_path)
         assert outcome(folder)["set"] == outcome(reference)["set"]
 
 
+def test_a_finished_run_without_its_checkpoint_is_left_alone(command, whole, tmp_path):
+    folder, _ = whole("distill_DM")
+    copied = tmp_path / folder.parent.name / folder.name
+    shutil.copytree(folder, copied)
+    (copied / "checkpoint.pt").unlink()
+    before = {path: path.read_bytes() for path in copied.iterdir() if path.name != "log.txt"}
+    code, output = command("distill_DM", tmp_path)
+    assert code == 2 and f"{copied} is finished, but its checkpoint.pt is gone" in output
+    assert before == {path: path.read_bytes() for path in before}
+
+
 def test_a_finished_run_started_again_changes_nothing(command, whole):
     folder, _ = whole("distill_DM")
     files = [path for path in sorted(folder.iterdir()) if path.name != "log.txt"]  # which says that it was started

@@ -569,6 +569,9 @@ def test_dynamic_classes_are_the_upper_half():
     assert classes.dynamics.to_dict() == {"w": 70, "v": 10, "x": 0, "z": 0, "y": -10} and classes.index[classes.dynamic].tolist() == ["w", "v"]
     groups = dynamics.by_group(rows, classes)
     assert groups.dynamic.tolist() == [70, 30] and groups.static.tolist() == [pytest.approx(95 / 3), 35]
+    unseen = rows.assign(per_class=[[50., float("nan"), 70, 20, 5], [40., float("nan"), 70, 30, 5]])  # no test videos: in neither half
+    found = dynamics.class_dynamics(unseen)
+    assert found.index[found.dynamic].tolist() == ["v", "x"] and dynamics.by_group(unseen, found).static.tolist() == [12.5, 17.5]
     assert dynamics.class_dynamics(rows[:1]) is None
     other = rows[:1].assign(chosen=[{"network": "b", "n_real": None}], per_class=[[0.0] * 5])  # a later run of another network has no partner
     assert dynamics.class_dynamics(pd.concat([rows, other])).equals(classes)
@@ -642,6 +645,17 @@ def test_runs_of_other_networks_or_clips_are_told_apart(tmp_path):
     assert table.over_seeds(rows).run.tolist() == ["DM_ipc1_lr1 [width 32]", "DM_ipc1_lr1 [width 8]", "MTT_ipc1_lr1 [width 8, frepo protocol]", "DC_spc2 [width 32]"]
     assert [name.partition("_000")[0] for name in table.shown(rows).run] == ["DM_ipc1_lr1", "DM_ipc1_lr1", "MTT_ipc1_lr1", "DC_spc2"]
     assert rows.ipc.tolist() == [1, 1, 1, 2]
+
+
+def test_runs_of_other_splits_validation_or_precision_are_told_apart(tmp_path):
+    for digest, top1, other in (("a", 20.0, {}), ("b", 30.0, {"list_path": "/lists/two.csv"}), ("b", 40.0, {"validation": 0.25, "precision": "bf16"})):
+        finished(tmp_path, "coreset_random_ipc1", top1, 1000, list_digest=digest, **{"validation": 0.0, "precision": "fp32"} | other)
+    name = "coreset_random_ipc1"
+    assert table.over_seeds(table.read_results([tmp_path])).run.tolist() == [
+        f"{name} [list a, validation 0.0, precision fp32]", f"{name} [list two.csv, validation 0.0, precision fp32]", f"{name} [list b, validation 0.25, precision bf16]"]
+    (tmp_path / "foreign").mkdir()
+    (tmp_path / "foreign" / "result.json").write_text("{}")  # not of these scripts: it has no config.json
+    assert len(table.read_results([tmp_path, tmp_path / "toy"])) == 3
 
 
 def comparisons(results, *names):

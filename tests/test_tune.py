@@ -96,6 +96,13 @@ def test_each_methods_ranges_are_its_scripts():
         assert line[1].split()[2:] == [{"lr_img": "LR", "lr_dynamic": "LR"}.get(flag, flag.upper()) for flag in method.positionals]
 
 
+@pytest.mark.parametrize("method, given, without", (("FRePo", {"learn_label": False}, "lr_label"), ("DM", {"select": "herding"}, "init")))
+def test_flags_without_effect_are_not_searched(method, given, without):
+    found, _ = tune.ranges(method, tune.Flags(method, "toy"), given, [])
+    assert set(found) == set(tune.METHODS[method].search) - {without}
+    assert not tune.has_effect("feature_lr", {"method": "random"}) and tune.has_effect("feature_lr", {"method": "herding"})
+
+
 @pytest.mark.parametrize("search, sentence", (
     (["nonsense=1,2"], "--search nonsense: distill_DM has no flag --nonsense"), (["lr_img"], "--search lr_img is not FLAG=RANGE"),
     (["lr_img=log:1"], "--search lr_img=log:1 is not log:LOW:HIGH"), (["lr_img=log:0:1"], "LOW must be less than HIGH, and both above 0"),

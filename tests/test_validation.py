@@ -182,3 +182,16 @@ def test_experts_and_static_memory_of_other_splits_are_not_found(grouped, comman
     buffer, = tmp_path.glob("*/buffer_*")
     code, output = command("distill_MTT", tmp_path, *grouped, "--buffer_path", buffer)
     assert code == 2 and "different validation and list" in output
+
+    code, output = command("distill_DC", tmp_path, *grouped[:4])
+    assert code == 0, output
+    static, = tmp_path.glob("*/DC_*/distilled.pt")
+    code, output = command("distill_s2d", tmp_path / "s2d", *grouped, "--path_static", static)
+    assert code == 2 and f"the static memory {static} was learned with a different validation and list" in output
+    content = torch.load(static, weights_only=True)
+    torch.save(content | {"iteration": 1}, static)
+    code, output = command("distill_s2d", tmp_path / "s2d", *grouped[:4], "--path_static", static)
+    assert code == 2 and f"the static memory {static} has learned 1 of {content['iteration']} iterations" in output
+    torch.save(content, static)
+    code, output = command("distill_s2d", tmp_path / "s2d", *grouped[:4], "--path_static", static)
+    assert code == 0, output

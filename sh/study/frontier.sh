@@ -10,6 +10,8 @@ source "$(dirname "${BASH_SOURCE[0]}")/../launch.sh"
 positionals 2 "$@"
 gpu=$1 dataset=$2
 shift 2
+refuse --save_path 'give RESULTS=DIR before the command' "$@"
+refuse --seed 'give SETTINGS=FILE before the command, a file with a line such as seeds=(3 4)' "$@"
 
 results=${RESULTS:-$root/results/frontier}
 budgets=(20000 50000 150000 500000 1500000 5000000)  # bytes
@@ -74,6 +76,7 @@ compact_MTT=(--lr_dynamic 1 --lr_static 1 --lr_hal 0 --Iteration 500)  # larger 
 compact_FRePo=(--lr_dynamic 0.003 --lr_static 0.003 --lr_hal 0 --num_pool 5 --lr_pool 1e-3 --Iteration 500)
 if [[ -n ${SETTINGS:-} ]]; then
   [[ -r $SETTINGS ]] || stop "SETTINGS=$SETTINGS cannot be read"
+  [[ $SETTINGS == */* ]] || SETTINGS=./$SETTINGS   # source searches PATH for a name alone
   source "$SETTINGS"
 fi
 

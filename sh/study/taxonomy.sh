@@ -11,6 +11,7 @@ source "$(dirname "${BASH_SOURCE[0]}")/../launch.sh"
 positionals 3 "$@"
 gpu=$1 dataset=$2 ipc=$3
 shift 3
+refuse --save_path 'give RESULTS=DIR before the command' "$@"
 
 method=${METHOD:-DM}                          # or MTT
 case $method in
