@@ -23,29 +23,31 @@ from networks import Hallucinator
 from utils import load, seed_everything
 
 METHODS = {"DM": distill_DM, "MTT": distill_MTT, "FRePo": distill_FRePo}
-SAME_STATIC = ("size", "validation", "static_size", "mirror", "dsa")  # what a static memory's run must share with this
 
 
 def find_static(args, spc):
     """Return the file of the static memory that distill_DC.py learned from the same data with spc frames per class."""
-    same = ("data_path", "list_path", "frames_path", "frame_names", "stride", "train_clips", "seed", *SAME_STATIC)
+    same = ("data_path", "list_path", "frames_path", "frame_names", "size", "stride", "train_clips", "seed",
+            "validation", "static_size", "mirror", "dsa")
     folder = find_run(args, f"DC_spc{spc}", same, f"static memory of {spc} frames per class",
                       ["bash", "sh/s2d/DC.sh", "GPU", args.dataset, str(spc)], "--path_static")
     return folder / "distilled.pt"
 
 
 def check_static(args):
-    """ValueError if the run of --path_static is not finished, or if its frames, or the videos it saw, do not fit."""
-    config = args.path_static.with_name("config.json")
-    if not config.exists():
-        return
-    if other := differing_settings(args, config.parent, SAME_STATIC):
+    """ValueError if --path_static is of an unfinished run, of other sizes, or saw videos that --validation holds out."""
+    config, content = args.path_static.with_name("config.json"), load(args.path_static)  # refuse other files early
+    if not config.exists() or not isinstance(content, dict) or "iteration" not in content:
+        return  # not a file of distill_DC.py in its run folder
+    seen = ("validation",) if args.validation else ()
+    other = set(differing_settings(args, config.parent, ("size", "static_size", "validation")))
+    if other := sorted(other & {"size", "static_size", *seen, *(["list"] if seen else [])}):
         raise ValueError(f"the static memory {args.path_static} was learned with a different {' and '.join(other)}: "
                          "give the same settings, or another --path_static")
-    done, all_of_it = load(args.path_static).get("iteration"), read_config(config)["settings"].get("Iteration")
-    if done is not None and all_of_it is not None and done < all_of_it:
-        raise ValueError(f"the static memory {args.path_static} has learned {done} of {all_of_it} iterations: repeat "
-                         "the command of distill_DC.py, which resumes")
+    total = read_config(config)["settings"]["Iteration"]
+    if args.path_static.name == "distilled.pt" and content["iteration"] < total:
+        raise ValueError(f"the static memory {args.path_static} has learned {content['iteration']} of {total} "
+                         "iterations: repeat the command of distill_DC.py, which resumes")
 
 
 def clips_needed(args, spc, dpc):
@@ -89,9 +91,7 @@ def main(args):
             args.path_static = find_static(args, spc)
             stored = read_config(args.path_static.with_name("config.json"))["settings"].get("storage", "fp32")
             print(f"static memory: {args.path_static}, stored as {stored}")
-        else:
-            check_static(args)
-        load(args.path_static)  # refuse files without tensors early
+        check_static(args)
         files = [args.path_static, *files]
     run = start_run(args, f"s2d_{args.method}_ipc{args.ipc}_lr{args.lr_dynamic:g}", *files)
     seed_everything(args.seed)
@@ -128,7 +128,7 @@ def parser():
     group.add_argument("--dpc", type=options.positive, help="dynamic memories per class (2·ipc)")
     group.add_argument("--static", default="DC", choices=("DC", "real"),
                        help="source of the static memory. DC: learned by distill_DC.py. real: frames of the real clips "
-                       "that --select chooses; with --init_dynamic residual, each is moved by its own clip's residual "
+                       "that --select chooses; with --init_dynamic residual or motion, each is moved by its own clip "
                        "(%(default)s)")
     group.add_argument("--static_frame", default="mean", choices=("mean", "middle"),
                        help="frame of a real clip used with --static real (%(default)s)")

@@ -248,12 +248,12 @@ def across_networks(args):
     clips = {"set": digest([file_fingerprint(file)]), "list": list_digest(args), "content": content_digest(args),
              "test_clips": args.test_clips, "stride": args.stride}
     rows = []
-    if rank() == 0:
-        save_json(read_networks(path), path)  # an error now, before hours of training, if nothing can be written there
     for name in args.networks or [args.network]:
         values = evaluation_values(args, content["lr"]) | {"network": name}
         done = broadcast(read_networks(path) if rank() == 0 else None)
         if done.get(name, {}).get("settings") != values | clips:
+            if rank() == 0 and not path.exists():
+                save_json({}, path)  # an error now, before hours of training, if nothing can be written there
             result = {"settings": values | clips, **evaluate(synset.to(test.device), test, **values)}
             done = read_networks(path) | {name: result}  # read again: another command may have added results
             if rank() == 0:

@@ -304,15 +304,15 @@ def clips_per_class(args, still=False):
     return videos.label[videos.split == "train"].value_counts() * (args.train_clips if several else 1)
 
 
-def apply_byte_budget(args, rule, *flags):
+def apply_byte_budget(args, rule, *flags, still=False):
     """Replace the flags that --bytes decides by the values of `rule`, a function of distill_utils/budget.py.
 
-    flags: names of the flags that the rule takes into account.
+    flags: names of the flags that the rule takes into account. still: whether the training clips have one frame.
     """
     if args.bytes is None:
         return
     names, dataset = list_videos(args)[1], DATASETS[args.dataset]
-    chosen, total = rule(args.bytes, len(names), int(clips_per_class(args).min()), args.frames or dataset.T,
+    chosen, total = rule(args.bytes, len(names), int(clips_per_class(args, still).min()), args.frames or dataset.T,
                          args.size or dataset.size, **{flag: getattr(args, flag) for flag in flags})
     vars(args).update(chosen)
     print(f"--bytes {args.bytes}: {' '.join(f'--{flag} {value}' for flag, value in chosen.items())}, {total} bytes")

@@ -84,6 +84,9 @@ class Run:
             if read_config(path)["chosen"] != json.loads(json.dumps(chosen)):
                 raise ValueError(f"{path} has other settings than this command: delete its folder, or give another "
                                  "--save_path")
+            if (self.folder / "result.json").exists() and not (self.folder / "checkpoint.pt").exists():
+                raise ValueError(f"{self.folder} is finished, but its checkpoint.pt is gone: delete the folder to run "
+                                 "it again, or give another --save_path")
             return
         versions = {package: importlib.metadata.version(package) for package in ("torch", "torchvision", "numpy")}
         save_json({"command": sys.argv, "settings": settings, "chosen": chosen,
@@ -131,9 +134,6 @@ class Run:
         if rank() == 0 and path.exists():
             self.resume_from(path)
         elif rank() == 0:
-            if (self.folder / "result.json").exists():
-                raise ValueError(f"{self.folder} is finished, but its checkpoint.pt is gone: delete the folder to run "
-                                 "it again, or give another --save_path")
             self.metrics.write_bytes(b"")
         state = broadcast(self.state())
         if rank() > 0:

@@ -36,7 +36,7 @@ def read_results(folders):
 
     Columns: data, run, path, SETTINGS, FIGURES (percent, bytes, seconds), headline, per_class accuracies, class_names,
     the confusion matrix, the chosen settings, the comparisons over_random and of_full with other rows, and the mark
-    that tells rows of other networks or clips apart.
+    that tells rows of other lists, clips, networks or precisions apart.
     """
     rows = []
     paths = sorted({path.resolve() for folder in folders for path in folder.rglob("result.json")
@@ -90,7 +90,7 @@ def same(chosen, names):
     """
     dataset = DATASETS[chosen["dataset"]]
     defaults = {"frames": dataset.T, "size": dataset.size, "stride": dataset.stride, "width": WIDTH, "lr_net": 0.01,
-                "dsa": "none", "eval_protocol": "standard", "network": "ConvNet3D"}
+                "dsa": "none", "eval_protocol": "standard", "network": "ConvNet3D", "mirror": 0.5, "validation": 0.0}
     return tuple(defaults.get(name) if chosen.get(name) is None else chosen[name] for name in names)
 
 
@@ -184,14 +184,17 @@ def over_seeds(rows):
     return pd.DataFrame(table, dtype=object).fillna("")
 
 
-MARKED = ("list_digest", "frames", "size", "stride", "train_clips", "validation", "mirror", "network", "width", "dsa",
-          "precision")
+MARKED = ("list_digest", "frames", "size", "stride", "train_clips", "test_clips", "validation", "mirror", "network",
+          "width", "dsa", "precision")
 
 
 def marks(rows):
     """Return a label for each row: the MARKED settings in which rows of its data set differ, and another protocol."""
     settings = pd.DataFrame([same(chosen, MARKED) for chosen in rows.chosen], rows.index, MARKED, dtype=object)
     differ = settings.groupby(rows.data).transform("nunique") > 1
+    # --validation changes the list's digest: count lists among the rows of equal validation.
+    lists = settings.list_digest.groupby([rows.data, settings.validation.map(str)]).transform("nunique") > 1
+    differ["list_digest"] = lists.groupby(rows.data).transform("any")
     labels = []
     for (number, row), chosen in zip(settings.iterrows(), rows.chosen):
         found = [label(name, row[name], rows.list_path[number]) for name in MARKED
@@ -203,7 +206,7 @@ def marks(rows):
 
 def label(name, value, list_path):
     if name == "list_digest":
-        return f"list {pathlib.Path(list_path).name if list_path else value[:6]}"
+        return f"list {f'{pathlib.Path(list_path).name} ' if list_path else ''}{value[:6]}"
     return f"{name} {value}"
 
 

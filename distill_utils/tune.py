@@ -149,7 +149,7 @@ class Range:
 
 
 def has_effect(name, given):
-    """Return whether a flag changes anything beside the `given` ones."""
+    """Return whether a flag changes anything beside the flags that are `given` or searched."""
     return not (name == "lr_static" and not given.get("train_static")
                 or name == "lr_label" and given.get("learn_label") is False
                 or name == "feature_lr" and given.get("method") == "random"
@@ -161,8 +161,9 @@ def ranges(method, flags, given, search):
 
     Flags that are `given`, or that have no effect here, are not searched.
     """
+    searched = {each.partition("=")[0]: "searched" for each in search}
     texts = {name: text for name, text in METHODS[method].search.items()
-             if name not in given and has_effect(name, given)}
+             if name not in given and has_effect(name, searched | given)}
     for each in search:
         name, separator, text = each.partition("=")
         if not separator:

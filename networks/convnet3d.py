@@ -61,16 +61,16 @@ def convolution(inputs, outputs):
     return nn.Conv3d(inputs, outputs, (3, 7, 7), stride=(1, 2, 2), padding=(1, 3, 3))
 
 
-def convolve_blocks(convolution, clips):
-    """Apply a `convolution` of stride 1×2×2 as one of stride 1, whose channels are the pixels of 2×2 blocks.
+def convolve_blocks(first, clips):
+    """Apply the `first` convolution, of stride 1×2×2 as one of stride 1 whose channels are the pixels of 2×2 blocks.
 
     The result is the same, and on a CPU the gradient with respect to clips of 3 channels takes less than half the time
     (docs/performance.md).
     """
-    o, c, k = convolution.weight.shape[:3]
-    weight = F.pad(convolution.weight, (1, 0, 1, 0)).view(o, c, k, 4, 2, 4, 2)        # 8×8 places: 4×4 blocks
+    o, c, k = first.weight.shape[:3]
+    weight = F.pad(first.weight, (1, 0, 1, 0)).view(o, c, k, 4, 2, 4, 2)        # 8×8 places: 4×4 blocks
     height, width = clips.shape[3:]
     clips = F.pad(clips, (4, 2 + width % 2, 4, 2 + height % 2))                       # two blocks before, one behind
     blocks = clips.unflatten(4, (-1, 2)).unflatten(3, (-1, 2)).permute(0, 1, 4, 6, 2, 3, 5).flatten(1, 3)
     return F.conv3d(blocks.contiguous(memory_format=torch.channels_last_3d),
-                    weight.permute(0, 1, 4, 6, 2, 3, 5).flatten(1, 3), convolution.bias, padding=(1, 0, 0))
+                    weight.permute(0, 1, 4, 6, 2, 3, 5).flatten(1, 3), first.bias, padding=(1, 0, 0))

@@ -229,7 +229,7 @@ def test_a_finished_run_without_its_checkpoint_is_left_alone(command, whole, tmp
     (copied / "checkpoint.pt").unlink()
     before = {path: path.read_bytes() for path in copied.iterdir() if path.name != "log.txt"}
     code, output = command("distill_DM", tmp_path)
-    assert code == 2 and f"{copied} is finished, but its checkpoint.pt is gone" in output
+    assert code == 2 and output.startswith("distill_DM.py: error: ") and f"{copied} is finished, but its checkpoint.pt is gone" in output
     assert before == {path: path.read_bytes() for path in before}
 
 

@@ -652,10 +652,14 @@ def test_runs_of_other_splits_validation_or_precision_are_told_apart(tmp_path):
         finished(tmp_path, "coreset_random_ipc1", top1, 1000, list_digest=digest, **{"validation": 0.0, "precision": "fp32"} | other)
     name = "coreset_random_ipc1"
     assert table.over_seeds(table.read_results([tmp_path])).run.tolist() == [
-        f"{name} [list a, validation 0.0, precision fp32]", f"{name} [list two.csv, validation 0.0, precision fp32]", f"{name} [list b, validation 0.25, precision bf16]"]
+        f"{name} [list a, validation 0.0, precision fp32]", f"{name} [list two.csv b, validation 0.0, precision fp32]", f"{name} [list b, validation 0.25, precision bf16]"]
+    other = tmp_path / "other"  # the digest of a list contains what --validation holds out
+    for digest, validation in (("c", 0.0), ("d", 0.25)):
+        finished(other, "coreset_random_ipc1", 20.0, 1000, list_digest=digest, validation=validation)
+    assert table.over_seeds(table.read_results([other])).run.tolist() == [f"{name} [validation 0.0]", f"{name} [validation 0.25]"]
     (tmp_path / "foreign").mkdir()
     (tmp_path / "foreign" / "result.json").write_text("{}")  # not of these scripts: it has no config.json
-    assert len(table.read_results([tmp_path, tmp_path / "toy"])) == 3
+    assert len(table.read_results([tmp_path, tmp_path / "toy"])) == 5
 
 
 def comparisons(results, *names):

@@ -1,10 +1,12 @@
 """Synthetic sets: storage, pairing, gradients, initialisation, and the file of a static memory."""
+import argparse
 import collections
 
 import pytest
 import torch
 from fakes import random_clips
 
+import distill_s2d
 from distill_utils.clips import normalize
 from distill_utils.starts import initial_dynamic, initial_static, initial_videos, random_numbers
 from distill_utils.synset import PixelSet, StaticDynamicSet, StillSet, check_divides, load_static
@@ -268,6 +270,19 @@ def test_motion_is_a_clip_less_its_own_mean_frame():
         assert len(set(found)) == 3
     with pytest.raises(ValueError, match="class class0 has fewer training clips"):
         initial_dynamic(clips, torch.randn(K, 1, 3, SIZE, SIZE), 1, 4, "motion")
+
+
+@pytest.mark.parametrize("spc, dpc", ((1, 1), (3, 3), (3, 1)))
+def test_the_stills_of_real_clips_move_by_the_motion_of_the_same_clips(spc, dpc):
+    """Then motion, which leaves out a clip's own mean frame, is the residual, which leaves out the still."""
+    clips, memories = training_clips(), []
+    for init in ("residual", "motion"):
+        args = argparse.Namespace(static="real", static_frame="mean", static_size=None, dynamic_frames=None, dynamic_size=None, ipc=1, select="random",
+                                  init_dynamic=init)
+        torch.manual_seed(0)
+        memories.append(distill_s2d.initial_memories(None, args, clips, spc, dpc))
+    for residual, motion in zip(*memories):
+        assert residual.shape == motion.shape and torch.allclose(residual, motion, atol=1e-6)
 
 
 def test_memories_of_one_slot_start_from_different_clips():

@@ -100,6 +100,7 @@ def test_each_methods_ranges_are_its_scripts():
 def test_flags_without_effect_are_not_searched(method, given, without):
     found, _ = tune.ranges(method, tune.Flags(method, "toy"), given, [])
     assert set(found) == set(tune.METHODS[method].search) - {without}
+    assert "init" not in tune.ranges("DM", tune.Flags("DM", "toy"), {}, ["select=random,herding"])[0]
     assert not tune.has_effect("feature_lr", {"method": "random"}) and tune.has_effect("feature_lr", {"method": "herding"})
 
 
