@@ -41,7 +41,7 @@ class TrajectoryMatching(nn.Module):
     The gradient is that of the unrolled steps. The backward pass needs the graph of each step. The graphs of the last
     steps are kept, as many as fit in the memory budget. Of the earlier steps only the vectors θ are kept (on a CPU: on
     disk), and the backward pass computes these steps again. So memory stays within the budget for any n. Each step
-    draws from its own random stream, so both computations are the same up to rounding. `replay`: "all" computes every step twice,
+    draws from its own random stream, so both computations are the same. `replay`: "all" computes every step twice,
     "none" keeps every graph; loss and gradient do not depend on it, except for rounding.
 
     With a `dsa` strategy, each video of a step is augmented independently, as the real clips were for the experts.
@@ -172,7 +172,7 @@ class TrajectoryMatching(nn.Module):
         theta = theta.detach().requires_grad_()
         with torch.set_grad_enabled(create_graph):
             videos, labels = self.draw(synset, index)
-        leaf = videos.detach().requires_grad_(create_graph)
+        leaf = videos.detach().requires_grad_()  # in both passes: it decides how the network computes (convnet3d.py)
         pieces = (torch.autograd.grad(loss, theta, create_graph=create_graph)[0]
                   for loss in self.losses(theta, leaf, labels))
         return videos, leaf, theta, pieces

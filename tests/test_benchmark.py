@@ -107,8 +107,7 @@ def test_flop_of_an_mtt_step(tmp_path, monkeypatch, kept):
     layer's inputs do not need; nothing lies before the first step."""
     monkeypatch.setattr("distill_MTT.count_kept_steps", lambda *sizes: 3 if kept else 0)
     first, whole = learned_flop(8, 43)[0], sum(learned_flop(8, 43)) + 2 * 128 * 2
-    plain = 2 * (first - forward_flop(8, 43)[0])       # less: the first pass of a replayed step needs no gradient of the videos
-    step = 9 * whole - 3 * first if kept else 12 * whole - 4 * first - plain
+    step = 9 * whole - 3 * first if kept else 12 * whole - 4 * first
     flop = [count(make(tmp_path / folder, "--syn_steps", folder).mtt("fp32"))[0] for folder in "123" if not (tmp_path / folder).mkdir()]
     assert flop[2] - flop[1] == flop[1] - flop[0] == 2 * step
     assert -2 * whole <= flop[0] / 2 - step <= 0
