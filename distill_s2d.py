@@ -35,13 +35,11 @@ def find_static(args, spc):
 
 
 def check_static(args):
-    """ValueError if --path_static is of an unfinished run, of other sizes, or saw videos that --validation holds out."""
+    """ValueError if --path_static is of an unfinished run, of another size, or of other training videos."""
     config, content = args.path_static.with_name("config.json"), load(args.path_static)  # refuse other files early
     if not config.exists() or not isinstance(content, dict) or "iteration" not in content:
         return  # not a file of distill_DC.py in its run folder
-    seen = ("validation",) if args.validation else ()
-    other = set(differing_settings(args, config.parent, ("size", "static_size", "validation")))
-    if other := sorted(other & {"size", "static_size", *seen, *(["list"] if seen else [])}):
+    if other := differing_settings(args, config.parent, ("size", "static_size", "validation")):
         raise ValueError(f"the static memory {args.path_static} was learned with a different {' and '.join(other)}: "
                          "give the same settings, or another --path_static")
     total = read_config(config)["settings"]["Iteration"]

@@ -19,8 +19,8 @@ def class_dynamics(rows):
     """Return the classes of one data set, the most dynamic first, as a table indexed by class.
 
     The columns are full, one_frame, dynamics (percent) and dynamic (bool); a class without test videos has dynamics nan
-    and belongs to no half. rows: from read_results. Uses the latest two
-    runs on the full set that differ only in --n_real; None if there are none.
+    and belongs to no half. rows: from read_results. Uses the latest two runs on the full set that differ only in
+    --n_real; None if there are none.
     """
     full = rows[rows.run.str.startswith("full")]
     pairs = [(whole, still) for whole in full[full.n_real.isna()].itertuples()

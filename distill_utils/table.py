@@ -47,7 +47,7 @@ def read_results(folders):
             continue
         settings, folder = config["settings"], path.parent
         try:
-            hash(same(config["chosen"], CLIPS + NETWORK + PROTOCOL + MARKED))  # TypeError now if a damaged file gives a bad key
+            hash(same(config["chosen"], CLIPS + NETWORK + PROTOCOL + MARKED))  # TypeError now if the file is damaged
             rows.append({"data": folder.parent.name, "run": folder.name, "path": folder, "dataset": settings["dataset"],
                          "headline": DATASETS[settings["dataset"]].headline,
                          **{name: setting(name, settings.get(name)) for name in SETTINGS},

@@ -187,7 +187,7 @@ def test_experts_and_static_memory_of_other_splits_are_not_found(grouped, comman
     assert code == 0, output
     static, = tmp_path.glob("*/DC_*/distilled.pt")
     code, output = command("distill_s2d", tmp_path / "s2d", *grouped, "--path_static", static)
-    assert code == 2 and f"the static memory {static} was learned with a different list and validation" in output
+    assert code == 2 and f"the static memory {static} was learned with a different validation and list" in output
     code, output = command("distill_s2d", tmp_path / "s2d", *grouped[:4], "--path_static", static, "--dsa", "color")
     assert code == 0, output  # another augmentation is a choice, not a leak
     content = torch.load(static, weights_only=True)
