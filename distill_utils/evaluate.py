@@ -245,6 +245,8 @@ def across_networks(args):
                          "flags of its run")
     path, file = ((args.run / "networks.json", args.run / "distilled.pt") if args.run.is_dir()
                   else (args.run.with_suffix(".networks.json"), args.run))
+    if (args.run / "checkpoint.pt").exists() and not (args.run / "result.json").exists():
+        print(f"{args.run} is not finished: this is the set of its last evaluation")
     clips = {"set": digest([file_fingerprint(file)]), "list": list_digest(args), "content": content_digest(args),
              "test_clips": args.test_clips, "stride": args.stride}
     rows = []

@@ -22,6 +22,7 @@ from utils import TEXT, find_device, save_json
 # bitwise equal on all ranks, so that their sets stay equal. Only rank 0 writes the run's files.
 
 PEER_ENDED = 3  # exit code of a process that ended because of another one, as far as it knows
+OUTPUT_CLOSED = 141  # exit code of a program whose output nobody reads, as the shell gives it for SIGPIPE
 
 
 class PeerError(Exception):
@@ -184,6 +185,10 @@ def run_script(main, parser, arguments=None):
     try:
         with process_group(getattr(args, "device", "cpu")), silence_other_ranks():
             main(args)
+            sys.stdout.flush()
+    except BrokenPipeError:  # whoever read the output has ended, as in `... | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for Python's own flush at the end
+        sys.exit(OUTPUT_CLOSED)
     except (ValueError, OSError, torch.OutOfMemoryError) as error:
         if os.environ.get("TRACEBACK"):
             raise

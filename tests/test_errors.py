@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 
 import dry
 import pytest
@@ -523,3 +524,14 @@ def test_traceback_on_request(monkeypatch, tmp_path):
     monkeypatch.setenv("TRACEBACK", "1")
     with pytest.raises(ValueError, match="unknown --dataset"):
         run_script(distill_DM.main, distill_DM.parser(), ["--dataset", "x"])
+
+
+@pytest.mark.parametrize("length", (1, 100_000))  # less and more than Python holds back before it writes
+def test_output_that_nobody_reads_ends_a_program_without_a_message(length):
+    program = (f"import argparse; from distill_utils.processes import run_script; "
+               f"run_script(lambda args: print('x' * {length}), argparse.ArgumentParser())")
+    read, write = os.pipe()
+    os.close(read)
+    done = subprocess.run([sys.executable, "-c", program], cwd=utils.ROOT, stdout=write, stderr=subprocess.PIPE)
+    os.close(write)
+    assert (done.returncode, done.stderr) == (141, b"")

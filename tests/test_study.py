@@ -439,7 +439,7 @@ def test_coreset_and_other_networks_end_to_end(command, tmp_path):
     assert "confusion" not in (folder / "metrics.jsonl").read_text()
 
     code, printed = command(evaluate, folder, "--networks", "ConvNet3D,CNN+GRU", "--pack_path", tmp_path / "packs", "--device", "cpu", data=False)
-    assert code == 0 and "CNN+GRU" in printed, printed
+    assert code == 0 and "CNN+GRU" in printed and "not finished" not in printed, printed
     table = json.loads((folder / "networks.json").read_text())
     assert table["ConvNet3D"]["networks"] == result["networks"]  # the run's own settings and random numbers
     assert table["CNN+GRU"]["settings"]["network"] == "CNN+GRU"
@@ -447,6 +447,10 @@ def test_coreset_and_other_networks_end_to_end(command, tmp_path):
     save_json(table, folder / "networks.json")
     code, printed = command(evaluate, folder, "--networks", "CNN+GRU", "--pack_path", tmp_path / "packs", "--device", "cpu", data=False)
     assert code == 0 and "12.3 ±" in printed
+    (folder / "result.json").rename(folder / "kept.json")  # as in a run that was killed
+    code, printed = command(evaluate, folder, "--networks", "CNN+GRU", "--pack_path", tmp_path / "packs", "--device", "cpu", data=False)
+    assert code == 0 and "not finished: this is the set of its last evaluation" in printed
+    (folder / "kept.json").rename(folder / "result.json")
     code, printed = command(evaluate, folder / "distilled.pt", "--network", "ConvNet3D")  # a file: the data come from the flags
     assert code == 0 and (folder / "distilled.networks.json").exists()
     code, printed = command(evaluate, folder, "--frames", 9, "--device", "cpu", "--pack_path", tmp_path / "packs", data=False)
