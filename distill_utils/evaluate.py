@@ -92,21 +92,23 @@ def train(net, synset, epochs, lr, batch_size, at_once, precision, bar, dsa=NONE
     if protocol == "frepo":
         optimizer = torch.optim.AdamW(net.parameters(), lr=lr)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs)
+        targets = synset.scores().detach()
     else:
         optimizer = torch.optim.SGD(net.parameters(), lr=lr, momentum=0.9, weight_decay=5e-4)
         schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, [max(1, epochs // 2)])
+        targets = None
     for _ in range(epochs):
-        _, top1 = train_epoch(net, synset, optimizer, batch_size, at_once, precision, dsa, protocol == "frepo")
+        _, top1 = train_epoch(net, synset, optimizer, batch_size, at_once, precision, dsa, targets)
         schedule.step()
         bar.update()
     return top1
 
 
-def train_epoch(net, synset, optimizer, batch_size, at_once, precision, dsa=NONE, regress=False):
+def train_epoch(net, synset, optimizer, batch_size, at_once, precision, dsa=NONE, targets=None):
     """Train for one epoch in shuffled batches; return the mean loss and top-1 in percent.
 
-    Each video is augmented independently. At most `at_once` videos go through the network together. `regress`: squared
-    error on synset.scores() instead of cross-entropy.
+    Each video is augmented independently. At most `at_once` videos go through the network together. With
+    `targets` (n, K), one for each video of the set, the loss is the squared error instead of cross-entropy.
     """
     net.train()
     total = correct = 0
@@ -117,8 +119,8 @@ def train_epoch(net, synset, optimizer, batch_size, at_once, precision, dsa=NONE
             videos = augment_each(videos, dsa)
             with autocast(videos.device, precision):
                 logits = net(videos).float()
-            if regress:
-                loss = F.mse_loss(logits, synset.scores()[part].to(logits), reduction="sum")
+            if targets is not None:
+                loss = F.mse_loss(logits, targets[part].to(logits), reduction="sum")
             else:
                 loss = F.cross_entropy(logits, labels, reduction="sum")
             # Weight the part by its share of the batch, so that the parts' gradients add up to the batch gradient.

@@ -216,7 +216,7 @@ def test_evaluation_trains_on_the_softmax_of_learned_labels():
 def test_the_released_protocol_regresses_on_the_learned_labels():
     synset, net = pixels().frozen(), networks.build("ConvNet3D", K, T, SIZE, 8).eval()
     net.train = lambda: net
-    loss, _ = train_epoch(net, synset, torch.optim.SGD(net.parameters(), lr=0.0), 6, 4, "fp32", regress=True)
+    loss, _ = train_epoch(net, synset, torch.optim.SGD(net.parameters(), lr=0.0), 6, 4, "fp32", targets=synset.scores().detach())
     assert math.isclose(loss, (net(synset.videos) - synset.scores()).square().sum(1).mean().item(), rel_tol=1e-5)
     clips, values = clips_of(), dict(num_eval=1, epochs=2, lr=0.01, width=8)
     for each in (synset, RealSet(clips)):
