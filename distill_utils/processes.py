@@ -188,7 +188,7 @@ def run_script(main, parser, arguments=None):
             sys.stdout.flush()
     except BrokenPipeError:  # whoever read the output has ended, as in `... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for Python's own flush at the end
-        sys.exit(OUTPUT_CLOSED)
+        (exit_now if dist.is_torchelastic_launched() else sys.exit)(OUTPUT_CLOSED)
     except (ValueError, OSError, torch.OutOfMemoryError) as error:
         if os.environ.get("TRACEBACK"):
             raise
