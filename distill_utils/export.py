@@ -26,6 +26,8 @@ from distill_utils.processes import run_script
 from distill_utils.synset import load_set
 from utils import atomic_write, save
 
+FPS = 8
+
 
 @torch.no_grad()
 def main(args):
@@ -36,6 +38,8 @@ def main(args):
     folder = (args.out or (args.run if args.run.is_dir() else args.run.parent) / f"export_{args.format}")
     if args.memories:
         return write_memories(args, synset, names, folder)
+    if args.format not in WRITERS and (args.fps, args.scale) != (FPS, 1):
+        raise ValueError(f"--fps and --scale are for {' and '.join(WRITERS)}: leave them out, or give such a --format")
     videos, labels = synset.every()
     learned = {} if synset.soft_labels is None else {
         "soft_labels": synset.scores().repeat_interleave(len(videos) // len(synset), 0)}
@@ -119,7 +123,7 @@ def parser():
     parser.add_argument("run", type=pathlib.Path, metavar="RUN", help="a run folder, or the file of a set")
     parser.add_argument("--format", required=True, choices=(*WRITERS, "npz", "pt"), help="file format")
     parser.add_argument("--out", type=pathlib.Path, metavar="DIR", help="output folder (default: RUN/export_<format>)")
-    parser.add_argument("--fps", type=positive, default=8,
+    parser.add_argument("--fps", type=positive, default=FPS,
                         help="frames per second of mp4 and gif (default: %(default)s)")
     parser.add_argument("--scale", type=positive, default=1,
                         help="integer factor that enlarges mp4 and gif (default: %(default)s)")

@@ -334,8 +334,12 @@ def test_export(tmp_path, capsys, kind, learned):
     with torch.no_grad():
         videos, labels = synset.every()
     pixels = denormalize(videos).permute(0, 1, 3, 4, 2).numpy()
-    for form in ("mp4", "gif", "npz", "pt"):
-        run_script(export.main, export.parser(), [str(tmp_path), "--format", form, "--scale", "2"])
+    for form, flags in (("mp4", ["--scale", "2"]), ("gif", ["--scale", "2"]), ("npz", []), ("pt", [])):
+        run_script(export.main, export.parser(), [str(tmp_path), "--format", form, *flags])
+    for form, flags in (("npz", ["--scale", "2"]), ("pt", ["--fps", "4"])):
+        with pytest.raises(SystemExit, match="2"):
+            run_script(export.main, export.parser(), [str(tmp_path), "--format", form, *flags])
+        assert "--fps and --scale are for mp4 and gif" in capsys.readouterr().err
     arrays = np.load(tmp_path / "export_npz" / "distilled.npz")
     assert (arrays["videos"] == pixels).all() and arrays["labels"].tolist() == labels.tolist() and arrays["class_names"].tolist() == ["a b", "ü/../x", "c"]
     assert torch.equal(torch.load(tmp_path / "export_pt" / "distilled.pt")["videos"], videos)
