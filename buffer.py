@@ -18,7 +18,7 @@ from distill_utils.evaluate import RealSet, predict, score, train_epoch
 from distill_utils.processes import gather, progress, rank, run_script, world_size
 from distill_utils.run import start_run
 from distill_utils.trajectories import check_epoch, expert_bytes, snapshot
-from utils import check_space, peak_memory, random_stream, save, stream_seed
+from utils import check_space, random_stream, save, stream_seed
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -83,7 +83,7 @@ def epoch_range(text):
 
 
 def main(args):
-    device = options.check(args)
+    options.check(args)
     kept = kept_epochs(args)
     run = start_run(args, "buffer")
     train, seen, _ = options.load_splits(args)
@@ -107,7 +107,7 @@ def main(args):
             run.log(**line)
         run.checkpoint(experts.stop)
 
-    peak = max(gather([peak_memory(device)]))  # largest of all ranks
+    peak = max(gather([run.update_peak_memory()]))  # largest of all ranks
     if rank() > 0:
         return
     metrics = pd.read_json(run.metrics, lines=True)

@@ -5,6 +5,7 @@ learns the dynamic memory D and the hallucinator H: x = H(S, D).
 
     bash sh/s2d/DM.sh GPU DATASET LR IPC; bash sh/s2d/MTT.sh GPU DATASET LR IPC; bash sh/s2d/FRePo.sh GPU DATASET LR IPC
 """
+import argparse
 import pathlib
 
 import distill_DM
@@ -48,6 +49,25 @@ def check_static(args):
                          "iterations: repeat the command of distill_DC.py, which resumes")
 
 
+def check_effect(args):
+    """ValueError for a flag that has no effect beside the others."""
+    needed = {"path_static": "--static DC"} if args.static == "real" else {"static_frame": "--static real"}
+    if not args.train_static:
+        needed["lr_static"] = "--train_static"
+    for method in METHODS:
+        needed |= dict.fromkeys(matching_flags(method) - matching_flags(args.method), f"--method {method}")
+    start = parser().parse_args(["--dataset", args.dataset])
+    for flag, other in needed.items():
+        if getattr(args, flag) != getattr(start, flag):
+            raise ValueError(f"--{flag} has no effect without {other}: give {other}, or leave out --{flag}")
+
+
+def matching_flags(method) -> set[str]:
+    part = argparse.ArgumentParser()
+    METHODS[method].add_matching_options(part)
+    return set(vars(part.parse_args([])))
+
+
 def clips_needed(args, spc, dpc):
     """Return the number of real clips per class that the memories start from."""
     if args.static == "real":
@@ -78,6 +98,7 @@ def initial_memories(run, args, clips, spc, dpc):
 
 
 def main(args):
+    check_effect(args)
     options.apply_byte_budget(args, budget.static_dynamic, "static_size", "dynamic_size", "dynamic_frames", "storage",
                   *(["learn_label"] if args.method == "FRePo" else []))
     spc, dpc = args.spc or 2 * args.ipc, args.dpc or 2 * args.ipc
@@ -89,6 +110,8 @@ def main(args):
             args.path_static = find_static(args, spc)
             stored = read_config(args.path_static.with_name("config.json"))["settings"].get("storage", "fp32")
             print(f"static memory: {args.path_static}, stored as {stored}")
+        if args.path_static.is_dir():
+            args.path_static = args.path_static / "distilled.pt"
         check_static(args)
         files = [args.path_static, *files]
     run = start_run(args, f"s2d_{args.method}_ipc{args.ipc}_lr{args.lr_dynamic:g}", *files)
@@ -131,7 +154,7 @@ def parser():
     group.add_argument("--static_frame", default="mean", choices=("mean", "middle"),
                        help="frame of a real clip used with --static real (%(default)s)")
     group.add_argument("--path_static", type=pathlib.Path,
-                       help="file of the static memory (the one from sh/s2d/DC.sh for the same data and spc)")
+                       help="run folder or file of the static memory (that of sh/s2d/DC.sh for the same data and spc)")
     options.add_static_size(group)
     group.add_argument("--dynamic_frames", type=options.positive, metavar="N",
                        help="frames of a stored dynamic memory; it is stretched linearly to --frames when used "

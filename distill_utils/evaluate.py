@@ -7,6 +7,7 @@ networks:
     python -m distill_utils.evaluate RUN --networks ConvNet3D,CNN+GRU,r3d_18
 """
 import argparse
+import json
 import pathlib
 import time
 
@@ -237,7 +238,8 @@ def full_data(args):
 def across_networks(args):
     """Evaluate a distilled set with several networks, and print a table.
 
-    The results are added to networks.json beside the set; networks that are already there are not trained again.
+    The results are added to networks.json beside the set; networks that are already there, with the same settings, are
+    not trained again.
     """
     synset, content = load_set(args.run)
     test = load_data(args, "test")
@@ -247,22 +249,24 @@ def across_networks(args):
                          "flags of its run")
     path, file = ((args.run / "networks.json", args.run / "distilled.pt") if args.run.is_dir()
                   else (args.run.with_suffix(".networks.json"), args.run))
-    if (args.run / "checkpoint.pt").exists() and not (args.run / "result.json").exists():
-        print(f"{args.run} is not finished: this is the set of its last evaluation")
+    if args.run.is_dir() and (args.run / "config.json").exists():
+        steps, total = content.get("iteration"), read_config(args.run / "config.json")["settings"].get("Iteration")
+        if isinstance(steps, int) and isinstance(total, int) and steps < total:
+            print(f"{args.run} is not finished: this is its set after {steps} of {total} iterations")
     clips = {"set": digest([file_fingerprint(file)]), "list": list_digest(args), "content": content_digest(args),
              "test_clips": args.test_clips, "stride": args.stride}
     rows = []
     for name in args.networks or [args.network]:
         values = evaluation_values(args, content["lr"]) | {"network": name}
-        done = broadcast(read_networks(path) if rank() == 0 else None)
-        if done.get(name, {}).get("settings") != values | clips:
+        done, settings = broadcast(read_networks(path) if rank() == 0 else None), values | clips
+        result = next((each for each in done.values() if each.get("settings") == settings), None)
+        if result is None:
             if rank() == 0 and not path.exists():
                 save_json({}, path)  # an error now, before hours of training, if nothing can be written there
-            result = {"settings": values | clips, **evaluate(synset.to(test.device), test, **values)}
-            done = read_networks(path) | {name: result}  # read again: another command may have added results
-            if rank() == 0:
-                save_json(done, path)
-        result = done[name]
+            result = {"settings": settings, **evaluate(synset.to(test.device), test, **values)}
+            if rank() == 0:  # read again: another command may have added results
+                key = digest([json.dumps(settings, sort_keys=True).encode()])[:8]
+                save_json(read_networks(path) | {f"{name}_{key}": result}, path)
         rows.append({"network": name,
                      **{top: f"{result[top]:.1f} ± {result[top + '_std']:.1f}"
                         for top in ("top1", "top5", "video_top1")},
@@ -272,7 +276,7 @@ def across_networks(args):
 
 
 def read_networks(path):
-    """Return {network: result} from a networks.json; ValueError if it is damaged."""
+    """Return {network and a hash of its settings: result} from a networks.json; ValueError if it is damaged."""
     try:
         done = read_json(path) if path.exists() else {}
         for result in done.values():

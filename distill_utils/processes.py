@@ -240,7 +240,7 @@ def set_ascii_fallback():
 
 def error_line(error):
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-        return f"no space left on the disk for {error.filename or 'temporary files: set TMPDIR'}"
+        return f"no space left on the disk for {error.filename or 'temporary files (set TMPDIR) or for the output'}"
     if isinstance(error, OSError) and error.strerror and error.filename:
         return f"{error.strerror}: {error.filename}"
     if isinstance(error, torch.OutOfMemoryError):

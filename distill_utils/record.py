@@ -5,7 +5,7 @@ from distill_utils.datasets import DATASETS
 from distill_utils.pictures import save_pictures
 from distill_utils.processes import broadcast, gather, rank
 from distill_utils.synset import load_set
-from utils import peak_memory, read_json, save
+from utils import read_json, save
 
 FIGURES = ("top1", "top1_std", "top5", "top5_std", "video_top1", "video_top1_std", "bytes", "bytes_fp32",
            "seconds_per_iteration", "steps", "peak_memory", "seconds")
@@ -85,7 +85,7 @@ def finish(run, synset, seen, test, **values):
         result = ({**run.result, "best_on_test": run.best} if seen.split != "validation"
                   else tested(run, synset, test, **values))
         result |= {"start": run.start, "class_names": test.class_names,
-                   "peak_memory": max(gather([peak_memory(test.device)]))}  # largest of all ranks
+                   "peak_memory": max(gather([run.update_peak_memory()]))}  # largest of all ranks
         run.finish(**result)
     run.log_line(f"result: {summary(result, headline)}; {run.seconds / max(run.steps, 1):.3f} s per iteration, "
                  f"peak memory {result['peak_memory'] / 2 ** 30:.2f} GB; {run.folder}")

@@ -37,6 +37,8 @@ matplotlib.rcdefaults()  # ignore the user's matplotlibrc, which may require LaT
 matplotlib.rcParams["text.parse_math"] = False  # show a dollar sign in a class name as such
 
 MOST_IN_A_PLOT = 10  # methods or runs
+MARKERS = "osD^vP*"  # one for each ten methods, which have ten colours
+WEBP_SIDE = 16383  # pixels, the format's limit
 STYLE = """
 :root { color-scheme: light dark; --text: #222; --page: #fff; --dim: #666; --line: #ddd; --head: #f4f4f4; --mark: #b40 }
 @media (prefers-color-scheme: dark) {
@@ -133,8 +135,8 @@ def method_name(row):
              "full_1frames": "full data, one frame", "coreset_random": "random", "coreset_herding": "herding",
              "coreset_k-center": "k-center"}
     name = f"static memory, {row.spc} frames" if kind.startswith("DC") else names.get(kind, kind)
-    if kind.startswith("s2d") and row.Iteration == 0:
-        name = "static-dynamic, not learned"
+    if row.Iteration == 0 and name != select:
+        name = f"{'static-dynamic' if kind.startswith('s2d') else name}, not learned"
     study = [f"select {select}"] if select not in ("random", name) else []
     study += [f"{flag} {getattr(row, flag)}" for flag in ("n_syn", "n_real")
               if not pd.isna(getattr(row, flag)) and not kind.startswith("full")]
@@ -201,10 +203,10 @@ def plot_frontier(rows):
     if rows.empty:
         plt.close(figure)
         return None
-    for (method, group), colour in zip(rows.groupby("method", sort=False),
-                                       plt.get_cmap("tab10").colors):
+    for place, (method, group) in enumerate(rows.groupby("method", sort=False)):
+        turn, colour = divmod(place, 10)
         axes.errorbar(group.bytes.astype(float), group[headline].astype(float), group[f"{headline}_std"].astype(float),
-                      fmt="o", ms=6, capsize=2, color=colour, label=method)
+                      fmt=MARKERS[turn % len(MARKERS)], ms=6, capsize=2, color=f"C{colour}", label=method)
     for mark, group in rows.groupby("mark"):
         frontier = frontier_of(group)
         axes.step(frontier.bytes.astype(float), frontier[headline].astype(float), where="post", color="0.6", lw=1,
@@ -331,6 +333,9 @@ def videos_of(rows, classes, most_classes):
 def moving(columns, fps=8):
     """Return videos, uint8 (K, T or 1, 3, H, W) per column, as the source of one animated image, a row per class."""
     first, *others = map(Image.fromarray, side_by_side(columns))
+    if max(first.size) > WEBP_SIDE:
+        raise ValueError(f"the videos of {len(columns[0])} classes make a picture of {first.width} × {first.height} "
+                         f"pixels, and the limit of its format is {WEBP_SIDE}: give fewer --classes")
     file = io.BytesIO()
     first.save(file, "WEBP", save_all=True, append_images=others, duration=1000 // fps, loop=0, quality=60)
     return inline(file.getvalue(), "webp")

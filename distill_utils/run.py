@@ -27,9 +27,11 @@ from networks import WIDTH
 from utils import (
     ROOT,
     append,
+    find_device,
     finite,
     load,
     lock_folder,
+    peak_memory,
     random_state,
     read_json,
     save,
@@ -41,6 +43,7 @@ from utils import (
 
 # Flags that do not change the result, and so do not change the run's folder.
 DATA_PATHS = ("data_path", "list_path", "frames_path")
+CPU = torch.device("cpu")
 WITHOUT_EFFECT = ("save_path", "pack_path", "pack", "device", "workers", "wandb", "checkpoint_seconds", "bytes",
                   "no_test", *DATA_PATHS, "path_static", "buffer_path")  # of these paths, the content counts instead
 
@@ -53,14 +56,17 @@ class Run:
     rank 0 reads and writes.
     """
 
-    COUNTERS = ("iteration", "seconds", "steps", "refused", "logged", "loss", "evaluated", "start", "best", "result")
+    COUNTERS = ("iteration", "seconds", "steps", "refused", "logged", "loss", "evaluated", "start", "best", "result",
+                "peak_memory")
 
-    def __init__(self, settings, save_path, name, without_effect=(), wandb_mode="disabled", checkpoint_seconds=60):
+    def __init__(self, settings, save_path, name, without_effect=(), wandb_mode="disabled", checkpoint_seconds=60,
+                 device=CPU):
         chosen = {key: value for key, value in sorted(settings.items()) if key not in without_effect}
         self.id = hashlib.sha256(json.dumps(chosen).encode()).hexdigest()[:8]
         self.folder = pathlib.Path(save_path).absolute() / f"{name}_{self.id}"
         self.metrics, self.wandb = self.folder / "metrics.jsonl", None
         self.iteration, self.seconds, self.steps, self.refused, self.logged, self.loss = 0, 0.0, 0, 0, 0, None
+        self.device, self.peak_memory = device, 0
         self.evaluated = None                                    # iteration of the last evaluation
         self.start, self.best, self.result = None, None, None    # evaluations: value at iteration 0, the best, the last
         self.checkpoint_seconds, self.saved_at = checkpoint_seconds, time.monotonic()
@@ -141,7 +147,7 @@ class Run:
 
     def resume_from(self, path):
         try:
-            state = load(path)
+            state = {"peak_memory": 0} | load(path)  # older versions did not keep it
             self.set_state(state)
             metrics_bytes = state["metrics_bytes"]
             if self.metrics.stat().st_size < metrics_bytes:
@@ -154,6 +160,7 @@ class Run:
 
     def state(self):
         """Return all that the rest of the run depends on: learned parameters, random state, counters."""
+        self.update_peak_memory()
         return ({name: thing.state_dict() for name, thing in self.stateful.items()}
                 | {name: getattr(self, name) for name in self.COUNTERS} | {"random": random_state()})
 
@@ -163,6 +170,11 @@ class Run:
         set_random_state(state["random"])
         for name in self.COUNTERS:
             setattr(self, name, state[name])
+
+    def update_peak_memory(self):
+        """Return the peak bytes of this process, or of the run's earlier processes if theirs were more."""
+        self.peak_memory = max(self.peak_memory, peak_memory(self.device))
+        return self.peak_memory
 
     def iterations(self, total, desc="distilling", unit="it", at_once=1):
         """Yield iterations up to and including `total`, in steps of `at_once`.
@@ -305,7 +317,7 @@ def start_run(args, name, *files) -> Run:
     settings |= {"list_digest": list_digest(args), "content_digest": content_digest(args),
                  "digest": digest(map(file_fingerprint, files))}
     return Run(settings, args.save_path / dataset_label(args), name, WITHOUT_EFFECT, args.wandb,
-               args.checkpoint_seconds)
+               args.checkpoint_seconds, find_device(args.device))
 
 
 def as_setting(value):

@@ -34,8 +34,8 @@ def run_trial(trial, command, log, file, headline):
     if process.returncode == 0 and reported:
         return TrialState.COMPLETE, reported[max(reported)], None
     why = last_line(log) or f"exit code {process.returncode}"
-    # A run that began and ended with an error message diverged: TPE learns from pruned trials, not from failed ones.
-    return TrialState.PRUNED if process.returncode == 2 and run_folder(log) else TrialState.FAIL, None, why
+    # A run that was evaluated and ended with an error message diverged: TPE learns from pruned trials, not from failed.
+    return TrialState.PRUNED if process.returncode == 2 and reported else TrialState.FAIL, None, why
 
 
 @contextlib.contextmanager

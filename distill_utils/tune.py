@@ -48,7 +48,6 @@ METHODS = {
         "lr_img": "log:100:1000000",
         "lr_teacher": "log:0.002:0.05",
         "syn_steps": "5,10",
-        "expert_epochs": "1,2,3",
     }),
     "FRePo": Method("sh/baseline/FRePo.sh", "distill_FRePo", ("lr_img", "ipc"), {
         "lr_img": "log:0.001:0.3",
@@ -70,7 +69,6 @@ METHODS = {
         "lr_static": "log:1:100000",        # only with --train_static
         "lr_teacher": "log:0.002:0.05",
         "syn_steps": "5,10",
-        "expert_epochs": "1,2,3",
     }),
     "s2d-FRePo": Method("sh/s2d/FRePo.sh", "distill_s2d", ("lr_dynamic", "ipc"), {
         "lr_dynamic": "log:0.001:0.3",

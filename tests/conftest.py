@@ -80,7 +80,7 @@ def whole(command):
     save_path, done = command.folder / "whole", {}
 
     def needs(script):
-        static = ("--path_static", whole("distill_DC")[0] / "distilled.pt") if script.startswith("distill_s2d") else ()
+        static = ("--path_static", whole("distill_DC")[0] / "distilled.pt") if script in ("distill_s2d", "distill_s2d MTT") else ()
         return static + (("--buffer_path", whole("buffer")[0]) if script.endswith("MTT") else ())
 
     def folders():

@@ -16,6 +16,7 @@ import torch
 
 import distill_DM
 import distill_MTT
+import distill_s2d
 import networks
 import utils
 from distill_utils import options
@@ -37,7 +38,7 @@ def script(tiny, tmp_path, capfd, monkeypatch):
         module = importlib.import_module(f"distill_{name}")
         monkeypatch.setattr("sys.argv", [f"distill_{name}.py"])  # the parser's name
         arguments = ["--dataset", "custom", "--data_path", data, "--save_path", tmp_path / "results",
-                     "--pack_path", tmp_path / "packs", *SMALL, *OF_MATCHING.get(name, ("--batch_real", 2)), *flags]
+                     "--pack_path", tmp_path / "packs", *SMALL, *OF_MATCHING.get("MTT" if "MTT" in flags else name, ("--batch_real", 2)), *flags]
         capfd.readouterr()
         try:
             run_script(module.main, module.parser(), list(map(str, arguments)))
@@ -290,10 +291,24 @@ def test_static_memory_that_does_not_fit(stopped, tmp_path):
         assert stopped("s2d", "--path_static", path) == f'{path} is not a static memory: it has no tensor "image"'
 
 
+@pytest.mark.parametrize("flags, flag, other", (
+    (("--static", "real", "--path_static", "x.pt"), "path_static", "--static DC"), (("--static_frame", "middle"), "static_frame", "--static real"),
+    (("--lr_static", 30), "lr_static", "--train_static"), (("--method", "FRePo", "--pool", 3), "pool", "--method DM"),
+    (("--syn_steps", 5), "syn_steps", "--method MTT"), (("--no-learn_label",), "learn_label", "--method FRePo")))
+def test_flags_without_effect(tiny, flags, flag, other):
+    """One that another flag makes useless is refused; with that other flag, or at its default, it is taken."""
+    def args(*flags):
+        return distill_s2d.parser().parse_args(["--dataset", "custom", "--data_path", str(tiny), *map(str, flags)])
+    with pytest.raises(ValueError, match=f"^--{flag} has no effect without {other}: give {other}, or leave out --{flag}$"):
+        distill_s2d.check_effect(args(*flags))
+    distill_s2d.check_effect(args(*flags, *other.split()))
+    distill_s2d.check_effect(args())
+
+
 def test_static_memory_that_cannot_be_read(stopped, tmp_path):
     path = tmp_path / "static.pt"
     assert stopped("s2d", "--path_static", path) == f"{path} does not exist"
-    assert stopped("s2d", "--path_static", tmp_path) == f"{tmp_path} does not exist"
+    assert stopped("s2d", "--path_static", tmp_path) == f"{path.with_name('distilled.pt')} does not exist"  # of a run folder
     for content in (b"", b"text", b"PK\3\4"):
         path.write_bytes(content)
         assert stopped("s2d", "--path_static", path).startswith(f"{path} cannot be read as a file of tensors")
@@ -423,7 +438,7 @@ def test_steps_that_are_taken_back(script, buffer, tmp_path, name, flags, monkey
     if name == "s2d":
         flags = *flags, "--path_static", tmp_path / "static.pt"
     if "MTT" in (name, *flags):
-        flags = *flags, "--buffer_path", buffer, *OF_MATCHING["MTT"]
+        flags = *flags, "--buffer_path", buffer
     command = name, *flags, "--lr_net", 0.01, "--checkpoint_seconds", 0
     assert script(*command, "--Iteration", 9, "--eval_it", 4)[0] == 0
     folder, = tmp_path.glob("results/*/*")

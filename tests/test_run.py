@@ -338,6 +338,24 @@ def test_damaged_checkpoint(command, copied, tmp_path, how):
     assert (copied / "metrics.jsonl").read_bytes() == metrics
 
 
+def test_peak_memory_is_that_of_all_the_runs_processes(tmp_path):
+    """A run that was killed keeps the peak of its earlier process; the checkpoint of an older version has none."""
+    run = Run({}, tmp_path, "run")
+    run.resume()
+    run.peak_memory = 2 ** 60
+    run.checkpoint()
+    for kept, peak in ((True, 2 ** 60), (False, utils.peak_memory(torch.device("cpu")))):
+        run.lock.close()
+        if not kept:
+            state = torch.load(run.folder / "checkpoint.pt")
+            del state["peak_memory"]
+            torch.save(state, run.folder / "checkpoint.pt")
+        run = Run({}, tmp_path, "run")
+        run.resume()
+        assert (run.update_peak_memory() == peak) if kept else (peak <= run.update_peak_memory() < 2 ** 50)
+    run.lock.close()
+
+
 def test_leftovers_of_a_killed_write_are_removed(tmp_path):
     run = Run({}, tmp_path, "run")
     leftover = run.folder / f".{'distilled.pt'}.12345.tmp"

@@ -445,16 +445,20 @@ def test_coreset_and_other_networks_end_to_end(command, tmp_path):
     code, printed = command(evaluate, folder, "--networks", "ConvNet3D,CNN+GRU", "--pack_path", tmp_path / "packs", "--device", "cpu", data=False)
     assert code == 0 and "CNN+GRU" in printed and "not finished" not in printed, printed
     table = json.loads((folder / "networks.json").read_text())
-    assert table["ConvNet3D"]["networks"] == result["networks"]  # the run's own settings and random numbers
-    assert table["CNN+GRU"]["settings"]["network"] == "CNN+GRU"
-    table["CNN+GRU"]["top1"] = 12.3  # seen again: not computed again
+    ours, other = table.values()
+    assert ours["networks"] == result["networks"]  # the run's own settings and random numbers
+    assert ours["settings"]["network"] == "ConvNet3D" and other["settings"]["network"] == "CNN+GRU"
+    other["top1"] = 12.3  # seen again: not computed again
     save_json(table, folder / "networks.json")
+    for flags in ((), ("--seed", 1), ()):  # another seed's networks are added, and replace none
+        code, printed = command(evaluate, folder, "--networks", "CNN+GRU", "--pack_path", tmp_path / "packs", "--device", "cpu", *flags, data=False)
+        assert code == 0 and ("12.3 ±" in printed) == (not flags) and "not finished" not in printed
+    assert len(json.loads((folder / "networks.json").read_text())) == 3
+    config = json.loads((folder / "config.json").read_text())
+    save_json(config | {"settings": config["settings"] | {"Iteration": 5}}, folder / "config.json")  # as a run that was killed at iteration 0
     code, printed = command(evaluate, folder, "--networks", "CNN+GRU", "--pack_path", tmp_path / "packs", "--device", "cpu", data=False)
-    assert code == 0 and "12.3 ±" in printed
-    (folder / "result.json").rename(folder / "kept.json")  # as in a run that was killed
-    code, printed = command(evaluate, folder, "--networks", "CNN+GRU", "--pack_path", tmp_path / "packs", "--device", "cpu", data=False)
-    assert code == 0 and "not finished: this is the set of its last evaluation" in printed
-    (folder / "kept.json").rename(folder / "result.json")
+    assert code == 0 and "is not finished: this is its set after 0 of 5 iterations" in printed
+    save_json(config, folder / "config.json")
     code, printed = command(evaluate, folder / "distilled.pt", "--network", "ConvNet3D")  # a file: the data come from the flags
     assert code == 0 and (folder / "distilled.networks.json").exists()
     code, printed = command(evaluate, folder, "--frames", 9, "--device", "cpu", "--pack_path", tmp_path / "packs", data=False)
@@ -591,6 +595,29 @@ def test_a_method_is_named_after_its_selection(iteration, select, name):
     settings = dict.fromkeys(table.SETTINGS) | {"ipc": 1, "init": "real", "select": select, "Iteration": iteration}
     row = pd.Series({"run": "DM_ipc1_lr1_00000000", "mark": "", **settings})
     assert report.method_name(row) == name
+
+
+@pytest.mark.parametrize("run, learned", (("DC_spc2_00000000", "static memory, 2 frames"), ("MTT_ipc1_lr1_00000000", "MTT"),
+                                          ("s2d_MTT_ipc1_lr1_00000000", "static-dynamic MTT")))
+def test_a_set_that_was_not_learned_is_named_so(run, learned):
+    for iteration, name in ((3, learned), (0, f"{learned.removesuffix(' MTT') if 's2d' in run else learned}, not learned")):
+        row = pd.Series({"run": run, "mark": "", **dict.fromkeys(table.SETTINGS), "spc": 2, "Iteration": iteration})
+        assert report.method_name(row) == name
+
+
+def test_the_frontier_shows_every_method_by_a_mark_of_its_own():
+    count = 37
+    rows = pd.DataFrame({"run": "DM", "method": [f"m{number}" for number in range(count)], "headline": "top1", "top1": 1.0, "top1_std": 0.0,
+                         "bytes": range(1, count + 1), "mark": "", "n_real": None})
+    axes = report.plot_frontier(rows).axes[0]
+    lines = {each.get_label(): each.lines[0] for each in axes.containers}
+    assert list(lines) == rows.method.tolist()
+    assert len({(line.get_marker(), line.get_color()) for line in lines.values()}) == count
+
+
+def test_a_picture_too_tall_for_its_format():
+    with pytest.raises(ValueError, match="^the videos of 300 classes make a picture of .* pixels, and the limit of its format is 16383: give fewer --classes$"):
+        report.moving([torch.zeros(300, 1, 3, 64, 64, dtype=torch.uint8)])
 
 
 def test_a_plot_has_the_ten_most_accurate_methods_and_full_data():

@@ -21,10 +21,13 @@ while (($#)); do case $1 in --save_path) save=$2 ;; --Iteration) last=$2 ;; --pa
 last=${last:-3}; folder=$save/toy/fake_${lr}_$init; mkdir -p "$folder"
 if [[ $FAKE == refuse ]]; then echo "fake: error: it is refused" >&2; exit 2; fi
 echo "run folder: $folder"
+if [[ $FAKE == "refuse late" ]]; then echo "fake: error: it is refused" >&2; exit 2; fi
 echo "$$ $lr" >> "$save/started"
 echo "{\"settings\": {\"Iteration\": $last}, \"chosen\": {}}" > "$folder/config.json"
 touch "$folder/metrics.jsonl"
-if [[ $FAKE == diverge ]] && awk "BEGIN { exit !($lr > 100) }"; then echo "fake: error: the loss is nan: lower the learning rate" >&2; exit 2; fi
+if [[ $FAKE == diverge ]] && awk "BEGIN { exit !($lr > 100) }"; then
+  echo '{"iteration": 0, "split": "validation", "top1": 10}' >> "$folder/metrics.jsonl"; echo "fake: error: the loss is nan: lower the learning rate" >&2; exit 2
+fi
 for ((i = $(wc -l < "$folder/metrics.jsonl"); i <= last; i++)); do
   awk "BEGIN { printf \"{\\\"iteration\\\": $i, \\\"split\\\": \\\"validation\\\", \\\"top1\\\": %f}\\n\", $i * (10 - (log($lr / 100)) ^ 2 / 10) }" >> "$folder/metrics.jsonl"
   sleep "$FAKE_SECONDS"
@@ -192,8 +195,9 @@ def test_a_trial_that_diverges_ends_no_study(study, tmp_path, monkeypatch):
     assert (rows.why.dropna() == "fake: error: the loss is nan: lower the learning rate").all() and rows.why.notna().any()
 
 
-def test_a_command_that_always_fails_stops_with_its_sentence(study, tmp_path, monkeypatch):
-    monkeypatch.setenv("FAKE", "refuse")
+@pytest.mark.parametrize("when", ("refuse", "refuse late"))
+def test_a_command_that_always_fails_stops_with_its_sentence(study, tmp_path, monkeypatch, when):
+    monkeypatch.setenv("FAKE", when)
     code, printed = study("--trials", 12)
     assert code == 2 and "3 trials failed and none finished; the last error was: fake: error: it is refused" in printed
     assert table(tmp_path).state.tolist() == ["failed"] * 3
