@@ -54,12 +54,14 @@ def check_effect(args):
     needed = {"path_static": "--static DC"} if args.static == "real" else {"static_frame": "--static real"}
     if not args.train_static:
         needed["lr_static"] = "--train_static"
-    for method in METHODS:
-        needed |= dict.fromkeys(matching_flags(method) - matching_flags(args.method), f"--method {method}")
+    flags = {method: matching_flags(method) for method in METHODS}
+    for flag in sorted(set().union(*flags.values()) - flags[args.method]):
+        needed[flag] = f"--method {' or '.join(method for method in METHODS if flag in flags[method])}"
     start = parser().parse_args(["--dataset", args.dataset])
     for flag, other in needed.items():
-        if getattr(args, flag) != getattr(start, flag):
-            raise ValueError(f"--{flag} has no effect without {other}: give {other}, or leave out --{flag}")
+        if (value := getattr(args, flag)) != getattr(start, flag):
+            given = f"--no-{flag}" if value is False else f"--{flag}"
+            raise ValueError(f"{given} has no effect without {other}: give {other}, or leave out {given}")
 
 
 def matching_flags(method) -> set[str]:
@@ -180,6 +182,7 @@ def parser():
                        help="start of the hallucinator. random: PyTorch's default. identity: static plus dynamic "
                        "memory, on all three channels (%(default)s)")
     add_start_options(parser)
+    parser.conflict_handler = "resolve"  # methods may share a flag
     for method in METHODS.values():
         method.add_matching_options(parser)
     parser.set_defaults(n_real=None, segments=1)  # temporal compression is studied on the baselines only

@@ -27,7 +27,6 @@ from networks import WIDTH
 from utils import (
     ROOT,
     append,
-    find_device,
     finite,
     load,
     lock_folder,
@@ -66,7 +65,7 @@ class Run:
         self.folder = pathlib.Path(save_path).absolute() / f"{name}_{self.id}"
         self.metrics, self.wandb = self.folder / "metrics.jsonl", None
         self.iteration, self.seconds, self.steps, self.refused, self.logged, self.loss = 0, 0.0, 0, 0, 0, None
-        self.device, self.peak_memory = device, 0
+        self.device, self.peak_memory = device, {}               # by device type: a run may go on on another
         self.evaluated = None                                    # iteration of the last evaluation
         self.start, self.best, self.result = None, None, None    # evaluations: value at iteration 0, the best, the last
         self.checkpoint_seconds, self.saved_at = checkpoint_seconds, time.monotonic()
@@ -147,7 +146,7 @@ class Run:
 
     def resume_from(self, path):
         try:
-            state = {"peak_memory": 0} | load(path)  # older versions did not keep it
+            state = {"peak_memory": {}} | load(path)  # older versions did not keep it
             self.set_state(state)
             metrics_bytes = state["metrics_bytes"]
             if self.metrics.stat().st_size < metrics_bytes:
@@ -172,9 +171,10 @@ class Run:
             setattr(self, name, state[name])
 
     def update_peak_memory(self):
-        """Return the peak bytes of this process, or of the run's earlier processes if theirs were more."""
-        self.peak_memory = max(self.peak_memory, peak_memory(self.device))
-        return self.peak_memory
+        """Return the peak bytes of this process, or of the run's earlier ones on such a device if theirs were more."""
+        kind = self.device.type
+        self.peak_memory[kind] = max(self.peak_memory.get(kind, 0), peak_memory(self.device))
+        return self.peak_memory[kind]
 
     def iterations(self, total, desc="distilling", unit="it", at_once=1):
         """Yield iterations up to and including `total`, in steps of `at_once`.
@@ -317,7 +317,7 @@ def start_run(args, name, *files) -> Run:
     settings |= {"list_digest": list_digest(args), "content_digest": content_digest(args),
                  "digest": digest(map(file_fingerprint, files))}
     return Run(settings, args.save_path / dataset_label(args), name, WITHOUT_EFFECT, args.wandb,
-               args.checkpoint_seconds, find_device(args.device))
+               args.checkpoint_seconds, torch.device(args.device))
 
 
 def as_setting(value):

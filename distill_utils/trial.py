@@ -34,8 +34,10 @@ def run_trial(trial, command, log, file, headline):
     if process.returncode == 0 and reported:
         return TrialState.COMPLETE, reported[max(reported)], None
     why = last_line(log) or f"exit code {process.returncode}"
-    # A run that was evaluated and ended with an error message diverged: TPE learns from pruned trials, not from failed.
-    return TrialState.PRUNED if process.returncode == 2 and reported else TrialState.FAIL, None, why
+    # A run that began and ended with an error message diverged: TPE learns from pruned trials, not from failed ones.
+    # metrics.jsonl appears when all of a run's input has been read.
+    began = (folder := run_folder(log)) and (folder / "metrics.jsonl").exists()
+    return TrialState.PRUNED if process.returncode == 2 and began else TrialState.FAIL, None, why
 
 
 @contextlib.contextmanager

@@ -294,7 +294,7 @@ def test_static_memory_that_does_not_fit(stopped, tmp_path):
 @pytest.mark.parametrize("flags, flag, other", (
     (("--static", "real", "--path_static", "x.pt"), "path_static", "--static DC"), (("--static_frame", "middle"), "static_frame", "--static real"),
     (("--lr_static", 30), "lr_static", "--train_static"), (("--method", "FRePo", "--pool", 3), "pool", "--method DM"),
-    (("--syn_steps", 5), "syn_steps", "--method MTT"), (("--no-learn_label",), "learn_label", "--method FRePo")))
+    (("--syn_steps", 5), "syn_steps", "--method MTT"), (("--no-learn_label",), "no-learn_label", "--method FRePo")))
 def test_flags_without_effect(tiny, flags, flag, other):
     """One that another flag makes useless is refused; with that other flag, or at its default, it is taken."""
     def args(*flags):
@@ -303,6 +303,15 @@ def test_flags_without_effect(tiny, flags, flag, other):
         distill_s2d.check_effect(args(*flags))
     distill_s2d.check_effect(args(*flags, *other.split()))
     distill_s2d.check_effect(args())
+
+
+def test_methods_may_share_a_flag(monkeypatch):
+    """As docs/extending.md adds one: --batch_real then is of both."""
+    monkeypatch.setitem(distill_s2d.METHODS, "Moments", distill_DM)
+    for method in ("DM", "Moments"):
+        distill_s2d.check_effect(distill_s2d.parser().parse_args(["--dataset", "toy", "--method", method, "--batch_real", "32"]))
+    with pytest.raises(ValueError, match="^--batch_real has no effect without --method DM or Moments: "):
+        distill_s2d.check_effect(distill_s2d.parser().parse_args(["--dataset", "toy", "--method", "MTT", "--batch_real", "32"]))
 
 
 def test_static_memory_that_cannot_be_read(stopped, tmp_path):

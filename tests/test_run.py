@@ -342,7 +342,7 @@ def test_peak_memory_is_that_of_all_the_runs_processes(tmp_path):
     """A run that was killed keeps the peak of its earlier process; the checkpoint of an older version has none."""
     run = Run({}, tmp_path, "run")
     run.resume()
-    run.peak_memory = 2 ** 60
+    run.peak_memory["cpu"] = 2 ** 60
     run.checkpoint()
     for kept, peak in ((True, 2 ** 60), (False, utils.peak_memory(torch.device("cpu")))):
         run.lock.close()

@@ -25,9 +25,7 @@ if [[ $FAKE == "refuse late" ]]; then echo "fake: error: it is refused" >&2; exi
 echo "$$ $lr" >> "$save/started"
 echo "{\"settings\": {\"Iteration\": $last}, \"chosen\": {}}" > "$folder/config.json"
 touch "$folder/metrics.jsonl"
-if [[ $FAKE == diverge ]] && awk "BEGIN { exit !($lr > 100) }"; then
-  echo '{"iteration": 0, "split": "validation", "top1": 10}' >> "$folder/metrics.jsonl"; echo "fake: error: the loss is nan: lower the learning rate" >&2; exit 2
-fi
+if [[ $FAKE == diverge ]] && awk "BEGIN { exit !($lr > 100) }"; then echo "fake: error: the loss is nan: lower the learning rate" >&2; exit 2; fi
 for ((i = $(wc -l < "$folder/metrics.jsonl"); i <= last; i++)); do
   awk "BEGIN { printf \"{\\\"iteration\\\": $i, \\\"split\\\": \\\"validation\\\", \\\"top1\\\": %f}\\n\", $i * (10 - (log($lr / 100)) ^ 2 / 10) }" >> "$folder/metrics.jsonl"
   sleep "$FAKE_SECONDS"
