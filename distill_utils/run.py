@@ -40,9 +40,10 @@ from utils import (
     tensors,
 )
 
+CPU = torch.device("cpu")
+
 # Flags that do not change the result, and so do not change the run's folder.
 DATA_PATHS = ("data_path", "list_path", "frames_path")
-CPU = torch.device("cpu")
 WITHOUT_EFFECT = ("save_path", "pack_path", "pack", "device", "workers", "wandb", "checkpoint_seconds", "bytes",
                   "no_test", *DATA_PATHS, "path_static", "buffer_path")  # of these paths, the content counts instead
 
