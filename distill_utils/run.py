@@ -40,8 +40,6 @@ from utils import (
     tensors,
 )
 
-CPU = torch.device("cpu")
-
 # Flags that do not change the result, and so do not change the run's folder.
 DATA_PATHS = ("data_path", "list_path", "frames_path")
 WITHOUT_EFFECT = ("save_path", "pack_path", "pack", "device", "workers", "wandb", "checkpoint_seconds", "bytes",
@@ -60,13 +58,13 @@ class Run:
                 "peak_memory")
 
     def __init__(self, settings, save_path, name, without_effect=(), wandb_mode="disabled", checkpoint_seconds=60,
-                 device=CPU):
+                 device="cpu"):
         chosen = {key: value for key, value in sorted(settings.items()) if key not in without_effect}
         self.id = hashlib.sha256(json.dumps(chosen).encode()).hexdigest()[:8]
         self.folder = pathlib.Path(save_path).absolute() / f"{name}_{self.id}"
         self.metrics, self.wandb = self.folder / "metrics.jsonl", None
         self.iteration, self.seconds, self.steps, self.refused, self.logged, self.loss = 0, 0.0, 0, 0, 0, None
-        self.device, self.peak_memory = device, {}               # by device type: a run may go on on another
+        self.device, self.peak_memory = torch.device(device), {}  # by device type: a run may go on on another
         self.evaluated = None                                    # iteration of the last evaluation
         self.start, self.best, self.result = None, None, None    # evaluations: value at iteration 0, the best, the last
         self.checkpoint_seconds, self.saved_at = checkpoint_seconds, time.monotonic()
@@ -318,7 +316,7 @@ def start_run(args, name, *files) -> Run:
     settings |= {"list_digest": list_digest(args), "content_digest": content_digest(args),
                  "digest": digest(map(file_fingerprint, files))}
     return Run(settings, args.save_path / dataset_label(args), name, WITHOUT_EFFECT, args.wandb,
-               args.checkpoint_seconds, torch.device(args.device))
+               args.checkpoint_seconds, args.device)
 
 
 def as_setting(value):
