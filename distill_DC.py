@@ -115,7 +115,7 @@ def loops(spc, outer_loop, inner_loop):
 def main(args):
     options.apply_byte_budget(args, budget.stills, "ipc", "static_size", "storage", still=True)
     check_divides(args.ipc or args.spc, spc=args.spc)
-    device = options.check(args, args.spc, still=True)
+    device = options.check(args, 1 if args.init == "noise" else args.spc, still=True)
     outer_loop, inner_loop = loops(args.spc, args.outer_loop, args.inner_loop)
     run = start_run(args, f"DC_spc{args.spc}")
     seed_everything(args.seed)

@@ -158,14 +158,15 @@ def add_matching_options(parser):
 def main(args):
     # Check all settings before long work starts.
     options.apply_byte_budget(args, budget.pixels, "n_syn", "interpolation", "storage")
-    options.check(args, args.ipc)
+    options.check(args, 1 if args.init == "noise" else args.ipc,
+                  embeds=args.Iteration > 0 or args.select != "random")
     prepare(args)
     run = start_run(args, f"DM_ipc{args.ipc}_lr{args.lr_img:g}")
     seed_everything(args.seed)
 
     # Real clips, and the synthetic videos that are learned from them.
     train, seen, test = options.load_splits(args)
-    chosen = choose(run, args, train, args.ipc, args.select)
+    chosen = None if args.init == "noise" else choose(run, args, train, args.ipc, args.select)
     synset = initial_pixels(train, args.ipc, args.init, args.n_syn, args.interpolation, args.storage, chosen)
     matching = make_matching(args, train)
     optimizer = make_optimizer(args, synset, synset.param_groups(args.lr_img, args.lr_interpolation), momentum=0.5)

@@ -126,6 +126,8 @@ class FeatureRegression(nn.Module):
 
     def take_missing_steps(self, number, synset):
         learner = self.pool[number]
+        if not learner.missing:
+            return
         for _ in progress(range(learner.missing), desc="missing steps of a network", unit="step", leave=False):
             self.train_step(number, synset)
         learner.missing = 0
@@ -250,13 +252,13 @@ def add_matching_options(parser):
 
 def main(args):
     options.apply_byte_budget(args, budget.pixels, "n_syn", "interpolation", "storage", "learn_label")
-    options.check(args, args.ipc)
+    options.check(args, 1 if args.init == "noise" else args.ipc, embeds=True)
     run = start_run(args, f"FRePo_ipc{args.ipc}_lr{args.lr_img:g}")
     seed_everything(args.seed)
 
     # Real clips, and the synthetic videos that are learned from them.
     train, seen, test = options.load_splits(args)
-    chosen = choose(run, args, train, args.ipc, args.select)
+    chosen = None if args.init == "noise" else choose(run, args, train, args.ipc, args.select)
     synset = initial_pixels(train, args.ipc, args.init, args.n_syn, args.interpolation, args.storage, chosen)
     matching = make_matching(args, train)
     optimizer = make_optimizer(args, synset, synset.param_groups(args.lr_img, args.lr_interpolation), momentum=None)

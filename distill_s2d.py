@@ -54,6 +54,14 @@ def check_effect(args):
     needed = {"path_static": "--static DC"} if args.static == "real" else {"static_frame": "--static real"}
     if not args.train_static:
         needed["lr_static"] = "--train_static"
+    if args.select == "random":
+        needed |= dict.fromkeys(("feature_epochs", "feature_lr", "feature_batch"), "--select herding or k-center")
+    if args.pool:
+        needed["batch_real"] = "--pool 0"
+    if not args.train_lr:
+        needed["lr_lr"] = "--train_lr"
+    if not args.learn_label:
+        needed["lr_label"] = "--learn_label"
     flags = {method: matching_flags(method) for method in METHODS}
     for flag in sorted(set().union(*flags.values()) - flags[args.method]):
         needed[flag] = f"--method {' or '.join(method for method in METHODS if flag in flags[method])}"
@@ -103,9 +111,11 @@ def main(args):
     check_effect(args)
     options.apply_byte_budget(args, budget.static_dynamic, "static_size", "dynamic_size", "dynamic_frames", "storage",
                   *(["learn_label"] if args.method == "FRePo" else []))
-    spc, dpc = args.spc or 2 * args.ipc, args.dpc or 2 * args.ipc
+    # A slot of several memories of real clips would also pair the picture of one clip with the motion of another.
+    most = args.ipc if args.static == "real" else 2 * args.ipc
+    spc, dpc = args.spc or most, args.dpc or most
     check_divides(args.ipc, spc=spc, dpc=dpc)
-    device = options.check(args, clips_needed(args, spc, dpc))
+    device = options.check(args, clips_needed(args, spc, dpc), embeds=args.Iteration > 0 or args.select != "random")
     files = METHODS[args.method].prepare(args)
     if args.static == "DC":
         if args.path_static is None:
@@ -147,12 +157,12 @@ def parser():
     options.add_distillation_options(parser, 5000)
     group = parser.add_argument_group("static-dynamic disentanglement")
     group.add_argument("--method", default="DM", choices=METHODS, help="matching method (%(default)s)")
-    group.add_argument("--spc", type=options.positive, help="static memories per class (2·ipc)")
-    group.add_argument("--dpc", type=options.positive, help="dynamic memories per class (2·ipc)")
+    group.add_argument("--spc", type=options.positive, help="static memories per class (2·ipc; ipc with --static real)")
+    group.add_argument("--dpc", type=options.positive, help="dynamic memories per class (2·ipc; ipc with --static real)")
     group.add_argument("--static", default="DC", choices=("DC", "real"),
                        help="source of the static memory. DC: learned by distill_DC.py. real: frames of the real clips "
-                       "that --select chooses; with --init_dynamic residual or motion, each is moved by its own clip "
-                       "(%(default)s)")
+                       "that --select chooses; with --init_dynamic residual or motion, and as many static and dynamic "
+                       "memories as videos, each is moved by its own clip (%(default)s)")
     group.add_argument("--static_frame", default="mean", choices=("mean", "middle"),
                        help="frame of a real clip used with --static real (%(default)s)")
     group.add_argument("--path_static", type=pathlib.Path,

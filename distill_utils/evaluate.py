@@ -63,7 +63,7 @@ def evaluate(synset, test, *, network="ConvNet3D", num_eval=3, epochs=500, lr=0.
         lr, width: as given. seconds: duration.
     """
     start, at_once = time.perf_counter(), networks.clips_together(
-        network, clips_at_once(test.T, test.size, test.device, width))
+        network, clips_at_once(test.T, test.size, test.device, width if network == "ConvNet3D" else networks.WIDTH))
     frozen, scores = synset.frozen(), []
     with progress(total=len(rank_share(num_eval)) * epochs, desc="evaluating", unit="epoch", leave=False) as bar:
         for number in rank_share(num_eval):

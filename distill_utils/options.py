@@ -64,8 +64,9 @@ def add_augmentation(group):
                        "the side to zero. flip: mirror left-right, with probability 1/2. scale: each axis × 1/1.2 to "
                        "1.2. rotate: by up to 15 degrees either way. All frames of a clip get the same change. DC and "
                        "DM apply one operator per step, and change the real and synthetic clips of a class alike. "
-                       "Experts, the student steps of MTT, DC's network and evaluation apply all operators, "
-                       "independently to each clip (%(default)s, as in the paper)")
+                       "Experts, the steps of MTT and FRePo, DC's network and evaluation apply all operators, "
+                       "independently to each clip; the real clips that FRePo predicts are not changed "
+                       "(%(default)s, as in the paper)")
 
 
 def add_data_options(parser, dataset="required"):
@@ -85,7 +86,8 @@ def add_data_options(parser, dataset="required"):
                        "by number only)")
     group.add_argument("--frames", type=positive, metavar="T", help="frames per clip (the data set's: 16 or 8)")
     group.add_argument("--size", type=positive, help="height and width in pixels (the data set's: 112 or 64)")
-    group.add_argument("--stride", type=positive, help="distance between the frames of a clip, in video frames (4)")
+    group.add_argument("--stride", type=positive, help="distance between the frames of a clip, in video frames (4; toy: 1; Kinetics400 and SSv2 "
+                       "have one clip of all stored frames, for which this and the numbers of clips do not count)")
     group.add_argument("--train_clips", type=positive, default=1,
                        help="clips per training video, drawn once (%(default)s)")
     group.add_argument("--mirror", type=probability, default=0.5, metavar="P",
@@ -121,10 +123,10 @@ def add_evaluation_options(parser, eval_it=None, lr_net=0.01):
                        "other methods. frepo: FRePo's released protocol, squared error on learned labels and AdamW "
                        "(use it with --lr_net 3e-4 --epoch_eval_train 1000); tables mark it (%(default)s)")
     group.add_argument("--lr_net", type=rate, default=lr_net,
-                       help="learning rate of the networks, divided by 10 after half of the epochs "
-                       f"({lr_net or 'the step size that trajectory matching learned, else 0.01'})")
+                       help="learning rate of the networks, divided by 10 after half of the epochs; DC also trains its own "
+                       f"network between two steps with it ({lr_net or 'the step size that trajectory matching learned, else 0.01'})")
     group.add_argument("--batch_train", type=positive, default=256,
-                       help="batch size of the networks' training (%(default)s)")
+                       help="batch size of the networks' training, also of DC's own between two steps (%(default)s)")
     group.add_argument("--no_test", action="store_true",
                        help="do not use the test videos: stop after the last evaluation on the validation videos, "
                        "without a result; the same command without this flag adds the result")
@@ -256,7 +258,7 @@ def list_videos(args):
     return read_videos(args.dataset, args.data_path, args.list_path, args.frames_path, args.validation)
 
 
-def check(args, per_class=1, networks=(), still=False):
+def check(args, per_class=1, networks=(), still=False, embeds=False):
     """Check the settings before any work is done, and return the device.
 
     Replaces `--precision auto` in `args` by the precision that it stands for.
@@ -264,6 +266,7 @@ def check(args, per_class=1, networks=(), still=False):
     per_class: the least number of training clips that each class must have.
     networks: names of the networks to evaluate, instead of --network.
     still: whether the training clips have one frame.
+    embeds: whether whole clips are matched, or chosen, by features of ConvNet3D.
 
     ValueError for impossible settings.
     """
@@ -277,7 +280,7 @@ def check(args, per_class=1, networks=(), still=False):
     language, variable, compiler = ("C++", "CXX", "g++") if device.type == "cpu" else ("C", "CC", "gcc")
     if args.compile and not shutil.which(os.environ.get(variable, compiler)):
         raise ValueError(f"--compile needs a {language} compiler: install {compiler}, or leave out --compile")
-    for network in networks or [args.network]:
+    for network in [*(networks or [args.network]), *(["ConvNet3D"] if embeds else [])]:
         build(network, 1, args.frames or dataset.T, args.size or dataset.size, args.width)  # refuses too small clips
     check_temporal(args, args.frames or dataset.T)
     check_compact(args, args.frames or dataset.T, args.size or dataset.size)

@@ -106,7 +106,7 @@ def rank_share(count) -> range:
 
 
 def gather(mine) -> list:
-    """Return the results of all pieces of work, in order; `mine`: this rank's results, for its range from `own`."""
+    """Return the results of all pieces of work, in order; `mine`: this rank's results, for its share from `rank_share`."""
     everyone = [mine]
     if world_size() > 1:
         everyone = [None] * world_size()

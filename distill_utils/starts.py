@@ -35,9 +35,10 @@ def initial_videos(clips, ipc, init, chosen=None) -> torch.Tensor:
     init: `real` clips, `mean`s of real clips, `noise` from N(0, 1), or `still`: a real clip's first frame, repeated.
     chosen: numbers of the real clips, (K·ipc,) in class order; None: random ones.
     """
+    if init == "noise":
+        return torch.randn(clips.K * ipc, clips.T, 3, clips.size, clips.size).to(clips.device)
     videos = clips.draw(random_numbers(clips, ipc) if chosen is None else chosen)
     return {"real": lambda: videos, "mean": lambda: mean_videos(clips, ipc),
-            "noise": lambda: torch.randn(videos.shape).to(videos.device),
             "still": lambda: videos[:, :1].expand_as(videos).clone()}[init]()
 
 

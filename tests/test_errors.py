@@ -22,7 +22,7 @@ import utils
 from distill_utils import options
 from distill_utils.compute import KnownGradient
 from distill_utils.processes import run_script
-from distill_utils.synset import load_static
+from distill_utils.synset import load_set, load_static
 
 LOOPS = ("--outer_loop", 1, "--inner_loop", 1)
 SMALL = "--frames 8 --size 43 --width 8 --test_clips 1 --device cpu --num_eval 1 --epoch_eval_train 1 --eval_it 2 --Iteration 2".split()
@@ -221,6 +221,9 @@ def test_too_little_memory_on_the_device(script, monkeypatch):
 def test_clips_too_small_for_the_network(refused):
     for flags in (("--size", 42), ("--frames", 7)):
         assert refused("DM", *flags).startswith("ConvNet3D needs at least 8 frames of 43 pixels, not ")
+        assert refused("DM", *flags, "--network", "CNN+mean").startswith("ConvNet3D needs ")  # whose features DM matches
+        assert refused("DM", *flags, "--network", "CNN+mean", "--Iteration", 0, "--select", "herding").startswith("ConvNet3D needs ")
+        assert refused("s2d", *flags, "--network", "CNN+mean", "--static", "real").startswith("ConvNet3D needs ")
 
 
 # ---------------------------------------------------------------- counts that do not fit
@@ -240,13 +243,15 @@ def test_loops_that_the_paper_does_not_give(refused):
 
 
 def test_more_videos_than_clips_in_a_class(stopped, script, tmp_path):
-    for name, *flags in (("DM", "--ipc", 4), ("DM", "--ipc", 4, "--init", "noise"), ("DC", "--spc", 4, *LOOPS)):
+    for name, *flags in (("DM", "--ipc", 4), ("DM", "--ipc", 4, "--init", "mean"), ("DC", "--spc", 4, *LOOPS)):
         assert stopped(name, *flags) == ("class rise has fewer training clips than the required 4: "
                                          "lower --ipc, --spc or --dpc, or raise --train_clips")
     save_static(tmp_path / "static.pt", spc=4)
     assert stopped("s2d", "--path_static", tmp_path / "static.pt", "--ipc", 2, "--init_dynamic", "residual").startswith(
         "class rise has fewer training clips than the required 4")
     assert script("DM", "--ipc", 4, "--train_clips", 2, "--Iteration", 0)[0] == 0
+    for name, *flags in (("DM", "--ipc", 4), ("DC", "--spc", 4, *LOOPS)):
+        assert script(name, *flags, "--init", "noise", "--Iteration", 0)[0] == 0  # noise needs no clips
 
 
 @pytest.mark.parametrize("init", ("mean", "noise"))
@@ -294,15 +299,25 @@ def test_static_memory_that_does_not_fit(stopped, tmp_path):
 @pytest.mark.parametrize("flags, flag, other", (
     (("--static", "real", "--path_static", "x.pt"), "path_static", "--static DC"), (("--static_frame", "middle"), "static_frame", "--static real"),
     (("--lr_static", 30), "lr_static", "--train_static"), (("--method", "FRePo", "--pool", 3), "pool", "--method DM"),
-    (("--syn_steps", 5), "syn_steps", "--method MTT"), (("--no-learn_label",), "no-learn_label", "--method FRePo")))
+    (("--syn_steps", 5), "syn_steps", "--method MTT"), (("--no-learn_label",), "no-learn_label", "--method FRePo"),
+    (("--pool", 3, "--batch_real", 32), "batch_real", "--pool 0"), (("--feature_lr", 1), "feature_lr", "--select herding or k-center"),
+    (("--method", "MTT", "--no-train_lr", "--lr_lr", 1), "lr_lr", "--train_lr"), (("--method", "FRePo", "--no-learn_label", "--lr_label", 1), "lr_label", "--learn_label")))
 def test_flags_without_effect(tiny, flags, flag, other):
     """One that another flag makes useless is refused; with that other flag, or at its default, it is taken."""
     def args(*flags):
         return distill_s2d.parser().parse_args(["--dataset", "custom", "--data_path", str(tiny), *map(str, flags)])
     with pytest.raises(ValueError, match=f"^--{flag} has no effect without {other}: give {other}, or leave out --{flag}$"):
         distill_s2d.check_effect(args(*flags))
-    distill_s2d.check_effect(args(*flags, *other.split()))
+    distill_s2d.check_effect(args(*flags, *other.partition(" or ")[0].split()))
     distill_s2d.check_effect(args())
+
+
+def test_real_memories_are_as_many_as_the_videos(script, tmp_path):
+    """So by default each still frame of a real clip is moved by its own clip; learned ones are two per video, as in the paper."""
+    assert script("s2d", "--static", "real", "--ipc", 2, "--init_dynamic", "residual", "--Iteration", 0)[0] == 0
+    path, = tmp_path.rglob("distilled.pt")
+    synset, _ = load_set(path)
+    assert synset.static.shape[1] == synset.dynamic.shape[1] == 2
 
 
 def test_methods_may_share_a_flag(monkeypatch):
