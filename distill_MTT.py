@@ -216,11 +216,14 @@ def prepare(args):
                          f"{args.min_start_epoch} and at most --max_start_epoch {args.max_start_epoch}")
     if args.current_max_start_epoch and not args.expand:
         raise ValueError("--current_max_start_epoch is the start value of --expand: give --expand too")
+    epochs = args.max_start_epoch + args.expert_epochs - 1
     same = ("frames", "size", "stride", "train_clips", "data_path", "list_path", "frames_path", "frame_names", "n_real",
             "segments", "width", "validation", "mirror", "dsa")
     if not args.buffer_path:
         args.buffer_path = find_run(args, "buffer", same, "buffer of experts",
-                                    ["bash", "sh/baseline/buffer.sh", "GPU", args.dataset], "--buffer_path")
+                                    ["bash", "sh/baseline/buffer.sh", "GPU", args.dataset,
+                                     *(["--train_epochs", str(epochs)] if epochs > 10 else [])],  # its default is 10
+                                    "--buffer_path")
     elif (args.buffer_path / "config.json").exists() and (other := differing_settings(
             args, args.buffer_path, ("frames", "size", "n_real", "segments", "width", "validation", "mirror", "dsa"))):
         raise ValueError(f"the experts in {args.buffer_path} were trained with a different {' and '.join(other)}: give "

@@ -111,9 +111,9 @@ def main(args):
     check_effect(args)
     options.apply_byte_budget(args, budget.static_dynamic, "static_size", "dynamic_size", "dynamic_frames", "storage",
                   *(["learn_label"] if args.method == "FRePo" else []))
-    # A slot of several memories of real clips would also pair the picture of one clip with the motion of another.
-    most = args.ipc if args.static == "real" else 2 * args.ipc
-    spc, dpc = args.spc or most, args.dpc or most
+    if args.static == "real":  # several memories per video would pair one clip's picture with another's motion
+        args.spc, args.dpc = args.spc or args.ipc, args.dpc or args.ipc
+    spc, dpc = args.spc or 2 * args.ipc, args.dpc or 2 * args.ipc
     check_divides(args.ipc, spc=spc, dpc=dpc)
     device = options.check(args, clips_needed(args, spc, dpc), embeds=args.Iteration > 0 or args.select != "random")
     files = METHODS[args.method].prepare(args)

@@ -31,8 +31,11 @@ FPS = 8
 
 @torch.no_grad()
 def main(args):
-    if args.beside and not args.memories:
-        raise ValueError("--beside needs --memories: add it, or leave out --beside")
+    for flag in ("beside", "classes"):
+        if getattr(args, flag) and not args.memories:
+            raise ValueError(f"--{flag} needs --memories: add it, or leave out --{flag}")
+    if args.format == "gif" and args.fps > 50:
+        raise ValueError(f"--fps {args.fps} is more than 50, the most that gif viewers show: give less, or --format mp4")
     synset, content = load_set(args.run)
     names = content["class_names"]
     folder = (args.out or (args.run if args.run.is_dir() else args.run.parent) / f"export_{args.format}")
@@ -71,12 +74,13 @@ def write_memories(args, synset, names, folder):
             raise ValueError(f"{args.beside} differs from {args.run} in classes, number of frames or size: "
                              "give a run of the same data")
         *_, shown[f"videos of {args.beside.name}"] = memories(other).values()
-    video = side_by_side([videos[:args.classes] for videos in shown.values()])
+    classes = args.classes or 8
+    video = side_by_side([videos[:classes] for videos in shown.values()])
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"memories.{args.format}"
     with atomic_write(path) as file:
         file.write(WRITERS[args.format](video.repeat(args.scale, 1).repeat(args.scale, 2), args.fps))
-    print(f"{min(len(names), args.classes)} classes; columns: {', '.join(shown)}: {path}")
+    print(f"{min(len(names), classes)} classes; columns: {', '.join(shown)}: {path}")
 
 
 def file_names(labels):
@@ -133,8 +137,8 @@ def parser():
     parser.add_argument("--beside", type=pathlib.Path, metavar="RUN",
                         help="with --memories: also show the videos of this set of the same data, such as real clips "
                         "of a random selection")
-    parser.add_argument("--classes", type=positive, default=8, metavar="N",
-                        help="with --memories: number of classes shown (default: %(default)s)")
+    parser.add_argument("--classes", type=positive, metavar="N",
+                        help="with --memories: number of classes shown (default: 8)")
     return parser
 
 

@@ -165,9 +165,12 @@ def find(lists, *names, needed=True):
 
 
 def official(lists, name):
-    """Return the files with this name at any depth, except lists that were written beside prepared frames."""
-    return [path for path in sorted(files_below(lists))
-            if fnmatch.fnmatchcase(path.name, name) and not path.with_name(PREPARED).exists()]
+    """Return the files with this name at any depth, except lists that were written beside prepared frames.
+
+    Written lists are csv files; official ones in other formats may lie beside them.
+    """
+    return [path for path in sorted(files_below(lists)) if fnmatch.fnmatchcase(path.name, name)
+            and not (path.suffix == ".csv" and path.with_name(PREPARED).exists())]
 
 
 def read_lines(path):

@@ -86,8 +86,8 @@ def add_data_options(parser, dataset="required"):
                        "by number only)")
     group.add_argument("--frames", type=positive, metavar="T", help="frames per clip (the data set's: 16 or 8)")
     group.add_argument("--size", type=positive, help="height and width in pixels (the data set's: 112 or 64)")
-    group.add_argument("--stride", type=positive, help="distance between the frames of a clip, in video frames (4; toy: 1; Kinetics400 and SSv2 "
-                       "have one clip of all stored frames, for which this and the numbers of clips do not count)")
+    group.add_argument("--stride", type=positive, help="distance between the frames of a clip, in video frames (4; toy: 1; not "
+                       "for Kinetics400 and SSv2, where a clip is the whole video)")
     group.add_argument("--train_clips", type=positive, default=1,
                        help="clips per training video, drawn once (%(default)s)")
     group.add_argument("--mirror", type=probability, default=0.5, metavar="P",
@@ -282,6 +282,9 @@ def check(args, per_class=1, networks=(), still=False, embeds=False):
         raise ValueError(f"--compile needs a {language} compiler: install {compiler}, or leave out --compile")
     for network in [*(networks or [args.network]), *(["ConvNet3D"] if embeds else [])]:
         build(network, 1, args.frames or dataset.T, args.size or dataset.size, args.width)  # refuses too small clips
+    for flag, default in (("stride", None), ("test_clips", 3), *(() if still else (("train_clips", 1),))):
+        if dataset.rule != "stride" and getattr(args, flag) != default:
+            raise ValueError(f"--{flag} has no effect on {dataset.name}, where a clip is the whole video: leave it out")
     check_temporal(args, args.frames or dataset.T)
     check_compact(args, args.frames or dataset.T, args.size or dataset.size)
     if "flip" in groups_of(args.dsa) and dataset.directed:

@@ -84,8 +84,9 @@ def main(args):
     unlisted = len(everything.difference(*files.values()))
     least = min(T or dataset.T, dataset.T)
     short = find_short(videos, frames, least)
-    repaired = report(root / "broken_videos.txt", broken, videos.folder)
-    report(root / "short_videos.txt", short, videos.folder)
+    alone = args.dataset == "custom"
+    repaired = report(root / "broken_videos.txt", broken, videos.folder, alone)
+    report(root / "short_videos.txt", short, videos.folder, alone)
     kept = write_lists(root, ours, broken, dataset, recipe.write)
     prepared = len(videos) - len(broken)
     print(f"{len(videos)} videos: {prepared} prepared in {frames} "
@@ -214,14 +215,15 @@ def find_short(videos, frames, least):
     return {folder: f"{count} frames, fewer than {least}" for folder, count in counts.items() if count < least}
 
 
-def report(path, reasons, folders):
+def report(path, reasons, folders, alone=False):
     """Write the reasons; return the folders that had one before and have none now.
 
-    Existing lines about other videos are kept, because UCF101 and miniUCF101 share a folder.
+    Existing lines about other videos are kept, because UCF101 and miniUCF101 share a folder; not where the data set
+    has its folder `alone`, because these videos are gone.
     """
     kept, ours = (path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else [],
                   set(folders))
-    lines = [line for line in kept if line.partition("\t")[0] not in ours]
+    lines = [] if alone else [line for line in kept if line.partition("\t")[0] not in ours]
     lines += [f"{folder}\t{' '.join(str(reason).split())}" for folder, reason in reasons.items()]
     with atomic_write(path, "w") as file:
         file.writelines(f"{line}\n" for line in sorted(lines))

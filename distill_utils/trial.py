@@ -12,6 +12,8 @@ from optuna.trial import TrialState
 
 from distill_utils.run import read_config
 
+DIVERGED = r"lower (the learning rate|--(feature_lr|lr_))"  # the advice of a run whose values are not finite
+
 # Run the command; kill its process group when standard input ends, that is, when the parent process ends in any way.
 WATCHED = 'exec 3<&0; (read -r <&3; kill -KILL 0) & "$@" < /dev/null 3<&-'
 
@@ -34,10 +36,9 @@ def run_trial(trial, command, log, file, headline):
     if process.returncode == 0 and reported:
         return TrialState.COMPLETE, reported[max(reported)], None
     why = last_line(log) or f"exit code {process.returncode}"
-    # A run that began and ended with an error message diverged: TPE learns from pruned trials, not from failed ones.
-    # metrics.jsonl appears when all of a run's input has been read.
-    began = (folder := run_folder(log)) and (folder / "metrics.jsonl").exists()
-    return TrialState.PRUNED if process.returncode == 2 and began else TrialState.FAIL, None, why
+    # TPE learns from pruned trials, not from failed ones: a full disk says nothing about the flags.
+    diverged = process.returncode == 2 and re.search(DIVERGED, why)
+    return TrialState.PRUNED if diverged else TrialState.FAIL, None, why
 
 
 @contextlib.contextmanager

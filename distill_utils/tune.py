@@ -27,7 +27,7 @@ from optuna.trial import TrialState
 from distill_utils import options
 from distill_utils.datasets import DATASETS
 from distill_utils.processes import run_script
-from distill_utils.run import WITHOUT_EFFECT, as_setting, dataset_label, list_digest
+from distill_utils.run import WITHOUT_EFFECT, as_setting, content_digest, dataset_label, list_digest
 from distill_utils.trial import run_folder, run_trial
 from utils import ROOT, atomic_write, lock, stream_seed
 
@@ -213,13 +213,17 @@ class Study:
     def begin(self, most):
         """Return the next trial, its words {flag: value} and its lock; None if `most` trials have begun.
 
-        Killed trials are restarted and do not count.
+        Killed trials are restarted and do not count; nor do trials that failed before any finished, since whatever
+        made them fail may be repaired since.
         """
         with self.alone():
             self.take_up_killed()
             trials = self.optuna.get_trials(deepcopy=False)
+            finished = [trial.number for trial in trials if trial.state in (TrialState.COMPLETE, TrialState.PRUNED)]
+            first = min(finished, default=len(trials))
             begun = [trial for trial in trials
-                     if trial.state != TrialState.WAITING and trial.number not in again(trials)]
+                     if trial.state != TrialState.WAITING and trial.number not in again(trials)
+                     and not (trial.state == TrialState.FAIL and trial.number < first)]
             if len(begun) >= most:
                 return None
             with warnings.catch_warnings():
@@ -292,6 +296,9 @@ def main(args):
     if flags.read(validation)["validation"] == 0:
         raise ValueError("--validation 0 leaves no videos to score trials on: give a share above 0")
     searched, texts = ranges(args.method, flags, given, args.search)
+    if own := {*given, *searched} & {"validation", "no_test", "save_path"}:
+        raise ValueError(f"--{own.pop()} is the same for all trials, and is set by the search: leave it out of the "
+                         "flags and of --search")
     settings = argparse.Namespace(**flags.read([*args.flags, *validation]))
     folder = study_folder(args, settings, texts)
     study, failures = Study(folder, searched, settings.seed, args.startup), []
@@ -327,7 +334,8 @@ def study_folder(args, settings, texts):
     paths = {"path_static", "buffer_path"}
     chosen = {name: as_setting(value) for name, value in vars(settings).items()
               if name not in set(WITHOUT_EFFECT) - paths - {"bytes"}}
-    name = stream_seed(args.method, sorted(chosen.items()), sorted(texts.items()), list_digest(settings))
+    name = stream_seed(args.method, sorted(chosen.items()), sorted(texts.items()), list_digest(settings),
+                       content_digest(settings))
     return args.save_path.absolute() / dataset_label(settings) / f"tune_{args.method}_{f'{name:015x}'[:8]}"
 
 

@@ -112,8 +112,10 @@ module() {
 python() {
   local found; found=$(find_python)
   if [[ -z ${PYTHON:-} && ! -e $root/.venv/installed ]]; then
-    "$found" -c 'import importlib.util, sys; sys.exit(not importlib.util.find_spec("torch"))' ||
-      stop "$found has no PyTorch: bash sh/quickstart.sh installs it into $root/.venv, or give PYTHON=/path/to/python"
+    "$found" -c 'import importlib.util, sys; sys.exit(not all(map(importlib.util.find_spec, sys.argv[1:])))' \
+      torch torchvision numpy pandas PIL av kornia matplotlib tqdm wandb optuna ||
+      stop "$found lacks packages of requirements.txt: bash sh/quickstart.sh installs them into $root/.venv, or give \
+PYTHON=/path/to/python"
   fi
   PYTHONSAFEPATH=1 PYTHONPATH=$root${PYTHONPATH:+:$PYTHONPATH} "$found" "$@"
 }

@@ -35,7 +35,7 @@ chapter() {
 
 # each LAUNCHER ARGUMENT …: run it for all seeds in parallel, each with a share of the cores; only the first one shows
 # progress.
-cores=$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2)
+cores=$(python -c 'from distill_utils.machine import cores; print(cores())')   # less than the machine's in a container
 threads=$((cores > ${#seeds[@]} ? cores / ${#seeds[@]} : 1))
 each() {
   local seed job jobs=() launcher=$1; shift

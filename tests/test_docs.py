@@ -108,13 +108,14 @@ def named_files(text):
 def first_words(body):
     """Of each command of a block, without comments and assignments."""
     for line in body.replace("\\\n", " ").splitlines():
-        words = shlex.shlex(line, posix=True, punctuation_chars="|&;")
+        words = shlex.shlex(line, posix=True, punctuation_chars="|&;()")
         words.whitespace_split, first = True, True
         for word in words:
-            if first and not re.match(r"\w+=", word):
+            operator = set(word) <= set("|&;()")
+            if first and not operator and not re.match(r"\w+=", word):
                 yield word
                 first = False
-            first = first or set(word) <= set("|&;")
+            first = first or operator
 
 
 DONE = {}  # blocks that were run, and their calls: pages give the same commands

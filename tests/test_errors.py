@@ -14,6 +14,7 @@ import dry
 import pytest
 import torch
 
+import distill_DC
 import distill_DM
 import distill_MTT
 import distill_s2d
@@ -310,6 +311,17 @@ def test_flags_without_effect(tiny, flags, flag, other):
         distill_s2d.check_effect(args(*flags))
     distill_s2d.check_effect(args(*flags, *other.partition(" or ")[0].split()))
     distill_s2d.check_effect(args())
+
+
+def test_clip_flags_of_whole_videos():
+    """Where a clip is the whole video these flags would only name the same run twice; stills are drawn from videos."""
+    for flag, value in (("stride", 9), ("train_clips", 3), ("test_clips", 1)):
+        args = distill_DM.parser().parse_args(["--dataset", "SSv2", "--device", "cpu", f"--{flag}", str(value)])
+        with pytest.raises(ValueError, match=f"^--{flag} has no effect on SSv2, where a clip is the whole video: leave it out$"):
+            options.check(args)
+    args = distill_DC.parser().parse_args(["--dataset", "SSv2", "--device", "cpu", "--train_clips", "3", "--data_path", "nowhere"])
+    with pytest.raises((ValueError, OSError), match="nowhere"):  # the data set is looked for
+        options.check(args, still=True)
 
 
 def test_real_memories_are_as_many_as_the_videos(script, tmp_path):

@@ -274,12 +274,12 @@ def test_launchers_before_anything_is_installed(project):
     name, arguments = "sh/baseline/full.sh", ("cpu", "toy")
     code, said, calls = project(name, "venv ensurepip", *arguments)
     assert code == 2 and not calls
-    assert said == f"error: python3 has no PyTorch: bash sh/quickstart.sh installs it into {project.root}/.venv, or give PYTHON=/path/to/python"
+    assert said == f"error: python3 lacks packages of requirements.txt: bash sh/quickstart.sh installs them into {project.root}/.venv, or give PYTHON=/path/to/python"
     code, said, calls = project(name, "torch", *arguments)
     assert code == 0 and calls[0].startswith("-m distill_utils.evaluate "), said
     half_made(project.root / ".venv", "python without pip")
     code, said, calls = project(name, "", *arguments)
-    assert code == 2 and not calls and said.startswith(f"error: {project.root}/.venv/bin/python has no PyTorch: "), said
+    assert code == 2 and not calls and said.startswith(f"error: {project.root}/.venv/bin/python lacks packages of requirements.txt: "), said
 
 
 def test_allocator_settings_can_be_overridden(launch, monkeypatch):
@@ -533,7 +533,8 @@ def test_quickstart(study):
     """Every call is one that its script takes, at IPC 1, and each method is run for each selection; flags given last reach all scripts."""
     process, calls = study("sh/quickstart.sh", "cpu", "--precision", "fp32")
     assert process.returncode == 0, process.stderr
-    toy, *runs, final, film = calls
+    cores, toy, *runs, final, film = calls
+    assert cores["command"] == ["-c", "from distill_utils.machine import cores; print(cores())"]
     flags = [parse(call) for call in runs]
     assert film["command"][:2] == ["-m", "distill_utils.export"] and film["command"][3:6] == ["--format", "gif", "--memories"]
     assert toy["command"] == ["-m", "distill_utils.toy"] and final["command"][1:3] == ["distill_utils.table", "--over_seeds"]

@@ -870,6 +870,9 @@ def test_a_video_is_made_of_its_own_file_only(tmp_path, command):
     cut(tmp_path / "videos" / "walk" / "001.mp4", 0.5)
     code, printed = command("custom", "--videos", tmp_path / "videos")
     assert code == 0 and set(report(tmp_path / "out" / "broken_videos.txt")) == {"walk/001"}
+    (tmp_path / "videos" / "walk" / "001.mp4").unlink()
+    code, printed = command("custom", "--videos", tmp_path / "videos")
+    assert code == 0 and "0 missing or broken" in printed and not report(tmp_path / "out" / "broken_videos.txt")  # it is no video of the set now
     assert len(os.listdir(tmp_path / "out" / "jpegs_112" / "run" / "001")) == 20
     assert len(os.listdir(tmp_path / "out" / "jpegs_112" / "a" / "run" / "001")) == 9
 
@@ -904,6 +907,15 @@ def test_official_lists_are_not_written_over(tmp_path, command):
     for _ in range(2):
         code, printed = command("Kinetics400", "--videos", tmp_path / "videos", "--out", out)
         assert code == 0 and "1 missing or broken" in printed, printed
+
+
+def test_official_lists_beside_the_frames(ucf, tmp_path, command):
+    """Where the data set's own folder holds them, the command can be repeated."""
+    root = tmp_path / "out" / "UCF101"
+    shutil.copytree(ucf / "lists", root)
+    for _ in range(2):
+        code, printed = command("UCF101", "--videos", ucf / "UCF-101", "--lists", root)
+        assert code == 0, printed
 
 
 def test_reports_of_sets_that_share_a_folder_keep_each_others_lines(ucf, tmp_path, command):

@@ -380,10 +380,14 @@ def test_export_of_memories(tmp_path, capsys):
     assert grid.shape == (moved.shape[1], 3 * 9, 3 * 9, 3)
     assert (grid[2, 9:17, 18:26] == shown["together"][1, 2].permute(1, 2, 0).numpy()).all()
     for wrong, sentence in ((["--format", "npz"], "--memories needs --format mp4 or gif, not npz"),
+                            (["--format", "gif", "--fps", "60"], "--fps 60 is more than 50"),
                             (["--beside", str(tmp_path / "nothing")], "nothing")):
         with pytest.raises(SystemExit) as stop:
             run_script(export.main, export.parser(), [*flags, *wrong])
         assert stop.value.code == 2 and sentence in capsys.readouterr().err
+    with pytest.raises(SystemExit) as stop:
+        run_script(export.main, export.parser(), [*(flag for flag in flags if flag != "--memories"), "--classes", "2"])
+    assert stop.value.code == 2 and "--classes needs --memories" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("labels, files", (

@@ -25,6 +25,7 @@ if [[ $FAKE == "refuse late" ]]; then echo "fake: error: it is refused" >&2; exi
 echo "$$ $lr" >> "$save/started"
 echo "{\"settings\": {\"Iteration\": $last}, \"chosen\": {}}" > "$folder/config.json"
 touch "$folder/metrics.jsonl"
+if [[ $FAKE == "refuse when begun" ]]; then echo "fake: error: no space left on the disk" >&2; exit 2; fi
 if [[ $FAKE == diverge ]] && awk "BEGIN { exit !($lr > 100) }"; then echo "fake: error: the loss is nan: lower the learning rate" >&2; exit 2; fi
 for ((i = $(wc -l < "$folder/metrics.jsonl"); i <= last; i++)); do
   awk "BEGIN { printf \"{\\\"iteration\\\": $i, \\\"split\\\": \\\"validation\\\", \\\"top1\\\": %f}\\n\", $i * (10 - (log($lr / 100)) ^ 2 / 10) }" >> "$folder/metrics.jsonl"
@@ -118,6 +119,7 @@ def test_ranges_that_are_refused(study, tmp_path, search, sentence):
 
 @pytest.mark.parametrize("flags, sentence", ((("--learning_rate", 3), "distill_DM has no flag --learning_rate"), (("--lr_img", "x"), "argument --lr_img: 'x' is not a number"),
                                              (("--lr_img", 3, "--init", "real"), "nothing is left to search"), (("--validation", 0), "--validation 0 leaves no videos"),
+                                             (("--search", "validation=0.1,0.2"), "--validation is the same for all trials"), (("--no_test",), "--no_test is the same for all trials"),
                                              (("--validation", "x"), "argument --validation: 'x' is not a share"), (("--data_path", "nowhere"), "nowhere")))
 def test_flags_that_are_refused(study, tmp_path, flags, sentence):
     code, printed = study(*flags)
@@ -193,14 +195,21 @@ def test_a_trial_that_diverges_ends_no_study(study, tmp_path, monkeypatch):
     assert (rows.why.dropna() == "fake: error: the loss is nan: lower the learning rate").all() and rows.why.notna().any()
 
 
-@pytest.mark.parametrize("when", ("refuse", "refuse late"))
+@pytest.mark.parametrize("when", ("refuse", "refuse late", "refuse when begun"))
 def test_a_command_that_always_fails_stops_with_its_sentence(study, tmp_path, monkeypatch, when):
     monkeypatch.setenv("FAKE", when)
-    code, printed = study("--trials", 12)
-    assert code == 2 and "3 trials failed and none finished; the last error was: fake: error: it is refused" in printed
+    code, printed = study("--trials", 2)
+    assert code == 2 and re.search("3 trials failed and none finished; the last error was: fake: error: (it is refused|no space left on the disk)", printed)
     assert table(tmp_path).state.tolist() == ["failed"] * 3
     monkeypatch.setenv("FAKE", "learn")
-    assert study("--trials", 5)[0] == 0  # once it is mended it goes on
+    assert study("--trials", 2)[0] == 0  # once it is mended it goes on, and has all its trials
+    assert sorted(table(tmp_path).state) == ["complete"] * 2 + ["failed"] * 3
+
+
+def test_a_study_is_of_its_frames(study, tmp_path, monkeypatch):
+    assert study("--trials", 1)[0] == 0
+    monkeypatch.setattr(tune, "content_digest", lambda settings: "other frames")
+    assert study("--trials", 1)[0] == 0 and len(list(tmp_path.glob("tune/*/tune_*"))) == 2
 
 
 def alive(process):
