@@ -158,8 +158,7 @@ def add_matching_options(parser):
 def main(args):
     # Check all settings before long work starts.
     options.apply_byte_budget(args, budget.pixels, "n_syn", "interpolation", "storage")
-    options.check(args, 1 if args.init == "noise" else args.ipc,
-                  embeds=args.Iteration > 0 or args.select != "random")
+    options.check(args, 1 if args.init == "noise" else args.ipc, convnet3d=True)
     prepare(args)
     run = start_run(args, f"DM_ipc{args.ipc}_lr{args.lr_img:g}")
     seed_everything(args.seed)

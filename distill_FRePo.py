@@ -252,7 +252,7 @@ def add_matching_options(parser):
 
 def main(args):
     options.apply_byte_budget(args, budget.pixels, "n_syn", "interpolation", "storage", "learn_label")
-    options.check(args, 1 if args.init == "noise" else args.ipc, embeds=True)
+    options.check(args, 1 if args.init == "noise" else args.ipc, convnet3d=True)
     run = start_run(args, f"FRePo_ipc{args.ipc}_lr{args.lr_img:g}")
     seed_everything(args.seed)
 

@@ -308,7 +308,7 @@ def add_matching_options(parser):
 
 def main(args):
     options.apply_byte_budget(args, budget.pixels, "n_syn", "interpolation", "storage")
-    options.check(args, 1 if args.init == "noise" else args.ipc, embeds=True)
+    options.check(args, 1 if args.init == "noise" else args.ipc, convnet3d=True)
     files = prepare(args)
     run = start_run(args, f"MTT_ipc{args.ipc}_lr{args.lr_img:g}", *files)
     seed_everything(args.seed)

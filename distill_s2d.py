@@ -115,7 +115,7 @@ def main(args):
         args.spc, args.dpc = args.spc or args.ipc, args.dpc or args.ipc
     spc, dpc = args.spc or 2 * args.ipc, args.dpc or 2 * args.ipc
     check_divides(args.ipc, spc=spc, dpc=dpc)
-    device = options.check(args, clips_needed(args, spc, dpc), embeds=args.Iteration > 0 or args.select != "random")
+    device = options.check(args, clips_needed(args, spc, dpc), convnet3d=True)
     files = METHODS[args.method].prepare(args)
     if args.static == "DC":
         if args.path_static is None:

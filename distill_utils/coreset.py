@@ -111,7 +111,7 @@ def feature_network(run, args, clips):
 
 def main(args):
     options.apply_byte_budget(args, budget.real_clips)
-    options.check(args, args.ipc, embeds=args.method != "random")
+    options.check(args, args.ipc, convnet3d=args.method != "random")
     run = start_run(args, f"coreset_{args.method}_ipc{args.ipc}")
     seed_everything(args.seed)
     clips, seen, test = options.load_splits(args)

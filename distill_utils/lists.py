@@ -167,7 +167,7 @@ def find(lists, *names, needed=True):
 def official(lists, name):
     """Return the files with this name at any depth, except lists that were written beside prepared frames.
 
-    Written lists are csv files; official ones in other formats may lie beside them.
+    Only csv lists are skipped: no official file has the name of another file that is written (SSv2's json).
     """
     return [path for path in sorted(files_below(lists)) if fnmatch.fnmatchcase(path.name, name)
             and not (path.suffix == ".csv" and path.with_name(PREPARED).exists())]

@@ -258,7 +258,7 @@ def list_videos(args):
     return read_videos(args.dataset, args.data_path, args.list_path, args.frames_path, args.validation)
 
 
-def check(args, per_class=1, networks=(), still=False, embeds=False):
+def check(args, per_class=1, networks=(), still=False, convnet3d=False):
     """Check the settings before any work is done, and return the device.
 
     Replaces `--precision auto` in `args` by the precision that it stands for.
@@ -266,7 +266,7 @@ def check(args, per_class=1, networks=(), still=False, embeds=False):
     per_class: the least number of training clips that each class must have.
     networks: names of the networks to evaluate, instead of --network.
     still: whether the training clips have one frame.
-    embeds: whether whole clips are matched, or chosen, by features of ConvNet3D.
+    convnet3d: whether the run builds ConvNet3D for whole clips, whatever --network is.
 
     ValueError for impossible settings.
     """
@@ -280,10 +280,10 @@ def check(args, per_class=1, networks=(), still=False, embeds=False):
     language, variable, compiler = ("C++", "CXX", "g++") if device.type == "cpu" else ("C", "CC", "gcc")
     if args.compile and not shutil.which(os.environ.get(variable, compiler)):
         raise ValueError(f"--compile needs a {language} compiler: install {compiler}, or leave out --compile")
-    for network in [*(networks or [args.network]), *(["ConvNet3D"] if embeds else [])]:
+    for network in [*(networks or [args.network]), *(["ConvNet3D"] if convnet3d else [])]:
         build(network, 1, args.frames or dataset.T, args.size or dataset.size, args.width)  # refuses too small clips
-    for flag, default in (("stride", None), ("test_clips", 3), *(() if still else (("train_clips", 1),))):
-        if dataset.rule != "stride" and getattr(args, flag) != default:
+    for flag, default in (("stride", None), ("test_clips", 3)):  # in a RUN's settings they do no harm
+        if dataset.rule != "stride" and not networks and getattr(args, flag) != default:
             raise ValueError(f"--{flag} has no effect on {dataset.name}, where a clip is the whole video: leave it out")
     check_temporal(args, args.frames or dataset.T)
     check_compact(args, args.frames or dataset.T, args.size or dataset.size)

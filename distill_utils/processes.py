@@ -203,9 +203,9 @@ def run_script(main, parser, arguments=None):
         exit_with_message(PEER_ENDED, f"{parser.prog}: error: communication with the other processes failed: "
                           f"{error_line(error)}")
     except KeyboardInterrupt:
-        resumes = hasattr(args, "checkpoint_seconds")
-        exit_with_message(130, f"{parser.prog}: stopped"
-                          + (": run the same command to resume from the last checkpoint" if resumes else ""))
+        advice = (": run the same command to resume from the last checkpoint" if hasattr(args, "checkpoint_seconds")
+                  else ": run the same command to continue" if parser.prog in ("prepare", "tune") else "")
+        exit_with_message(130, f"{parser.prog}: stopped{advice}")
 
 
 def parsed(parser, arguments):

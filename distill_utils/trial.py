@@ -12,7 +12,7 @@ from optuna.trial import TrialState
 
 from distill_utils.run import read_config
 
-DIVERGED = r"lower (the learning rate|--(feature_lr|lr_))"  # the advice of a run whose values are not finite
+DIVERGED = r"lower (the learning rate|--feature_lr)"  # the advice of a run whose values are not finite
 
 # Run the command; kill its process group when standard input ends, that is, when the parent process ends in any way.
 WATCHED = 'exec 3<&0; (read -r <&3; kill -KILL 0) & "$@" < /dev/null 3<&-'

@@ -214,12 +214,13 @@ class Study:
         """Return the next trial, its words {flag: value} and its lock; None if `most` trials have begun.
 
         Killed trials are restarted and do not count; nor do trials that failed before any finished, since whatever
-        made them fail may be repaired since.
+        made them fail may have been repaired
+        since.
         """
         with self.alone():
             self.take_up_killed()
             trials = self.optuna.get_trials(deepcopy=False)
-            finished = [trial.number for trial in trials if trial.state in (TrialState.COMPLETE, TrialState.PRUNED)]
+            finished = [trial.number for trial in trials if trial.state == TrialState.COMPLETE]
             first = min(finished, default=len(trials))
             begun = [trial for trial in trials
                      if trial.state != TrialState.WAITING and trial.number not in again(trials)
@@ -297,8 +298,8 @@ def main(args):
         raise ValueError("--validation 0 leaves no videos to score trials on: give a share above 0")
     searched, texts = ranges(args.method, flags, given, args.search)
     if own := {*given, *searched} & {"validation", "no_test", "save_path"}:
-        raise ValueError(f"--{own.pop()} is the same for all trials, and is set by the search: leave it out of the "
-                         "flags and of --search")
+        raise ValueError(f"--{min(own)} is the same for all trials: give --validation and --save_path to the search "
+                         "itself, and leave out --no_test, which every trial has")
     settings = argparse.Namespace(**flags.read([*args.flags, *validation]))
     folder = study_folder(args, settings, texts)
     study, failures = Study(folder, searched, settings.seed, args.startup), []

@@ -115,7 +115,7 @@ def first_words(body):
             if first and not operator and not re.match(r"\w+=", word):
                 yield word
                 first = False
-            first = first or operator
+            first = first or operator and word != ")"
 
 
 DONE = {}  # blocks that were run, and their calls: pages give the same commands

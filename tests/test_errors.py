@@ -14,7 +14,6 @@ import dry
 import pytest
 import torch
 
-import distill_DC
 import distill_DM
 import distill_MTT
 import distill_s2d
@@ -225,6 +224,7 @@ def test_clips_too_small_for_the_network(refused):
         assert refused("DM", *flags, "--network", "CNN+mean").startswith("ConvNet3D needs ")  # whose features DM matches
         assert refused("DM", *flags, "--network", "CNN+mean", "--Iteration", 0, "--select", "herding").startswith("ConvNet3D needs ")
         assert refused("s2d", *flags, "--network", "CNN+mean", "--static", "real").startswith("ConvNet3D needs ")
+        assert refused("s2d", *flags, "--network", "CNN+mean", "--static", "real", "--method", "MTT", "--Iteration", 0).startswith("ConvNet3D needs ")
 
 
 # ---------------------------------------------------------------- counts that do not fit
@@ -314,14 +314,13 @@ def test_flags_without_effect(tiny, flags, flag, other):
 
 
 def test_clip_flags_of_whole_videos():
-    """Where a clip is the whole video these flags would only name the same run twice; stills are drawn from videos."""
-    for flag, value in (("stride", 9), ("train_clips", 3), ("test_clips", 1)):
+    """Where a clip is the whole video these flags would only name the same run twice."""
+    for flag, value in (("stride", 9), ("test_clips", 1)):
         args = distill_DM.parser().parse_args(["--dataset", "SSv2", "--device", "cpu", f"--{flag}", str(value)])
         with pytest.raises(ValueError, match=f"^--{flag} has no effect on SSv2, where a clip is the whole video: leave it out$"):
             options.check(args)
-    args = distill_DC.parser().parse_args(["--dataset", "SSv2", "--device", "cpu", "--train_clips", "3", "--data_path", "nowhere"])
-    with pytest.raises((ValueError, OSError), match="nowhere"):  # the data set is looked for
-        options.check(args, still=True)
+        with pytest.raises((ValueError, OSError), match="nowhere"):  # of a RUN they are taken: the data set is looked for
+            options.check(distill_DM.parser().parse_args(["--dataset", "SSv2", "--device", "cpu", f"--{flag}", str(value), "--data_path", "nowhere"]), networks=["ConvNet3D"])
 
 
 def test_real_memories_are_as_many_as_the_videos(script, tmp_path):

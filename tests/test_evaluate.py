@@ -89,6 +89,16 @@ def test_a_video_is_judged_by_the_mean_of_its_clips_logits_not_by_votes():
     assert result["per_class"].tolist() == pytest.approx([100 / 3, 100])
 
 
+def test_the_width_counts_only_for_the_network_that_has_one(monkeypatch):
+    """The memory of the others does not shrink with --width."""
+    seen = []
+    monkeypatch.setattr(evaluation, "clips_at_once", lambda *values: seen.append(values[3]) or 4)
+    monkeypatch.setattr(networks, "build", lambda *_: TinyNet(K, T, SIZE))
+    for network in ("ConvNet3D", "CNN+mean"):
+        evaluate(pixels(), some_test_clips(), network=network, num_eval=1, epochs=1, width=32)
+    assert seen == [32, 128]
+
+
 @pytest.mark.parametrize("at_once", [1, 7, 1000])
 def test_predict_sees_every_clip_once_in_order_unflipped_and_without_dropout(monkeypatch, at_once):
     monkeypatch.setattr(evaluation, "clips_at_once", lambda *_: at_once)

@@ -270,7 +270,7 @@ def test_no_python(project):
 
 
 def test_launchers_before_anything_is_installed(project):
-    """They install nothing themselves; another Python that has PyTorch will do."""
+    """They install nothing themselves; another Python that has all packages will do."""
     name, arguments = "sh/baseline/full.sh", ("cpu", "toy")
     code, said, calls = project(name, "venv ensurepip", *arguments)
     assert code == 2 and not calls
@@ -280,6 +280,12 @@ def test_launchers_before_anything_is_installed(project):
     half_made(project.root / ".venv", "python without pip")
     code, said, calls = project(name, "", *arguments)
     assert code == 2 and not calls and said.startswith(f"error: {project.root}/.venv/bin/python lacks packages of requirements.txt: "), said
+
+
+def test_launchers_look_for_all_packages():
+    required = [re.split("[>=<]", line)[0] for line in (ROOT / "requirements.txt").read_text().split()]
+    looked_for = re.search(r"sys.argv\[1:\]\)\)\)' \\\n +(.*?) \|\|", (ROOT / "sh" / "launch.sh").read_text())[1].split()
+    assert sorted({"pillow": "PIL"}.get(name, name) for name in required) == sorted(looked_for)
 
 
 def test_allocator_settings_can_be_overridden(launch, monkeypatch):
@@ -359,6 +365,8 @@ def test_trajectory_matching_finds_the_experts_of_its_launcher(launch, monkeypat
             prepare(flags(name, "1", "5"))
         command = re.search("`(.*)`", str(caught.value))[1]
         assert command == f"bash sh/baseline/buffer.sh GPU toy --data_path {tmp_path} --save_path results"
+        with pytest.raises(ValueError, match="buffer.sh GPU toy --train_epochs 36 --data_path"):  # as many as will be matched
+            prepare(flags(name, "1", "5", "--max_start_epoch", "35", "--expert_epochs", "2"))
     run = start_run(flags("sh/baseline/buffer.sh"), "buffer")
     for name in "replay_buffer_0.pt", "result.json":
         (run.folder / name).write_text("{}")

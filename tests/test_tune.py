@@ -5,13 +5,17 @@ import os
 import re
 import signal
 import time
+import types
 
 import pandas as pd
 import pytest
+import torch
 from commands import only_folder
 
-from distill_utils import tune
+from distill_utils import trial, tune
+from distill_utils.last_good import LastGood
 from distill_utils.processes import run_script
+from distill_utils.run import Run
 from utils import ROOT
 
 # A launcher GPU DATASET LR IPC [FLAG …] whose run's folder is a function of its flags and whose accuracy is best at LR 100; it goes on where it stopped.
@@ -193,6 +197,26 @@ def test_a_trial_that_diverges_ends_no_study(study, tmp_path, monkeypatch):
     rows = table(tmp_path)
     assert code == 0 and len(rows) == 12 and ((rows.state == "pruned") == (rows.lr_img > 100)).all(), printed
     assert (rows.why.dropna() == "fake: error: the loss is nan: lower the learning rate").all() and rows.why.notna().any()
+
+
+def test_divergence_is_told_from_other_errors():
+    """By the sentences of the runs themselves."""
+    broken = types.SimpleNamespace(iteration=3, folder="here", stateful={"synset": torch.nn.Linear(1, 1)}, kept={}, patience=1, in_a_row=0)
+    torch.nn.init.constant_(broken.stateful["synset"].weight, float("nan"))
+    for call in (lambda: Run.check_loss(broken, float("nan")), lambda: Run.check_finite(broken), lambda: LastGood.roll_back(broken, torch.tensor(float("inf")))):
+        with pytest.raises(ValueError, match=trial.DIVERGED):
+            call()
+    for other in ("no space left on the disk for x", "the GPU's memory is full: end other programs that use it, or lower the sizes (x)"):
+        assert not re.search(trial.DIVERGED, other)
+
+
+def test_failures_after_a_divergence(study, tmp_path, monkeypatch):
+    """They do not use up the trials either, since no trial has finished."""
+    for when, code in (("diverge", 2), ("refuse", 2), ("learn", 0)):
+        monkeypatch.setenv("FAKE", when)
+        found = study("--trials", 2 if when == "learn" else 1 if when == "diverge" else 2, "--search", "lr_img=log:101:200")
+        assert found[0] == code, found
+    assert sorted(table(tmp_path).state) == ["complete"] + ["failed"] * 3 + ["pruned"]
 
 
 @pytest.mark.parametrize("when", ("refuse", "refuse late", "refuse when begun"))
