@@ -213,9 +213,8 @@ class Study:
     def begin(self, most):
         """Return the next trial, its words {flag: value} and its lock; None if `most` trials have begun.
 
-        Killed trials are restarted and do not count; nor do trials that failed before any finished, since whatever
-        made them fail may have been repaired
-        since.
+        Killed trials are restarted and do not count. Nor do trials that failed before any finished: their cause may
+        have been repaired.
         """
         with self.alone():
             self.take_up_killed()
