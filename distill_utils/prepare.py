@@ -125,15 +125,21 @@ def read_lists(args, recipe, dataset, picture):
 
 
 def check_settings(root, frames, ours, settings):
-    """ValueError if the frames there have other settings or another maker, or a list there has another maker.
+    """Record the settings of the frames, and `ours`, the names of the lists that prepare writes there.
 
-    Frames are never mixed, and foreign lists are never overwritten.
+    ValueError if the frames there have other settings or another maker, or a list there has another maker: frames are
+    never mixed, and foreign lists are never overwritten.
     """
     path = root / lists.PREPARED
-    if not path.is_file():
-        for theirs in (*filled_folders(frames), *(root / name for name in ours if (root / name).exists())):
-            raise ValueError(f"{theirs} was not made by prepare: give another --out")
-    elif filled_folders(frames) and read_json(path) not in json.loads(
+    made = read_json(path) if path.is_file() else {}
+    if not isinstance(made, dict):
+        raise ValueError(f"{path} was not made by prepare: give another --out, or move it away")
+    of_older_version = [*ours, *(file.name for file in root.glob("*.csv"))] if made else []
+    written = made.pop("lists", of_older_version)
+    foreign = [root / name for name in ours if name not in written and (root / name).exists()]
+    if foreign := foreign + ([] if made else filled_folders(frames)):
+        raise ValueError(f"{foreign[0]} was not made by prepare: give another --out, or move it away")
+    if made and filled_folders(frames) and made not in json.loads(
             json.dumps([settings, settings | {"format": lists.FORMAT}])):
         raise ValueError(f"the frames in {frames} have other settings, {path.read_text()}: "
                          "give another --out, or delete them")
@@ -141,8 +147,9 @@ def check_settings(root, frames, ours, settings):
     if others and "videos" in settings:  # custom: the loader takes the only folder
         raise ValueError(f"{root} may hold frames and lists only, but has the folder {others[0].name}: "
                          "give another --out")
-    if not filled_folders(frames):  # existing frames keep the recorded format
-        save_json(settings | {"format": lists.FORMAT}, path)
+    if not filled_folders(frames):
+        made = settings | {"format": lists.FORMAT}  # existing frames keep the recorded format
+    save_json(made | {"lists": sorted({*written, *ours})}, path)
 
 
 def filled_folders(path):

@@ -999,6 +999,22 @@ def test_frames_of_other_settings_or_makers_are_not_mixed(ucf, tmp_path, command
     assert "was not made by prepare" in refused(command, "UCF101", "--videos", ucf)
 
 
+def test_lists_of_other_makers_are_not_written_over_beside_our_own(ucf, tmp_path, command):
+    root = tmp_path / "out" / "UCF101"
+    assert command("UCF101", "--videos", ucf)[0] == 0
+    write(root / "ucf50_splits1.csv", "theirs")
+    assert f"{root / 'ucf50_splits1.csv'} was not made by prepare" in refused(command, "miniUCF101", "--videos", ucf)
+    assert (root / "ucf50_splits1.csv").read_text().split() == ["theirs"]
+    (root / "ucf50_splits1.csv").unlink()
+    for _ in range(2):  # and our own can be written again
+        assert command("miniUCF101", "--videos", ucf)[0] == 0
+    made = json.loads((root / "prepared.json").read_text())
+    assert made["lists"] == ["ucf101_splits1.csv", "ucf101_splits2.csv", "ucf50_splits1.csv", "ucf50_splits2.csv"]
+    (root / "prepared.json").write_text(json.dumps({name: value for name, value in made.items() if name != "lists"}))
+    assert command("UCF101", "--videos", ucf)[0] == 0  # as older versions left it
+    assert json.loads((root / "prepared.json").read_text()) == made
+
+
 def test_two_at_once_are_refused(ucf, tmp_path, command):
     from utils import lock_folder
     root = tmp_path / "out" / "UCF101"
