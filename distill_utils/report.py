@@ -266,7 +266,7 @@ def plot_classes(rows, classes, most=10):
     for place, row in enumerate(shown.itertuples()):
         values = np.array(row.per_class, dtype=float)[order]
         axes.bar(np.arange(len(order)) - 0.425 + (place + 0.5) * width, values, width, label=label(row),
-                 color=plt.get_cmap("tab20")(place % 20))
+                 color=f"C{place}")
     ticks = [names[number] for number in order]
     if classes is not None:
         ticks = [f"{name} ({classes.dynamics[name]:+.0f})" for name in classes.index]
