@@ -10,6 +10,7 @@ import math
 import os
 import pathlib
 import resource
+import secrets
 import shutil
 import sys
 import zipfile
@@ -30,7 +31,7 @@ TEXT = {"encoding": "utf-8", "errors": "backslashreplace"}  # in any locale; fil
 def atomic_write(path, mode="wb"):
     """Open a file that appears under `path` complete or not at all: write a temporary file, fsync, rename."""
     path = pathlib.Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")  # process ids repeat on other machines
     try:
         with open(temporary, mode, **({} if "b" in mode else TEXT)) as file:
             yield file

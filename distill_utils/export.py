@@ -27,6 +27,7 @@ from distill_utils.synset import load_set
 from utils import atomic_write, save
 
 FPS = 8
+GIF_SIDE = 65535  # pixels, the format's limit
 
 
 @torch.no_grad()
@@ -112,6 +113,9 @@ def mp4(video, fps):
 
 def gif(video, fps):
     """Encode uint8 (T, H, W, 3) as an animated GIF that loops forever; return its bytes."""
+    if max(video.shape[1:3]) > GIF_SIDE:
+        raise ValueError(f"a gif has at most {GIF_SIDE} pixels a side, and this one would have "
+                         f"{max(video.shape[1:3])}: give a lower --scale, or fewer --classes")
     first, *others = map(Image.fromarray, video)
     file = io.BytesIO()
     first.save(file, "GIF", save_all=True, append_images=others, duration=round(1000 / fps), loop=0)

@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from distill_utils.augment import NONE
 from distill_utils.clips import relative, select
-from distill_utils.datasets import DATASETS
+from distill_utils.datasets import DATASETS, LIST
 from distill_utils.options import add_temporal_options, add_width, list_videos, script_parser, selection_values
 from distill_utils.processes import broadcast, gather, progress, rank, sum_gradients, world_size
 from networks import WIDTH
@@ -44,6 +44,8 @@ from utils import (
 DATA_PATHS = ("data_path", "list_path", "frames_path")
 WITHOUT_EFFECT = ("save_path", "pack_path", "pack", "device", "workers", "wandb", "checkpoint_seconds", "bytes",
                   "no_test", *DATA_PATHS, "path_static", "buffer_path")  # of these paths, the content counts instead
+
+WANDB_SECONDS = 120  # longest wait for an upload at the end of a run: without a network, wandb would wait for ever
 
 
 class Run:
@@ -106,7 +108,8 @@ class Run:
                 raise ValueError("--wandb online needs an account: run `wandb login` first, or give --wandb offline")
             self.wandb = wandb.init(project="video-distillation", name=name, id=self.id, resume="allow",
                                     dir=self.folder, mode=mode,
-                                    config=settings, settings=wandb.Settings(silent=True, console="off"))
+                                    config=settings, settings=wandb.Settings(silent=True, console="off",
+                                                                             finish_timeout=WANDB_SECONDS))
             self.wandb.define_metric("*", step_metric="iteration")
         except wandb.Error as error:
             raise ValueError(
@@ -337,10 +340,14 @@ def list_digest(args):
 
 
 def content_digest(args):
-    """Digest of the training and test frames, to distinguish data sets with the same list."""
+    """Digest of the training and test frames, and of the list's validation frames if the run uses them.
+
+    It distinguishes data sets with the same list.
+    """
     splits = list_videos(args)[0].split.unique()
     return "-".join(select(args.dataset, split=split, **selection_values(args)).content(args.pack_path)
-                    for split in ("train", "test") if split in splits)
+                    for split in ("train", "test", *(["validation"] if args.validation == LIST else []))
+                    if split in splits)
 
 
 def file_fingerprint(path, size=2 ** 20):

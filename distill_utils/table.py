@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 
 from distill_utils.datasets import DATASETS
+from distill_utils.lists import files_below
 from distill_utils.processes import run_script
 from distill_utils.record import FIGURES, check_figure, read_result
 from distill_utils.run import read_config
@@ -39,8 +40,8 @@ def read_results(folders):
     that tells rows of other lists, clips, networks or precisions apart.
     """
     rows = []
-    paths = sorted({path.resolve() for folder in folders for path in folder.rglob("result.json")
-                    if (path.parent / "config.json").is_file()}, key=lambda path: path.stat().st_mtime)
+    paths = sorted({path.resolve() for folder in folders for path in files_below(folder)
+                    if path.name == "result.json" and (path.parent / "config.json").is_file()}, key=lambda path: path.stat().st_mtime)
     for path in paths:
         config, result = read_config(path.parent / "config.json"), read_result(path)
         if result is None:

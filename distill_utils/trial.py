@@ -44,7 +44,8 @@ def run_trial(trial, command, log, file, headline):
 @contextlib.contextmanager
 def watched(command, log, file):
     """Start the command as a process that ends with this block and with this process; it also holds the lock `file`."""
-    environment = {**os.environ, "PYTHON": os.environ.get("PYTHON", sys.executable), "PYTHONUNBUFFERED": "1"}
+    environment = {**os.environ, "PYTHON": os.environ.get("PYTHON", sys.executable), "PYTHONUNBUFFERED": "1",
+                   "PYTHONIOENCODING": "utf-8"}
     with open(log, "ab") as output:
         process = subprocess.Popen(["bash", "-c", WATCHED, "trial", *command], env=environment, stdin=subprocess.PIPE,
                                    stdout=output, stderr=subprocess.STDOUT,

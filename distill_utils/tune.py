@@ -236,7 +236,16 @@ class Study:
             words = {name: each.suggest(trial) for name, each in self.ranges.items()}
             file = open(self.lock_path(trial.number), "a")
             lock(file)
+            trial.set_user_attr("words", words)
             return trial, words, file
+
+    def wait_for_same(self, trial, words):
+        """Wait for earlier trials that run the same settings in other processes; this one then reads their run."""
+        for other in self.optuna.get_trials(deepcopy=False, states=[TrialState.RUNNING]):
+            if other.number < trial.number and other.user_attrs.get("words") == words:
+                print(f"trial {trial.number} waits for trial {other.number}, which runs the same settings", flush=True)
+                with open(self.lock_path(other.number), "a") as file:
+                    lock(file)
 
     def take_up_killed(self):
         for trial in self.optuna.get_trials(deepcopy=False, states=[TrialState.RUNNING]):
@@ -319,6 +328,7 @@ def run_next(study, trial, words, file, args, flags):
     trial.set_user_attr("command", shlex.join(command))
     alone = ["--validation", args.validation, "--no_test", "--save_path", str(args.save_path)]
     with file:
+        study.wait_for_same(trial, words)
         state, value, why = run_trial(trial, [*command, *alone], study.log_path(trial.number), file,
                                       DATASETS[args.dataset].headline)
         trial.set_user_attr("run", str(run_folder(study.log_path(trial.number)) or ""))

@@ -1,6 +1,6 @@
 # Sourced by every launcher. Only this file deals with Python, GPUs and the memory allocator. It does not change the
 # directory, so that relative paths in flags refer to the user's.
-root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+root=$(CDPATH= cd -- "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 
 # positionals COUNT "$@": with fewer arguments, print the launcher's usage line and exit.
 positionals() {
@@ -49,7 +49,9 @@ environment() {
   recent "$python" || { recent python3 && python3 -m venv --clear --without-pip "$root/.venv"; } ||
     stop "$root/.venv needs Python 3.10 or later: install it (on Debian and Ubuntu the packages python3 and \
 python3-venv), or give PYTHON=/path/to/python"
-  "$python" -c 'import pip' 2>/dev/null || "$python" -m ensurepip >/dev/null 2>&1 ||
+  "$python" -c 'import pip' 2>/dev/null && return
+  rm -f "$root/.venv/installed"   # the system's Python has another version now, and none of these packages
+  "$python" -m ensurepip >/dev/null 2>&1 ||
     stop "$root/.venv has no pip: on Debian and Ubuntu install the package python3-venv, elsewhere Python's ensurepip"
 }
 
@@ -76,7 +78,7 @@ given() {
   (IFS=,; echo "${found[*]}")
 }
 
-# launch GPU PROGRAM [FLAG …]: run a script, or a module such as distill_utils.evaluate, on a GPU.
+# launch GPU PROGRAM [FLAG …]: replace this shell by a script, or a module such as distill_utils.evaluate, on a GPU.
 # GPU is a number; cpu or -1 for the CPU; mps for Apple's GPU; xpu for Intel's. A list such as 0,1,2,3 starts one
 # process per GPU with torchrun; cpu*2 starts two processes on the CPU. If CUDA_VISIBLE_DEVICES is set, the numbers are
 # positions in its list.
@@ -99,7 +101,8 @@ launch() {
   # system each time, and page faults double the time of a step on a CPU.
   export MALLOC_MMAP_THRESHOLD_=${MALLOC_MMAP_THRESHOLD_:-4294967296}
   export MALLOC_TRIM_THRESHOLD_=${MALLOC_TRIM_THRESHOLD_:-8589934592}
-  CUDA_VISIBLE_DEVICES=$gpu python "${program[@]}" --device "$device" "$@"
+  export CUDA_VISIBLE_DEVICES=$gpu
+  become "${program[@]}" --device "$device" "$@"
 }
 
 # module NAME [ARGUMENT …]: run a module that needs no GPU.
@@ -107,15 +110,21 @@ module() {
   python -m "$@"
 }
 
+python() {
+  (become "$@")
+}
+
+# become ARGUMENT …: replace this shell by Python, so that a signal to a launcher ends the run, not only the launcher.
 # Our modules come before the user's: a utils.py in the user's directory must not be imported (PYTHONSAFEPATH; before
 # Python 3.11 distill_utils/__init__.py does this).
-python() {
+become() {
   local found; found=$(find_python)
-  if [[ -z ${PYTHON:-} && ! -e $root/.venv/installed ]]; then
+  if [[ -z ${PYTHON:-} ]]; then
     "$found" -c 'import importlib.util, sys; sys.exit(not all(map(importlib.util.find_spec, sys.argv[1:])))' \
       torch torchvision numpy pandas PIL av kornia matplotlib tqdm wandb optuna ||
       stop "$found lacks packages of requirements.txt: bash sh/quickstart.sh installs them into $root/.venv, or give \
 PYTHON=/path/to/python"
   fi
-  PYTHONSAFEPATH=1 PYTHONPATH=$root${PYTHONPATH:+:$PYTHONPATH} "$found" "$@"
+  export PYTHONSAFEPATH=1 PYTHONPATH=$root${PYTHONPATH:+:$PYTHONPATH}
+  exec "$found" "$@"
 }

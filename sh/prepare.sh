@@ -17,4 +17,4 @@ flags=(
   --videos "$videos"
   --quality 95              # JPEG quality
 )
-module distill_utils.prepare "$dataset" "${flags[@]}" "$@"
+become -m distill_utils.prepare "$dataset" "${flags[@]}" "$@"

@@ -215,7 +215,7 @@ def test_the_worked_example_runs_to_its_row(tiny, tmp_path, monkeypatch, capsys)
     monkeypatch.syspath_prepend(tmp_path)
     script = importlib.import_module("distill_Moments")
     flags = ["--dataset", "custom", "--data_path", str(tiny), "--pack_path", str(tmp_path / "packs"), "--save_path", str(tmp_path / "results"), "--device", "cpu", "--wandb", "disabled",
-             *"--frames 8 --size 43 --width 4 --test_clips 1 --ipc 2 --batch_real 2 --rank 3 --Iteration 2 --eval_it 1 --num_eval 1 --epoch_eval_train 1 --storage uint8".split()]
+             *"--frames 8 --size 43 --width 4 --test_clips 1 --ipc 1 --bytes 66999 --batch_real 2 --rank 3 --Iteration 2 --eval_it 1 --num_eval 1 --epoch_eval_train 1 --storage uint8".split()]
     script.main(script.parser().parse_args(flags))
     run, = (path.parent for path in tmp_path.glob("results/*/*/result.json"))
     found, _ = synset.load_set(run)

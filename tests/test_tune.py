@@ -25,6 +25,8 @@ while (($#)); do case $1 in --save_path) save=$2 ;; --Iteration) last=$2 ;; --pa
 last=${last:-3}; folder=$save/toy/fake_${lr}_$init; mkdir -p "$folder"
 if [[ $FAKE == refuse ]]; then echo "fake: error: it is refused" >&2; exit 2; fi
 echo "run folder: $folder"
+exec 9> "$folder/lock"
+if command -v flock > /dev/null && ! flock -n 9; then echo "fake: error: another process runs the same settings" >&2; exit 2; fi
 if [[ $FAKE == "refuse late" ]]; then echo "fake: error: it is refused" >&2; exit 2; fi
 echo "$$ $lr" >> "$save/started"
 echo "{\"settings\": {\"Iteration\": $last}, \"chosen\": {}}" > "$folder/config.json"
@@ -271,6 +273,16 @@ def test_two_processes_share_a_study(study, tmp_path, monkeypatch):
     rows = table(tmp_path)
     assert [process.exitcode for process in processes] == [0, 0] and len(rows) == 8 and "killed" not in set(rows.state)
     assert len(started(tmp_path)) == 8 and len(set(rows.lr_img)) == 8
+
+
+def test_the_same_settings_are_run_by_one_process_at_a_time(study, tmp_path, monkeypatch):
+    """Two values and four processes: the others wait, and read the finished run."""
+    monkeypatch.setenv("FAKE_SECONDS", "0.5")
+    processes = [study.start("--trials", 6, "--lr_img", 3, "--Iteration", 1) for _ in range(4)]
+    for process in processes:
+        process.join()
+    assert [process.exitcode for process in processes] == [0] * 4
+    assert list(table(tmp_path).state) == ["complete"] * 6 and len(list(tmp_path.glob("tune/toy/fake_*"))) == 2
 
 
 def test_no_test_video_is_read(command, tmp_path):

@@ -89,13 +89,14 @@ run() {
   case $code in
     0) ;;
     130) exit 130 ;;
-    2) left_out+=("$name") ;;                 # usually the budget is too small
+    2) left_out+=("$name") ;;                 # with a budget: usually that is too small
     *) failed+=("$name") ;;
   esac
 }
 
 run 'full data' baseline/full.sh "${full[@]}" "$@"
 run experts baseline/buffer.sh "${experts[@]}" "$@"
+failed=(${left_out[@]+"${left_out[@]}"} ${failed[@]+"${failed[@]}"}) left_out=()   # these two have no budget
 for bytes in "${budgets[@]}"; do
   for seed in "${seeds[@]}"; do
     at="at $bytes bytes, seed $seed"

@@ -12,4 +12,4 @@ set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/../launch.sh"
 positionals 3 "$@"
 
-module distill_utils.tune "$@"
+become -m distill_utils.tune "$@"
