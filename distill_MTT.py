@@ -19,6 +19,7 @@ from distill_utils import budget, options
 from distill_utils.augment import NONE, augment_each
 from distill_utils.compute import DiskStack, KnownGradient, autocast, clips_at_once, count_kept_steps
 from distill_utils.coreset import add_start_options, choose
+from distill_utils.datasets import DATASETS
 from distill_utils.evaluate import evaluate
 from distill_utils.last_good import LastGood
 from distill_utils.processes import rank_share, run_script, sum_over_ranks, world_size
@@ -230,7 +231,15 @@ def prepare(args):
                          "the same settings, or another --buffer_path")
     elif (args.buffer_path / "config.json").exists() and not (args.buffer_path / "result.json").exists():
         raise ValueError(f"the experts in {args.buffer_path} are not finished: let buffer.py finish first")
+    dataset = DATASETS[args.dataset]
+    open_experts(args, networks.build("ConvNet3D", len(options.list_videos(args)[1]), args.frames or dataset.T,
+                                      args.size or dataset.size, args.width))  # refuses experts that do not fit
     return buffer_files(args.buffer_path)
+
+
+def open_experts(args, net):
+    return Experts(buffer_files(args.buffer_path), [parameter.shape for parameter in net.parameters()],
+                   args.max_start_epoch + args.expert_epochs, args.seed, args.min_start_epoch)
 
 
 def make_matching(args, clips):
@@ -239,9 +248,7 @@ def make_matching(args, clips):
         print(f"{args.trajectories_per_step} of {world_size()} processes do the matching, because a step has no more "
               "trajectories; all take part in evaluation "
               f"(--trajectories_per_step {world_size()} uses all, but changes the algorithm)")
-    experts = Experts(buffer_files(args.buffer_path), [parameter.shape for parameter in net.parameters()],
-                      args.max_start_epoch + args.expert_epochs, args.seed, args.min_start_epoch)
-    return TrajectoryMatching(experts, FlatNetwork(net), clips, syn_steps=args.syn_steps,
+    return TrajectoryMatching(open_experts(args, net), FlatNetwork(net), clips, syn_steps=args.syn_steps,
                               expert_epochs=args.expert_epochs, max_start_epoch=args.max_start_epoch,
                               step_size=args.lr_teacher, learn_step_size=args.train_lr, batch_syn=args.batch_syn,
                               precision=args.precision, segments=args.segments,

@@ -13,6 +13,7 @@ import distill_FRePo
 import distill_MTT
 from distill_utils import budget, options
 from distill_utils.coreset import add_start_options, choose
+from distill_utils.datasets import DATASETS
 from distill_utils.evaluate import evaluate
 from distill_utils.last_good import LastGood
 from distill_utils.processes import run_script
@@ -35,9 +36,10 @@ def find_static(args, spc):
     return folder / "distilled.pt"
 
 
-def check_static(args):
-    """ValueError if --path_static is of an unfinished run, of another size, or of other training videos."""
-    config, content = args.path_static.with_name("config.json"), load(args.path_static)  # refuse other files early
+def check_static(args, spc):
+    """ValueError if --path_static does not fit, or is of an unfinished run or of other training videos."""
+    config, content = args.path_static.with_name("config.json"), load(args.path_static)
+    load_static(args.path_static, len(options.list_videos(args)[1]), spc, static_side(args))
     if not config.exists() or not isinstance(content, dict) or "iteration" not in content:
         return  # not a file of distill_DC.py in its run folder
     if other := differing_settings(args, config.parent, ("size", "static_size", "validation")):
@@ -47,6 +49,10 @@ def check_static(args):
     if args.path_static.name == "distilled.pt" and content["iteration"] < total:
         raise ValueError(f"the static memory {args.path_static} has learned {content['iteration']} of {total} "
                          "iterations: repeat the command of distill_DC.py, which resumes")
+
+
+def static_side(args):
+    return args.static_size or args.size or DATASETS[args.dataset].size
 
 
 def check_effect(args):
@@ -97,7 +103,7 @@ def initial_memories(run, args, clips, spc, dpc):
     chosen = (None if args.static == "DC" and args.init_dynamic != "motion"
               else choose(run, args, clips, clips_needed(args, spc, dpc), args.select))
     if args.static == "DC":
-        static = load_static(args.path_static, clips.K, spc, args.static_size or clips.size)
+        static = load_static(args.path_static, clips.K, spc, static_side(args))
     else:
         static, residual = real_memories(clips, chosen, args.ipc, spc, dpc, args.static_frame, args.static_size,
                                          *compact)
@@ -124,7 +130,7 @@ def main(args):
             print(f"static memory: {args.path_static}, stored as {stored}")
         if args.path_static.is_dir():
             args.path_static = args.path_static / "distilled.pt"
-        check_static(args)
+        check_static(args, spc)
         files = [args.path_static, *files]
     run = start_run(args, f"s2d_{args.method}_ipc{args.ipc}_lr{args.lr_dynamic:g}", *files)
     seed_everything(args.seed)

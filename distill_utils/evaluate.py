@@ -156,15 +156,15 @@ def score(logits, test) -> dict:
     confusion: number of clips of each class (rows) that are predicted as each class (columns).
     """
     labels, videos = test.labels, test.videos
-    hits = logits.topk(min(5, test.K)).indices == labels[:, None]          # (n, 5)
+    predicted = logits.argmax(1)  # not topk's first, which may be another one of equal logits
+    hits, among_five = predicted == labels, (logits.topk(min(5, test.K)).indices == labels[:, None]).any(1)
     counts = torch.bincount(labels, minlength=test.K)
     sums = torch.zeros(int(videos.max()) + 1, test.K).index_add_(0, videos, logits)
     video_labels = torch.zeros(len(sums), dtype=torch.long).index_copy_(0, videos, labels)
-    return {"top1": 100 * hits[:, 0].double().mean().item(), "top5": 100 * hits.any(1).double().mean().item(),
+    return {"top1": 100 * hits.double().mean().item(), "top5": 100 * among_five.double().mean().item(),
             "video_top1": 100 * (sums.argmax(1) == video_labels).double().mean().item(),
-            "confusion": torch.bincount(labels * test.K + logits.argmax(1),
-                                        minlength=test.K ** 2).view(test.K, test.K),
-            "per_class": 100 * torch.bincount(labels[hits[:, 0]], minlength=test.K) / counts}
+            "confusion": torch.bincount(labels * test.K + predicted, minlength=test.K ** 2).view(test.K, test.K),
+            "per_class": 100 * torch.bincount(labels[hits], minlength=test.K) / counts}
 
 
 class RealSet:

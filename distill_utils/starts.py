@@ -72,14 +72,16 @@ def real_memories(clips, chosen, ipc, spc, dpc, frame="mean", static_size=None, 
     The static memory is the mean or the middle frame of a clip; the dynamic memory is the grey residual of the clip.
     Each slot owns as many clips as the larger of its numbers of static and dynamic memories.
     """
-    videos = clips.draw(chosen).unflatten(0, (clips.K, ipc, -1))                    # (K, N, group, T, 3, H, W)
-    still = videos.mean(3) if frame == "mean" else videos[:, :, :, clips.T // 2]
-    still = downsample(still[:, :, :spc // ipc], size=static_size)                      # (K, N, spc/N, 3, h, h)
-    members = torch.arange(dpc // ipc)
-    shown = enlargement(still, clips.size).to(still.device)(still)[:, :, members % (spc // ipc)]
-    residual = (videos[:, :, members] - shown.unsqueeze(3)).mean(4, keepdim=True)   # (K, N, dpc/N, T, 1, H, W)
-    still = still.flatten(1, 2).clone()            # a view would keep the real clips in memory and in the set's file
-    return still, downsample(residual.flatten(1, 2), frames, size)
+    statics, residuals, members = [], [], torch.arange(dpc // ipc)
+    for numbers in chosen.view(clips.K, -1):  # class by class: clips take far more memory than what is kept of them
+        videos = clips.draw(numbers).unflatten(0, (ipc, -1))                            # (N, group, T, 3, H, W)
+        still = videos.mean(2) if frame == "mean" else videos[:, :, clips.T // 2]
+        still = downsample(still[:, :spc // ipc], size=static_size)                     # (N, spc/N, 3, h, h)
+        shown = enlargement(still, clips.size).to(still.device)(still)[:, members % (spc // ipc)]
+        residual = (videos[:, members] - shown.unsqueeze(2)).mean(3, keepdim=True)      # (N, dpc/N, T, 1, H, W)
+        statics.append(still.flatten(0, 1))
+        residuals.append(downsample(residual.flatten(0, 1), frames, size))
+    return torch.stack(statics), torch.stack(residuals)
 
 
 def initial_dynamic(clips, static, ipc, dpc, init, frames=None, size=None, chosen=None) -> torch.Tensor:

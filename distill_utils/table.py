@@ -55,8 +55,9 @@ def read_results(folders):
                          "ipc": setting("ipc", settings.get("ipc") or settings.get("spc")),  # DC's default
                          **{name: result[name] for name in FIGURES},
                          "per_class": result["per_class"], "class_names": tuple(result["class_names"]),
-                         **best_on_validation(result), "confusion": result["confusion"], "chosen": config["chosen"]})
-        except (LookupError, TypeError) as error:
+                         **best_on_validation(result), "best_on_test": result.get("best_on_test", {}).get("value"),
+                         "confusion": result["confusion"], "chosen": config["chosen"]})
+        except (LookupError, TypeError, AttributeError) as error:
             raise ValueError(f"{path.parent / 'config.json'} is damaged ({type(error).__name__}: {error})") from None
     if not rows:
         raise ValueError(f"no finished run below {' or '.join(map(str, folders))}: give the --save_path of some runs")

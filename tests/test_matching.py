@@ -388,7 +388,7 @@ def test_precision_of_a_gpu(monkeypatch, capability, auto, allowed):
     gpu = torch.device("cuda")
     assert compute.set_precision(gpu, "auto") == auto and not torch.backends.cudnn.allow_tf32 and not torch.backends.cuda.matmul.allow_tf32
     if allowed:
-        assert compute.set_precision(gpu, "tf32") == "tf32" and torch.backends.cudnn.allow_tf32 and torch.backends.cuda.matmul.allow_tf32
+        assert compute.set_precision(gpu, "tf32") == "tf32" and torch.backends.cudnn.allow_tf32 and not torch.backends.cuda.matmul.allow_tf32
     compute.set_precision(torch.device("cpu"), "fp32")
     assert not torch.backends.cudnn.allow_tf32
     monkeypatch.setattr(torch.version, "hip", "6.2")

@@ -14,7 +14,7 @@ refuse --save_path 'give RESULTS=DIR before the command' "$@"
 refuse --seed 'give SETTINGS=FILE before the command, a file with a line such as seeds=(3 4)' "$@"
 
 results=${RESULTS:-$root/results/frontier}
-budgets=(20000 50000 150000 500000 1500000 5000000)  # bytes
+budgets=(20000 50000 150000 500000 1500000 5000000)  # bytes; for about ten classes, clips of 8 frames of 64 pixels
 beyond=(8000000)                              # random selection only: in the table, the largest sets then lie between
                                               # two random runs
 seeds=(0 1 2)                                 # of everything random, except the experts
@@ -70,8 +70,14 @@ compact=(
   --init_hal identity         # which is added to it
   --train_static
 )
-compact_DM=(--lr_dynamic 30 --lr_static 30 --lr_hal 0 --batch_real 64 --pool 150 --Iteration 200)  # rates: for 8 videos
-                              # per class; the gradient of a video shrinks with their number
+compact_DM=(                  # rates for 21 videos per class; for 8 half of them; with --width 32 four times as much:
+  --lr_dynamic 15             # the gradient of a video shrinks with their number, and grows with the width
+  --lr_static 15
+  --lr_hal 0
+  --batch_real 64
+  --pool 150
+  --Iteration 200
+)
 compact_MTT=(--lr_dynamic 1 --lr_static 1 --lr_hal 0 --Iteration 500)  # larger rates lost accuracy on ROOM6
 compact_FRePo=(--lr_dynamic 0.003 --lr_static 0.003 --lr_hal 0 --num_pool 5 --lr_pool 1e-3 --Iteration 500)
 if [[ -n ${SETTINGS:-} ]]; then
