@@ -340,13 +340,13 @@ def test_methods_may_share_a_flag(monkeypatch):
         distill_s2d.check_effect(distill_s2d.parser().parse_args(["--dataset", "toy", "--method", "MTT", "--batch_real", "32"]))
 
 
-def test_static_memory_that_cannot_be_read(stopped, tmp_path):
+def test_static_memory_that_cannot_be_read(refused, tmp_path):
     path = tmp_path / "static.pt"
-    assert stopped("s2d", "--path_static", path) == f"{path} does not exist"
-    assert stopped("s2d", "--path_static", tmp_path) == f"{path.with_name('distilled.pt')} does not exist"  # of a run folder
+    assert refused("s2d", "--path_static", path) == f"{path} does not exist"
+    assert refused("s2d", "--path_static", tmp_path) == f"{path.with_name('distilled.pt')} does not exist"  # of a run folder
     for content in (b"", b"text", b"PK\3\4"):
         path.write_bytes(content)
-        assert stopped("s2d", "--path_static", path).startswith(f"{path} cannot be read as a file of tensors")
+        assert refused("s2d", "--path_static", path).startswith(f"{path} cannot be read as a file of tensors")
 
 
 def test_the_authors_static_memory_loads(tmp_path):
@@ -377,24 +377,24 @@ def test_missing_experts_name_the_command(refused, tiny, tmp_path):
         assert refused(name, *flags, "--buffer_path", tmp_path).startswith(f"{tmp_path} has no replay_buffer_<n>.pt: make the experts with ")
 
 
-def test_experts_that_do_not_fit(stopped, buffer, tmp_path):
+def test_experts_that_do_not_fit(refused, buffer, tmp_path):
     """Of another network or number of classes, of too few epochs, damaged, with an object inside."""
     save_static(tmp_path / "static.pt")
     path = buffer / "replay_buffer_0.pt"
     for name, *flags in (("MTT", "--buffer_path", buffer),
                          ("s2d", "--method", "MTT", "--path_static", tmp_path / "static.pt", "--buffer_path", buffer)):
-        assert stopped(name, *flags, "--max_start_epoch", 2).startswith(
+        assert refused(name, *flags, "--max_start_epoch", 2).startswith(
             f"{path}: expert 0 has 2 snapshots, but --max_start_epoch and --expert_epochs need 3")
     flags = "--buffer_path", buffer
     for net, sentence in ((networks.ConvNet3D(5, 8, 43, width=8), " was trained on 5 classes, but the data have 2"),
                           (networks.ConvNet3D(2, 8, 43, width=16), " was trained with --width 16, but this run has --width 8"),
                           (networks.ConvNet(2, 43), " is not of ConvNet3D: its parameters have shapes")):
         torch.save([[list(net.parameters())] * 2], path)
-        assert stopped("MTT", *flags).startswith(f"{path}{sentence}")
+        assert refused("MTT", *flags).startswith(f"{path}{sentence}")
     torch.save([[[print]]], path)
-    assert stopped("MTT", *flags).startswith(f"{path} cannot be read as a file of tensors")
+    assert refused("MTT", *flags).startswith(f"{path} cannot be read as a file of tensors")
     path.write_bytes(path.read_bytes()[:50])
-    assert stopped("MTT", *flags).startswith(f"{path} cannot be read as a file of tensors")
+    assert refused("MTT", *flags).startswith(f"{path} cannot be read as a file of tensors")
 
 
 def test_a_step_size_below_its_least(refused, buffer):

@@ -2,6 +2,7 @@
 import importlib
 import itertools
 import json
+import os
 import pathlib
 import re
 import shutil
@@ -282,6 +283,25 @@ def test_launchers_before_anything_is_installed(project):
     assert code == 2 and not calls and said.startswith(f"error: {project.root}/.venv/bin/python lacks packages of requirements.txt: "), said
 
 
+def test_an_environment_of_another_python_version_is_filled_again(project):
+    """As after an upgrade of the system: .venv/bin/python is there, without the packages that .venv/installed names."""
+    installed_once(project)
+    (project.root / ".venv" / "bin" / "has").unlink()
+    code, said, calls = project("sh/baseline/full.sh", "", "cpu", "toy")
+    assert code == 2 and not calls and "lacks packages of requirements.txt" in said
+    installed_once(project)
+
+
+@pytest.mark.parametrize("name", ("sh/baseline/DM.sh", "sh/study/tune.sh", "sh/prepare.sh"))
+def test_a_signal_to_a_launcher_reaches_the_run(name, tmp_path):
+    """The launcher's process is the run's: so it also ends with what a scheduler or a script ends."""
+    python = tmp_path / "python"
+    python.write_text(f"#!/usr/bin/env bash\necho $$ > '{tmp_path}/process'\n")
+    python.chmod(0o755)
+    process = subprocess.Popen(["bash", ROOT / name, "cpu", "toy", "1", "1"], env={**os.environ, "PYTHON": str(python)})
+    assert process.wait() == 0 and int((tmp_path / "process").read_text()) == process.pid
+
+
 def test_launchers_look_for_all_packages():
     required = [re.split("[>=<]", line)[0] for line in (ROOT / "requirements.txt").read_text().split()]
     looked_for = re.search(r"sys.argv\[1:\]\)\)\)' \\\n +(.*?) \|\|", (ROOT / "sh" / "launch.sh").read_text())[1].split()
@@ -349,8 +369,10 @@ def test_static_dynamic_finds_the_static_memory_of_its_launcher(launch, monkeypa
 def test_trajectory_matching_finds_the_experts_of_its_launcher(launch, monkeypatch, tmp_path):
     """On both launchers, with the data set's own values given or not; experts of other data are refused."""
     import buffer
+    import distill_MTT
     from distill_MTT import prepare
 
+    monkeypatch.setattr(distill_MTT, "open_experts", lambda args, net: None)  # here they are empty files
     monkeypatch.chdir(tmp_path)
     (tmp_path / "toy").mkdir()
     (tmp_path / "toy" / "toy_splits1.csv").write_text("folder_name,label,split\na,walk,train\n")

@@ -619,6 +619,11 @@ def test_the_frontier_shows_every_method_by_a_mark_of_its_own():
     assert len({(line.get_marker(), line.get_color()) for line in lines.values()}) == count
 
 
+def test_a_gif_too_tall_for_its_format():
+    with pytest.raises(ValueError, match="^a gif has at most 65535 pixels a side, and this one would have 66000: give a lower --scale, or fewer --classes$"):
+        export.gif(np.zeros((1, 66000, 2, 3), dtype=np.uint8), 8)
+
+
 def test_a_picture_too_tall_for_its_format():
     with pytest.raises(ValueError, match="^the videos of 300 classes make a picture of .* pixels, and the limit of its format is 16383: give fewer --classes$"):
         report.moving([torch.zeros(300, 1, 3, 64, 64, dtype=torch.uint8)])
@@ -672,6 +677,20 @@ def finished(results, name, top1, stored, **chosen):
     save_json({"settings": chosen, "chosen": chosen}, folder / "config.json")
     save_json(figures, folder / "result.json")
     return folder
+
+
+def test_runs_behind_a_link_are_found(tmp_path):
+    """A data set's runs on another disk; a link to a folder above, and two ways to a run, change nothing."""
+    run = finished(tmp_path / "disk", "DM_ipc1_lr1", 20.0, 1000)
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results" / "toy").symlink_to(run.parent)
+    (run.parent / "above").symlink_to(run.parent)
+    rows = table.read_results([tmp_path / "results", run.parent])
+    assert rows.path.tolist() == [run] and rows.best_on_test.tolist() == [None]
+    result = json.loads((run / "result.json").read_text())
+    save_json(result | {"best_on_test": {"value": 21.5, "iteration": 3}}, run / "result.json")
+    table.main(table.parser().parse_args([str(tmp_path / "results"), "--csv", str(tmp_path / "csv")]))
+    assert pd.read_csv(tmp_path / "csv").best_on_test.tolist() == [21.5]
 
 
 def test_runs_of_other_networks_or_clips_are_told_apart(tmp_path):
