@@ -17,8 +17,8 @@ PRECISIONS = ("fp32", "tf32", "bf16")
 def set_precision(device, precision):
     """Set the precision of convolutions in this process, and return the precision to use.
 
-    `tf32` allows tf32 convolutions; all other float32 products are exact. `auto` becomes bf16 on a CPU or a CUDA GPU that
-    supports it in hardware, else fp32. ValueError for tf32 without hardware support.
+    `tf32` allows tf32 convolutions; all other float32 products are exact. `auto` becomes bf16 on a CPU or a CUDA GPU
+    that supports it in hardware, else fp32. ValueError for tf32 without hardware support.
     """
     ampere = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
     if precision == "tf32" and (not ampere or torch.version.hip):  # PyTorch calls AMD's GPUs cuda too

@@ -307,13 +307,16 @@ def plain_name(path):
     return re.sub(r"_(\d{1,6})_(\d{1,6})$", lambda times: f"_{times[1]:0>6}_{times[2]:0>6}", name)
 
 
-def files_below(folder):
-    """Yield the paths of visible files below `folder`, sorted; follow links; OSError for an unreadable folder."""
+def files_below(folder, strict=True):
+    """Yield the paths of visible files below `folder`, sorted; follow links.
+
+    strict: OSError for an unreadable folder; otherwise it is left out.
+    """
     def refuse(error):
         raise error
 
     seen = set()
-    for directory, folders, names in os.walk(folder, followlinks=True, onerror=refuse):
+    for directory, folders, names in os.walk(folder, followlinks=True, onerror=refuse if strict else None):
         folders[:] = sorted(filter(is_visible, folders))
         if (real := os.path.realpath(directory)) in seen:  # a link to a folder above
             folders.clear()

@@ -60,8 +60,8 @@ def add_augmentation(group):
                        help="differentiable siamese augmentation of everything that networks are trained or matched "
                        f"on: {NONE}, or operators joined by _ and applied in this order, for example "
                        f"{'_'.join(GROUPS)}. color: brightness ± 0.5, saturation × 0 to 2, contrast × 0.5 to 1.5, in "
-                       "normalised pixels; networks standardise each clip, so alone, and in DC and DM, only saturation "
-                       "acts. crop: shift by up to an eighth of the side. cutout: set a square of half "
+                       "normalised pixels; networks standardise each clip, so without other operators, and always in DC "
+                       "and DM, only saturation has an effect. crop: shift by up to an eighth of the side. cutout: set a square of half "
                        "the side to zero. flip: mirror left-right, with probability 1/2. scale: each axis × 1/1.2 to "
                        "1.2. rotate: by up to 15 degrees either way. All frames of a clip get the same change. DC and "
                        "DM apply one operator per step, and change the real and synthetic clips of a class alike. "
@@ -295,7 +295,7 @@ def check(args, per_class=1, networks=(), still=False, convnet3d=False):
         raise ValueError(f"--select {args.select} has no effect with --init {args.init}, which starts from no chosen "
                          "clips: give --init real or still")
     if not (getattr(args, "no_test", False) or (list_videos(args)[0].split == "test").any()):
-        raise ValueError(f"the list of {args.dataset} has no test videos: add some, or give --no_test with --validation")
+        raise ValueError(f"the list of {args.dataset} has no test videos: give another list by --list_path")
     counts = clips_per_class(args, still)
     if len(counts) < 2:
         raise ValueError(f"the list has one class, {counts.index[0]}: two or more are needed")

@@ -37,6 +37,7 @@ matplotlib.rcdefaults()  # ignore the user's matplotlibrc, which may require LaT
 matplotlib.rcParams["text.parse_math"] = False  # show a dollar sign in a class name as such
 
 MOST_IN_A_PLOT = 10  # methods or runs
+HATCHES = ("", "//", "..", "xx")  # bars of one method with other numbers of videos
 MARKERS = "osD^vP*"  # one for each ten methods, which have ten colours
 WEBP_SIDE = 16383  # pixels, the format's limit
 STYLE = """
@@ -204,9 +205,9 @@ def plot_frontier(rows):
         plt.close(figure)
         return None
     for place, (method, group) in enumerate(rows.groupby("method", sort=False)):
-        turn, colour = divmod(place, 10)
+        turn = place // 10
         axes.errorbar(group.bytes.astype(float), group[headline].astype(float), group[f"{headline}_std"].astype(float),
-                      fmt=MARKERS[turn % len(MARKERS)], ms=6, capsize=2, color=f"C{colour}", label=method)
+                      fmt=MARKERS[turn % len(MARKERS)], ms=6, capsize=2, color=f"C{place % 10}", label=method)
     for mark, group in rows.groupby("mark"):
         frontier = frontier_of(group)
         axes.step(frontier.bytes.astype(float), frontier[headline].astype(float), where="post", color="0.6", lw=1,
@@ -263,10 +264,12 @@ def plot_classes(rows, classes, most=10):
     shown = rows.drop_duplicates(["method", "ipc"], keep="last").tail(most)
     figure, axes = plt.subplots(figsize=(max(9, 0.12 * len(names) * len(shown)), 5.5), layout="constrained")
     width = 0.85 / len(shown)
+    methods = list(rows.method[~rows.method.str.startswith("full")].unique())  # colours are those of plot_frontier
     for place, row in enumerate(shown.itertuples()):
         values = np.array(row.per_class, dtype=float)[order]
         axes.bar(np.arange(len(order)) - 0.425 + (place + 0.5) * width, values, width, label=label(row),
-                 color=f"C{place}")
+                 color=f"C{methods.index(row.method) % 10}" if row.method in methods else "0.3",
+                 hatch=HATCHES[sum(shown.method[:place] == row.method) % len(HATCHES)], edgecolor="white")
     ticks = [names[number] for number in order]
     if classes is not None:
         ticks = [f"{name} ({classes.dynamics[name]:+.0f})" for name in classes.index]

@@ -79,7 +79,7 @@ def real_memories(clips, chosen, ipc, spc, dpc, frame="mean", static_size=None, 
         still = downsample(still[:, :spc // ipc], size=static_size)                     # (N, spc/N, 3, h, h)
         shown = enlargement(still, clips.size).to(still.device)(still)[:, members % (spc // ipc)]
         residual = (videos[:, members] - shown.unsqueeze(2)).mean(3, keepdim=True)      # (N, dpc/N, T, 1, H, W)
-        statics.append(still.flatten(0, 1))
+        statics.append(still.flatten(0, 1).clone())    # a view would keep the clips
         residuals.append(downsample(residual.flatten(0, 1), frames, size))
     return torch.stack(statics), torch.stack(residuals)
 

@@ -36,12 +36,13 @@ def read_results(folders):
     """Return a row for each result.json below `folders`.
 
     Columns: data, run, path, SETTINGS, FIGURES (percent, bytes, seconds), headline, per_class accuracies, class_names,
-    the confusion matrix, the chosen settings, the comparisons over_random and of_full with other rows, and the mark
+    the best accuracy of the intermediate evaluations (best_on_test), the confusion matrix, the chosen settings, the comparisons over_random and of_full with other rows, and the mark
     that tells rows of other lists, clips, networks or precisions apart.
     """
     rows = []
-    paths = sorted({path.resolve() for folder in folders for path in files_below(folder)
-                    if path.name == "result.json" and (path.parent / "config.json").is_file()}, key=lambda path: path.stat().st_mtime)
+    paths = sorted({path.resolve() for folder in folders for path in files_below(folder, strict=False)
+                    if path.name == "result.json" and (path.parent / "config.json").is_file()},
+                   key=lambda path: path.stat().st_mtime)
     for path in paths:
         config, result = read_config(path.parent / "config.json"), read_result(path)
         if result is None:

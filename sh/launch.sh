@@ -114,7 +114,7 @@ python() {
   (become "$@")
 }
 
-# become ARGUMENT …: replace this shell by Python, so that a signal to a launcher ends the run, not only the launcher.
+# become ARGUMENT …: replace this shell by Python, so that a signal to a launcher of one run ends the run.
 # Our modules come before the user's: a utils.py in the user's directory must not be imported (PYTHONSAFEPATH; before
 # Python 3.11 distill_utils/__init__.py does this).
 become() {

@@ -355,6 +355,13 @@ def test_the_authors_static_memory_loads(tmp_path):
     assert torch.equal(load_static(tmp_path / "static.pt", 2, 2, 43).flatten(0, 1), image)
 
 
+def test_a_list_without_test_videos(refused, tiny):
+    lines = (tiny / "list.csv").read_text().splitlines()
+    (tiny / "list.csv").write_text("\n".join(line for line in lines if not line.endswith((",test", ",val"))) + "\n")
+    for name in "DM", "DC":
+        assert refused(name) == "the list of custom has no test videos: give another list by --list_path"
+
+
 # ---------------------------------------------------------------- the experts
 
 @pytest.fixture

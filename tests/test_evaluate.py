@@ -82,6 +82,16 @@ def test_score_is_the_plain_loop(num_classes, seed):
     assert result["per_class"].tolist() == pytest.approx(per_class, nan_ok=True)
 
 
+def test_equal_logits_are_counted_alike():
+    """In bf16 several classes can have the largest logit: top-1, its classes, the confusion matrix and top-5 then agree."""
+    torch.manual_seed(0)
+    test = some_test_clips(9, 26)
+    for logits in torch.zeros(len(test), 9), torch.randint(2, (len(test), 9)).float():
+        result = score(logits, test)
+        assert result["top1"] == pytest.approx(100 * result["confusion"].diagonal().sum().item() / len(test)) and result["top5"] >= result["top1"]
+        assert result["per_class"].tolist() == pytest.approx((100 * result["confusion"].diagonal() / result["confusion"].sum(1)).tolist(), nan_ok=True)
+
+
 def test_a_video_is_judged_by_the_mean_of_its_clips_logits_not_by_votes():
     test = random_clips([0, 0, 0, 1], 2, T=T, size=SIZE, videos=[0, 0, 0, 1])
     result = score(torch.tensor([[0., 1], [0, 1], [9, 0], [0, 1]]), test)

@@ -637,12 +637,15 @@ def test_frontier(study, tmp_path):
 
 
 def test_frontier_goes_on_after_a_run_that_is_refused_or_fails(study, tmp_path):
-    (tmp_path / "small.sh").write_text("budgets=(1000)\nseeds=(0)\n")
+    (tmp_path / "small.sh").write_text("budgets=(1000)\nseeds=(0)\nbeyond=()\n")
     for code, sentence in ((2, "left out (see the error above): herding at 1000 bytes, seed 0"), (1, "failed: herding at 1000 bytes, seed 0")):
         process, calls = study("sh/study/frontier.sh", "cpu", "toy", SETTINGS="small.sh", FAILS="herding", CODE=str(code))
-        assert process.returncode == (code == 1) and process.stderr.splitlines() == [sentence] and len(calls) == 2 + len(FRONTIER) + 1 + 2
-    process, calls = study("sh/study/frontier.sh", "cpu", "toy", SETTINGS="small.sh", FAILS="herding", CODE="130")
-    assert process.returncode == 130 and len(calls) == 4
+        assert process.returncode == (code == 1) and process.stderr.splitlines() == [sentence] and len(calls) == 2 + len(FRONTIER) + 2
+    process, _ = study("sh/study/frontier.sh", "cpu", "toy", SETTINGS="small.sh", FAILS="--num_experts", CODE="2")
+    assert process.returncode == 1 and process.stderr.splitlines() == ["failed: experts"]  # it has no budget that could be too small
+    for code in 130, 143:
+        process, calls = study("sh/study/frontier.sh", "cpu", "toy", SETTINGS="small.sh", FAILS="herding", CODE=str(code))
+        assert process.returncode == code and len(calls) == 4
     process, calls = study("sh/study/frontier.sh", "cpu", "toy", SETTINGS="nowhere.sh")
     assert process.returncode == 2 and not calls and process.stderr == "error: SETTINGS=nowhere.sh cannot be read\n"
 

@@ -19,6 +19,7 @@ import pytest
 import torch
 from conftest import write_frames
 from fakes import TinyNet, random_clips
+from matplotlib.colors import to_hex
 from PIL import Image
 from test_trajectories import assert_same_gradients, matching_of
 
@@ -578,6 +579,16 @@ def test_plots_show_class_names_as_they_are():
         assert [tick.get_text() for tick in ticks] == list(MARKUP) and not any(tick.get_parse_math() or tick.get_usetex() for tick in ticks)
 
 
+def test_a_method_has_one_colour():
+    """In both plots, whatever its number of videos; full data have none."""
+    rows = pd.DataFrame({"class_names": [("a", "b")] * 6, "per_class": [[1.0, 2.0]] * 6, "run": ["full_a", *["DM"] * 5], "n_real": None, "mark": "",
+                         "method": ["full data", "DM", "MTT", "DM", "MTT", "random"], "ipc": [0, 1, 1, 5, 5, 1], "headline": "top1", "top1": 1.0, "top1_std": 0.0, "bytes": 9})
+    points = {each.get_label(): each.lines[0].get_color() for each in report.plot_frontier(rows).axes[0].containers}
+    bars = [each.patches[0] for each in report.plot_classes(rows, None).axes[0].containers]
+    assert [to_hex(bar.get_facecolor()) for bar in bars] == [to_hex(colour) for colour in ("0.3", *(points[method] for method in rows.method[1:]))]
+    assert len(points) == len(set(points.values())) == 3 and bars[1].get_hatch() != bars[3].get_hatch()
+
+
 def test_dynamic_classes_are_the_upper_half():
     rows = pd.DataFrame({"run": ["full_a", "full_1frames_b"], "n_real": [None, 1], "per_class": [[50., 90, 70, 20, 5], [40., 20, 70, 30, 5]],
                          "class_names": [tuple("vwxyz")] * 2, "chosen": [{"network": "a", "n_real": None}, {"network": "a", "n_real": 1}]})
@@ -685,6 +696,7 @@ def test_runs_behind_a_link_are_found(tmp_path):
     (tmp_path / "results").mkdir()
     (tmp_path / "results" / "toy").symlink_to(run.parent)
     (run.parent / "above").symlink_to(run.parent)
+    (run.parent / "lost+found").mkdir(mode=0)  # nobody's but root's
     rows = table.read_results([tmp_path / "results", run.parent])
     assert rows.path.tolist() == [run] and rows.best_on_test.tolist() == [None]
     result = json.loads((run / "result.json").read_text())

@@ -164,13 +164,14 @@ def references(precisions, device, batch, frames, size):
 def under(precision, device, function, *inputs):
     @torch.inference_mode()
     def call():
+        torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"  # set_precision allows it for convolutions only
         with autocast(device, precision):
             function(*inputs)
     return in_precision(call, precision, device)
 
 
 def in_precision(function, precision, device):
-    """Wrap a function so that it first sets the device's float32 products to `precision`."""
+    """Wrap a function so that it first sets the device's convolutions to `precision`."""
     def call():
         set_precision(device, precision)
         return function()

@@ -87,14 +87,15 @@ if [[ -n ${SETTINGS:-} ]]; then
 fi
 
 left_out=() failed=()
-# run NAME LAUNCHER ARGUMENT …: run a launcher. Ctrl-C ends the script. Refused and failed runs are listed at the end.
+# run NAME LAUNCHER ARGUMENT …: run a launcher. Ctrl-C or a TERM signal to the run ends the script. Refused and failed
+# runs are listed at the end.
 run() {
   local name=$1 launcher=$2 code=0; shift 2
   printf '\n== %s\n' "$name"
   bash "$root/sh/$launcher" "$gpu" "$dataset" "$@" --save_path "$results" || code=$?
   case $code in
     0) ;;
-    130) exit 130 ;;
+    130|143) exit "$code" ;;
     2) left_out+=("$name") ;;                 # with a budget: usually that is too small
     *) failed+=("$name") ;;
   esac
@@ -127,7 +128,7 @@ for bytes in "${budgets[@]}"; do
       "${compact[@]}" "${compact_FRePo[@]}" "${last[@]}" "${all[@]}"
   done
 done
-for bytes in "${beyond[@]}"; do
+for bytes in ${beyond[@]+"${beyond[@]}"}; do
   for seed in "${seeds[@]}"; do
     run "random at $bytes bytes, seed $seed" baseline/coreset.sh random 1 \
       "${selection[@]}" --bytes "$bytes" --seed "$seed" "${evaluation[@]}" "$@"

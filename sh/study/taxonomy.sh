@@ -42,7 +42,8 @@ for cell in "${cells[@]}"; do
   printf '\n== %s %s\n' "$method" "$cell"
   read -ra flags <<< "$cell"
   bash "$root/sh/baseline/$method.sh" "$gpu" "$dataset" "$lr" "$ipc" "$@" --save_path "$results" "${flags[@]}" || {
-    if (($? == 130)); then exit 130; fi       # Ctrl-C ends the grid, not the cell
+    code=$?                                   # Ctrl-C or a TERM signal ends the grid, not the cell
+    if ((code == 130 || code == 143)); then exit "$code"; fi
     failed+=("$cell")
   }
 done
