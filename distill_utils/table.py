@@ -36,8 +36,9 @@ def read_results(folders):
     """Return a row for each result.json below `folders`.
 
     Columns: data, run, path, SETTINGS, FIGURES (percent, bytes, seconds), headline, per_class accuracies, class_names,
-    the best accuracy of the intermediate evaluations (best_on_test), the confusion matrix, the chosen settings, the comparisons over_random and of_full with other rows, and the mark
-    that tells rows of other lists, clips, networks or precisions apart.
+    the best accuracy of the intermediate evaluations (best_on_test), the confusion matrix, the chosen settings, the
+    comparisons over_random and of_full with other rows, and the mark that tells rows of other lists, clips, networks
+    or precisions apart.
     """
     rows = []
     paths = sorted({path.resolve() for folder in folders for path in files_below(folder, strict=False)
