@@ -39,9 +39,10 @@ def train_expert(net, clips, epochs, lr, batch_size, precision, seeds, segments=
         yield epoch, loss, top1
 
 
-def make_expert(folder, number, train, seen, dtype, args):
-    """Train an expert and write its file; return a dict of metrics per epoch, evaluated on the Clips `seen`."""
+def make_expert(folder, number, train, eval_clips, dtype, args):
+    """Train an expert and write its file; return a dict of metrics per epoch, evaluated on the Clips `eval_clips`."""
     seeds, lines, kept = ("expert", args.seed, number), [], kept_epochs(args)
+    at_once = clips_at_once(eval_clips.T, eval_clips.size, eval_clips.device, args.width)
     with random_stream(stream_seed(*seeds)):
         net = networks.build(args.network, train.K, train.T, train.size, args.width,
                              args.compile).to(train.device)
@@ -54,10 +55,10 @@ def make_expert(folder, number, train, seen, dtype, args):
             check_epoch(*trajectory[-2:])
             if epoch - 1 not in kept:
                 trajectory[-2] = None
-            figures = score(predict(net, seen, args.precision), seen)
-            lines.append({"iteration": number, "epoch": epoch, "split": seen.split, "loss": loss, "train_top1": top1,
-                          **{name: figures[name] for name in ("top1", "top5", "video_top1")}})
-            bar.set_postfix(loss=f"{loss:.3f}", train=f"{top1:.1f}", **{seen.split: f"{figures['top1']:.1f}"},
+            figures = score(predict(net, eval_clips, at_once, args.precision), eval_clips)
+            lines.append({"iteration": number, "epoch": epoch, "split": eval_clips.split, "loss": loss,
+                          "train_top1": top1, **{name: figures[name] for name in ("top1", "top5", "video_top1")}})
+            bar.set_postfix(loss=f"{loss:.3f}", train=f"{top1:.1f}", **{eval_clips.split: f"{figures['top1']:.1f}"},
                             refresh=False)
             bar.update()
     if args.train_epochs not in kept:
@@ -86,7 +87,7 @@ def main(args):
     options.check(args)
     kept = kept_epochs(args)
     run = start_run(args, "buffer")
-    train, seen, _ = options.load_splits(args)
+    train, eval_clips, _ = options.load_splits(args)
     dtype = DTYPES[args.buffer_dtype]
     size = expert_bytes(networks.build(args.network, train.K, train.T, train.size, args.width), len(kept), dtype)
     run.resume()
@@ -102,7 +103,7 @@ def main(args):
         experts = range(number, min(number + world_size(), args.num_experts))
         with run.timed_step(len(experts)):
             lines = gather([line for mine in experts[rank():rank() + 1]
-                            for line in make_expert(run.folder, mine, train, seen, dtype, args)])
+                            for line in make_expert(run.folder, mine, train, eval_clips, dtype, args)])
         for line in lines:
             run.log(**line)
         run.checkpoint(experts.stop)

@@ -37,19 +37,17 @@ class GradientMatching:
         self.lr_net, self.batch_train, self.precision, self.dsa = lr_net, batch_train, precision, dsa
 
     def iterate(self, synset, optimizer, check_loss):
-        """Take `outer_loop` steps on the frames; return the mean loss per class and step."""
+        """Take `outer_loop` steps on the frames; call `check_loss` with the loss of each."""
         net = ConvNet(self.clips.K, self.clips.size).to(self.clips.device)
-        net_optimizer, total = torch.optim.SGD(net.parameters(), lr=self.lr_net, momentum=0.5), 0
+        net_optimizer = torch.optim.SGD(net.parameters(), lr=self.lr_net, momentum=0.5)
         for step in range(self.outer_loop):
             optimizer.zero_grad()
             loss = self.match(net, synset)
             check_loss(loss)
             sum_gradients(optimizer)
             optimizer.step()
-            total += loss
             if step < self.outer_loop - 1:  # the network is not used after the last step
                 self.train(net, net_optimizer, synset)
-        return total / (self.outer_loop * synset.K)
 
     def match(self, net, synset):
         """Return the distance summed over classes, and add its gradient to the frames.
@@ -121,9 +119,9 @@ def main(args):
     seed_everything(args.seed)
 
     # One random frame of each training video. The test clips are whole; the evaluated videos repeat a frame.
-    train, seen, test = options.load_splits(args, T=1)
+    train, eval_clips, test = options.load_splits(args, T=1)
     static = initial_static(train, args.spc, args.init, args.static_size)
-    synset = StillSet(static, args.ipc or args.spc, seen.T, seen.size, args.storage).to(device)
+    synset = StillSet(static, args.ipc or args.spc, eval_clips.T, eval_clips.size, args.storage).to(device)
     matching = GradientMatching(train, args.batch_real, outer_loop, inner_loop, args.lr_net, args.batch_train,
                                 args.precision, args.dsa)
     optimizer = torch.optim.SGD(synset.parameters(), lr=args.lr_img, momentum=0.5)
@@ -131,12 +129,12 @@ def main(args):
 
     for _ in run.iterations(args.Iteration):
         if run.due(args.eval_it, args.Iteration):
-            record(run, synset, seen, evaluate(synset, seen, **options.evaluation_values(args)))
+            record(run, synset, eval_clips, evaluate(synset, eval_clips, **options.evaluation_values(args)))
         if run.iteration == args.Iteration:
             break
         with run.timed_step():
             matching.iterate(synset, optimizer, run.check_loss)
-    finish(run, synset, seen, test, **options.evaluation_values(args))
+    finish(run, synset, eval_clips, test, **options.evaluation_values(args))
 
 
 def parser():

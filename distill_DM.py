@@ -43,12 +43,12 @@ class DistributionMatching(nn.Module):
                  dsa=NONE):
         super().__init__()
         self.clips, self.batch_real, self.precision, self.segments = clips, batch_real, precision, segments
-        self.width, self.compiled, self.dsa, self.at_once = width, compile, dsa, clips_at_once(
-            clips.T, clips.size, clips.device, width)
+        self.width, self.compiled, self.dsa = width, compile, dsa
+        self.at_once = clips_at_once(clips.T, clips.size, clips.device, width)
         self.pool = None
         if pool:
             path = pool_path(clips, precision, segments, width, compile, *groups_of(dsa))
-            self.pool = Pool(path, pool, (clips.K, self.features()), self.pool_means)
+            self.pool = Pool(path, pool, (clips.K, self.embedding_length()), self.pool_means)
 
     def forward(self, synset):
         classes = rank_share(synset.K)                                            # a range
@@ -60,8 +60,8 @@ class DistributionMatching(nn.Module):
             net, frames, draw = self.fresh_network()
             real = self.real_means(net, frames, draw, classes, self.clips.class_batch(self.batch_real))  # (classes, F)
         labels = torch.arange(classes.start, classes.stop).repeat_interleave(synset.N)
-        rows = slice(classes.start * synset.N, classes.stop * synset.N)
-        videos = synset(torch.arange(len(synset)), rows)[0][:, frames]     # (classes·N, T, 3, H, W), in class order
+        ours = slice(classes.start * synset.N, classes.stop * synset.N)
+        videos = synset(torch.arange(len(synset)), ours)[0][:, frames]     # (classes·N, T, 3, H, W), in class order
         loss, gradient, step = videos.new_zeros(()), torch.empty_like(videos), max(1, self.at_once // 2 // synset.N)
         for start in range(0, len(classes), step):
             rows = slice(start * synset.N, (start + step) * synset.N)
@@ -92,7 +92,7 @@ class DistributionMatching(nn.Module):
         with random_stream(stream_seed("pool clips", number)):
             return self.real_means(net, frames, draw, range(self.clips.K), torch.arange(len(self.clips)))
 
-    def features(self):
+    def embedding_length(self):
         """Return F, the length of an embedding."""
         with random_stream(0), torch.inference_mode():
             net, frames, _ = self.fresh_network()
@@ -123,7 +123,7 @@ class DistributionMatching(nn.Module):
 
     def eval_lr(self):
         """Return the evaluation's learning rate if no flag gives one."""
-        return 0.01
+        return options.LR_NET
 
     def warning(self, result):
         """Return None: this method has no warning about an evaluation."""
@@ -164,7 +164,7 @@ def main(args):
     seed_everything(args.seed)
 
     # Real clips, and the synthetic videos that are learned from them.
-    train, seen, test = options.load_splits(args)
+    train, eval_clips, test = options.load_splits(args)
     chosen = None if args.init == "noise" else choose(run, args, train, args.ipc, args.select)
     synset = initial_pixels(train, args.ipc, args.init, args.n_syn, args.interpolation, args.storage, chosen)
     matching = make_matching(args, train)
@@ -173,11 +173,11 @@ def main(args):
 
     for _ in run.iterations(args.Iteration):
         if run.due(args.eval_it, args.Iteration):
-            record(run, synset, seen, evaluate(synset, seen, **options.evaluation_values(args)))
+            record(run, synset, eval_clips, evaluate(synset, eval_clips, **options.evaluation_values(args)))
         if run.iteration == args.Iteration:
             break
         run.step(lambda: matching(synset), optimizer)
-    finish(run, synset, seen, test, **options.evaluation_values(args))
+    finish(run, synset, eval_clips, test, **options.evaluation_values(args))
 
 
 def parser():

@@ -58,8 +58,8 @@ class Learner:
     """
 
     def __init__(self, net, lr, missing=0):
-        self.net, self.optimizer, self.age, self.missing = (
-            net, torch.optim.Adam(net.parameters(), lr=lr), 0, missing)
+        self.net, self.optimizer = net, torch.optim.Adam(net.parameters(), lr=lr)
+        self.age, self.missing = 0, missing
 
     def state(self):
         return {"net": self.net.state_dict(), "optimizer": self.optimizer.state_dict(), "age": self.age,
@@ -89,7 +89,8 @@ class FeatureRegression(nn.Module):
         super().__init__()
         self.dsa = dsa
         self.clips, self.batch_target, self.precision, self.width = clips, batch_target, precision, width
-        self.steps, self.lr_pool, self.at_once = steps, lr_pool, clips_at_once(clips.T, clips.size, clips.device, width)
+        self.steps, self.lr_pool = steps, lr_pool
+        self.at_once = clips_at_once(clips.T, clips.size, clips.device, width)
         self.pool = [self.new_learner(missing=number * steps // pool) for number in range(pool)]
         self.behind = None             # number of the network that has not yet taken its step on the updated set
 
@@ -116,8 +117,8 @@ class FeatureRegression(nn.Module):
         by_features = sum_over_ranks(by_features.to(videos))
 
         # Backward pass to the videos, shared by the ranks.
-        gradient, rows = torch.zeros_like(videos), rank_share(n)
-        for part in torch.arange(rows.start, rows.stop).split(max(1, self.at_once // 2)):
+        gradient = torch.zeros_like(videos)
+        for part in self.parts(rank_share(n)):
             piece = videos[part].detach().requires_grad_()
             gradient[part], = torch.autograd.grad(self.embed(net, piece), piece, by_features[part])
         self.behind = number
@@ -140,8 +141,7 @@ class FeatureRegression(nn.Module):
         learner, self.behind = self.pool[number], None
         videos, labels = self.show(synset).detach(), synset.scores().detach().to(self.clips.device)
         learner.optimizer.zero_grad()
-        rows = rank_share(len(synset))
-        for part in torch.arange(rows.start, rows.stop).split(max(1, self.at_once // 2)):
+        for part in self.parts(rank_share(len(synset))):
             with autocast(videos.device, self.precision):
                 logits = learner.net(videos[part]).to(videos.dtype)
             (F.mse_loss(logits, labels[part], reduction="sum") / labels.numel()).backward()
@@ -152,6 +152,10 @@ class FeatureRegression(nn.Module):
         learner.age += 1
         if learner.age >= self.steps:
             self.pool[number] = self.new_learner()
+
+    def parts(self, rows):
+        """Return the numbers in the range `rows` in parts that fit in memory with a graph, half of those without."""
+        return torch.arange(rows.start, rows.stop).split(max(1, self.at_once // 2))
 
     def new_learner(self, missing=0):
         net = networks.build("ConvNet3D", self.clips.K, self.clips.T, self.clips.size, self.width)
@@ -177,7 +181,7 @@ class FeatureRegression(nn.Module):
 
     def eval_lr(self):
         """Return the evaluation's learning rate if no flag gives one."""
-        return 0.01
+        return options.LR_NET
 
     def warning(self, result):
         """Return None: this method has no warning about an evaluation."""
@@ -257,7 +261,7 @@ def main(args):
     seed_everything(args.seed)
 
     # Real clips, and the synthetic videos that are learned from them.
-    train, seen, test = options.load_splits(args)
+    train, eval_clips, test = options.load_splits(args)
     chosen = None if args.init == "noise" else choose(run, args, train, args.ipc, args.select)
     synset = initial_pixels(train, args.ipc, args.init, args.n_syn, args.interpolation, args.storage, chosen)
     matching = make_matching(args, train)
@@ -266,11 +270,11 @@ def main(args):
 
     for _ in run.iterations(args.Iteration):
         if run.due(args.eval_it, args.Iteration):
-            record(run, synset, seen, evaluate(synset, seen, **options.evaluation_values(args)), matching)
+            record(run, synset, eval_clips, evaluate(synset, eval_clips, **options.evaluation_values(args)))
         if run.iteration == args.Iteration:
             break
         run.step(lambda: matching(synset), optimizer)
-    finish(run, synset, seen, test, **options.evaluation_values(args))
+    finish(run, synset, eval_clips, test, **options.evaluation_values(args))
 
 
 def parser():

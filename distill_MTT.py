@@ -19,12 +19,11 @@ from distill_utils import budget, options
 from distill_utils.augment import NONE, augment_each
 from distill_utils.compute import DiskStack, KnownGradient, autocast, clips_at_once, count_kept_steps
 from distill_utils.coreset import add_start_options, choose
-from distill_utils.datasets import DATASETS
 from distill_utils.evaluate import evaluate
 from distill_utils.last_good import LastGood
 from distill_utils.processes import rank_share, run_script, sum_over_ranks, world_size
 from distill_utils.record import finish, record
-from distill_utils.run import differing_settings, find_run, start_run
+from distill_utils.run import DATA_PATHS, differing_settings, find_run, start_run
 from distill_utils.starts import initial_pixels
 from distill_utils.temporal import random_segment
 from distill_utils.trajectories import Experts, buffer_files
@@ -33,6 +32,7 @@ from networks.convnet3d import LEAST_FRAMES
 from utils import random_stream, seed_everything
 
 LEAST_STEP_SIZE = 0.001  # lower limit of α
+SAME = ("frames", "size", "n_real", "segments", "width", "validation", "mirror", "dsa")  # as the experts were trained
 REPLAYS = ("auto", "all", "none")  # which inner steps the backward pass computes again
 
 
@@ -57,13 +57,13 @@ class TrajectoryMatching(nn.Module):
         self.experts, self.student, self.device, self.precision = experts, student, clips.device, precision
         self.syn_steps, self.expert_epochs, self.batch_syn = syn_steps, expert_epochs, batch_syn
         self.start_epochs = min_start_epoch, max_start_epoch               # the first, and one past the last
-        self.expand, self.current_max_start_epoch, self.experts_top1 = (
-            expand, current_max_start_epoch or min_start_epoch + 1, experts_top1)
+        self.expand, self.current_max_start_epoch = expand, current_max_start_epoch or min_start_epoch + 1
+        self.experts_top1 = experts_top1
         self.segments, self.trajectories, self.replay, self.dsa = segments, trajectories, replay, dsa
         self.clip = clips.T, clips.size, width
         # Half as many as in a forward pass: a graph of gradients takes twice the memory.
         self.at_once = max(1, clips_at_once(clips.T, clips.size, clips.device, width) // 2)
-        self.students = DiskStack() if self.device.type == "cpu" else []
+        self.replayed = DiskStack() if self.device.type == "cpu" else []
         self.step_size = nn.Parameter(torch.tensor(float(step_size)), requires_grad=learn_step_size)
         self.register_buffer("visits", torch.tensor(0))
 
@@ -103,19 +103,19 @@ class TrajectoryMatching(nn.Module):
         gradients = [gradient.div_(self.trajectories) for gradient in gradients]
         return KnownGradient.apply(sum_over_ranks(loss) / self.trajectories, gradients, *learned, self.step_size)
 
-    def match(self, synset, learned, gradients, visit, first, steps):
+    def match(self, synset, learned, gradients, visit, epoch, steps):
         """Return the loss () of one trajectory, and add its gradients to `gradients`.
 
         The gradients are with respect to each tensor of `learned`, and last with respect to α.
         """
         start, target = (vector.to(self.device)
-                         for vector in self.experts.draw(visit, (first, first + self.expert_epochs)))
+                         for vector in self.experts.draw(visit, (epoch, epoch + self.expert_epochs)))
         theta, alpha, graphs = start, self.step_size.item(), []
         replayed = len(steps) - self.count_kept(len(synset), len(theta))
-        self.students.clear()                                              # will hold θ (P,) of the replayed steps
+        self.replayed.clear()                                              # will hold θ (P,) of the replayed steps
         for number, (index, seed) in enumerate(steps):
             if number < replayed:
-                self.students.append(theta)
+                self.replayed.append(theta)
             gradient = self.step_gradient(theta, synset, index, seed,
                                           graphs if number >= replayed else None)
             theta = theta.sub(gradient, alpha=alpha)
@@ -131,7 +131,7 @@ class TrajectoryMatching(nn.Module):
         v = remaining.mul_(2 / scale)
         for number, (index, seed) in reversed(list(enumerate(steps))):
             with random_stream(seed):
-                step = graphs.pop() if graphs else self.compute_step(self.students.pop(), synset, index,
+                step = graphs.pop() if graphs else self.compute_step(self.replayed.pop(), synset, index,
                                                                      create_graph=True)
                 product, by_theta, by_learned = self.pull_back(v, *step, learned, onwards=number > 0)
             by_alpha -= product
@@ -205,7 +205,22 @@ class TrajectoryMatching(nn.Module):
 
 
 def prepare(args):
-    """Check the flags, and return the files that the matching reads besides the clips: the experts' files."""
+    """Check the flags, and return the files that the matching reads besides the clips: the experts' files.
+
+    Sets --buffer_path to the folder that is found, if it was not given.
+    """
+    check_epochs(args)
+    if not args.buffer_path:
+        args.buffer_path = find_experts(args)
+    elif (args.buffer_path / "config.json").exists():
+        check_experts(args)
+    open_experts(args, networks.build("ConvNet3D", len(options.list_videos(args)[1]), *options.clip_shape(args),
+                                      args.width))  # refuses experts that do not fit
+    return buffer_files(args.buffer_path)
+
+
+def check_epochs(args):
+    """ValueError if --lr_teacher or the start epochs are impossible."""
     if args.lr_teacher < LEAST_STEP_SIZE:
         raise ValueError(f"--lr_teacher {args.lr_teacher:g} must be at least {LEAST_STEP_SIZE}, the lower limit of the "
                          "step size")
@@ -217,24 +232,24 @@ def prepare(args):
                          f"{args.min_start_epoch} and at most --max_start_epoch {args.max_start_epoch}")
     if args.current_max_start_epoch and not args.expand:
         raise ValueError("--current_max_start_epoch is the start value of --expand: give --expand too")
+
+
+def find_experts(args):
+    """Return the folder of the experts that buffer.py trained on the same clips."""
     epochs = args.max_start_epoch + args.expert_epochs - 1
-    same = ("frames", "size", "stride", "train_clips", "data_path", "list_path", "frames_path", "frame_names", "n_real",
-            "segments", "width", "validation", "mirror", "dsa")
-    if not args.buffer_path:
-        args.buffer_path = find_run(args, "buffer", same, "buffer of experts",
-                                    ["bash", "sh/baseline/buffer.sh", "GPU", args.dataset,
-                                     *(["--train_epochs", str(epochs)] if epochs > 10 else [])],  # its default is 10
-                                    "--buffer_path")
-    elif (args.buffer_path / "config.json").exists() and (other := differing_settings(
-            args, args.buffer_path, ("frames", "size", "n_real", "segments", "width", "validation", "mirror", "dsa"))):
+    return find_run(args, "buffer", ("stride", "train_clips", "frame_names", *DATA_PATHS, *SAME), "buffer of experts",
+                    ["bash", "sh/baseline/buffer.sh", "GPU", args.dataset,
+                     *(["--train_epochs", str(epochs)] if epochs > 10 else [])],  # its default is 10
+                    "--buffer_path")
+
+
+def check_experts(args):
+    """ValueError if the experts of --buffer_path are unfinished or were trained with other settings."""
+    if other := differing_settings(args, args.buffer_path, SAME):
         raise ValueError(f"the experts in {args.buffer_path} were trained with a different {' and '.join(other)}: give "
                          "the same settings, or another --buffer_path")
-    elif (args.buffer_path / "config.json").exists() and not (args.buffer_path / "result.json").exists():
+    if not (args.buffer_path / "result.json").exists():
         raise ValueError(f"the experts in {args.buffer_path} are not finished: let buffer.py finish first")
-    dataset = DATASETS[args.dataset]
-    open_experts(args, networks.build("ConvNet3D", len(options.list_videos(args)[1]), args.frames or dataset.T,
-                                      args.size or dataset.size, args.width))  # refuses experts that do not fit
-    return buffer_files(args.buffer_path)
 
 
 def open_experts(args, net):
@@ -321,7 +336,7 @@ def main(args):
     seed_everything(args.seed)
 
     # Real clips, and the synthetic videos that are learned from them.
-    train, seen, test = options.load_splits(args)
+    train, eval_clips, test = options.load_splits(args)
     chosen = None if args.init == "noise" else choose(run, args, train, args.ipc, args.select)
     synset = initial_pixels(train, args.ipc, args.init, args.n_syn, args.interpolation, args.storage, chosen)
     matching = make_matching(args, train)
@@ -333,12 +348,12 @@ def main(args):
 
     for _ in run.iterations(args.Iteration):
         if run.due(args.eval_it, args.Iteration):
-            record(run, synset, seen,
-                   evaluate(synset, seen, **options.evaluation_values(args, matching.eval_lr())), matching)
+            record(run, synset, eval_clips,
+                   evaluate(synset, eval_clips, **options.evaluation_values(args, matching.eval_lr())), matching)
         if run.iteration == args.Iteration:
             break
         run.step(lambda: matching(synset), optimizer, last_good)
-    finish(run, synset, seen, test, **options.evaluation_values(args, matching.eval_lr()))
+    finish(run, synset, eval_clips, test, **options.evaluation_values(args, matching.eval_lr()))
 
 
 def parser():

@@ -13,7 +13,6 @@ import distill_FRePo
 import distill_MTT
 from distill_utils import budget, options
 from distill_utils.coreset import add_start_options, choose
-from distill_utils.datasets import DATASETS
 from distill_utils.evaluate import evaluate
 from distill_utils.last_good import LastGood
 from distill_utils.processes import run_script
@@ -27,19 +26,19 @@ from utils import load, seed_everything
 METHODS = {"DM": distill_DM, "MTT": distill_MTT, "FRePo": distill_FRePo}
 
 
-def find_static(args, spc):
-    """Return the file of the static memory that distill_DC.py learned from the same data with spc frames per class."""
+def find_static(args):
+    """Return the file of the static memory that distill_DC.py learned from the same data with --spc frames per class."""
     same = ("data_path", "list_path", "frames_path", "frame_names", "size", "stride", "train_clips", "seed",
             "validation", "static_size", "mirror", "dsa")
-    folder = find_run(args, f"DC_spc{spc}", same, f"static memory of {spc} frames per class",
-                      ["bash", "sh/s2d/DC.sh", "GPU", args.dataset, str(spc)], "--path_static")
+    folder = find_run(args, f"DC_spc{args.spc}", same, f"static memory of {args.spc} frames per class",
+                      ["bash", "sh/s2d/DC.sh", "GPU", args.dataset, str(args.spc)], "--path_static")
     return folder / "distilled.pt"
 
 
-def check_static(args, spc):
+def check_static(args):
     """ValueError if --path_static does not fit, or is of an unfinished run or of other training videos."""
     config, content = args.path_static.with_name("config.json"), load(args.path_static)
-    load_static(args.path_static, len(options.list_videos(args)[1]), spc, static_side(args))
+    load_static(args.path_static, len(options.list_videos(args)[1]), args.spc, static_side(args))
     if not config.exists() or not isinstance(content, dict) or "iteration" not in content:
         return  # not a file of distill_DC.py in its run folder
     if other := differing_settings(args, config.parent, ("size", "static_size", "validation")):
@@ -52,7 +51,7 @@ def check_static(args, spc):
 
 
 def static_side(args):
-    return args.static_size or args.size or DATASETS[args.dataset].size
+    return args.static_size or options.clip_shape(args)[1]
 
 
 def check_effect(args):
@@ -76,6 +75,9 @@ def check_effect(args):
         if (value := getattr(args, flag)) != getattr(start, flag):
             given = f"--no-{flag}" if value is False else f"--{flag}"
             raise ValueError(f"{given} has no effect without {other}: give {other}, or leave out {given}")
+    if args.select != "random" and args.static == "DC" and args.init_dynamic != "motion":
+        raise ValueError(f"--select {args.select} has no effect here: use it with --static real or --init_dynamic "
+                         "motion, whose clips it chooses")
 
 
 def matching_flags(method) -> set[str]:
@@ -84,24 +86,21 @@ def matching_flags(method) -> set[str]:
     return set(vars(part.parse_args([])))
 
 
-def clips_needed(args, spc, dpc):
+def clips_needed(args):
     """Return the number of real clips per class that the memories start from."""
     if args.static == "real":
-        return max(spc, dpc)
-    if args.select != "random" and args.init_dynamic != "motion":
-        raise ValueError(f"--select {args.select} has no effect here: use it with --static real or --init_dynamic "
-                         "motion, whose clips it chooses")
-    return 1 if args.init_dynamic == "noise" else dpc
+        return max(args.spc, args.dpc)
+    return 1 if args.init_dynamic == "noise" else args.dpc
 
 
-def initial_memories(run, args, clips, spc, dpc):
+def initial_memories(run, args, clips):
     """Return the start of the static memory (K, spc, 3, h, h) and of the dynamic memory (K, dpc, n, 1, h', h').
 
     The static memory comes from distill_DC.py or from real clips.
     """
-    compact = args.dynamic_frames, args.dynamic_size
+    spc, dpc, compact = args.spc, args.dpc, (args.dynamic_frames, args.dynamic_size)
     chosen = (None if args.static == "DC" and args.init_dynamic != "motion"
-              else choose(run, args, clips, clips_needed(args, spc, dpc), args.select))
+              else choose(run, args, clips, clips_needed(args), args.select))
     if args.static == "DC":
         static = load_static(args.path_static, clips.K, spc, static_side(args))
     else:
@@ -117,27 +116,27 @@ def main(args):
     check_effect(args)
     options.apply_byte_budget(args, budget.static_dynamic, "static_size", "dynamic_size", "dynamic_frames", "storage",
                   *(["learn_label"] if args.method == "FRePo" else []))
-    if args.static == "real":  # several memories per video would pair one clip's picture with another's motion
-        args.spc, args.dpc = args.spc or args.ipc, args.dpc or args.ipc
-    spc, dpc = args.spc or 2 * args.ipc, args.dpc or 2 * args.ipc
-    check_divides(args.ipc, spc=spc, dpc=dpc)
-    device = options.check(args, clips_needed(args, spc, dpc), convnet3d=True)
+    # With real clips, several memories per video would pair one clip's picture with another's motion.
+    default = args.ipc if args.static == "real" else 2 * args.ipc
+    args.spc, args.dpc = args.spc or default, args.dpc or default
+    check_divides(args.ipc, spc=args.spc, dpc=args.dpc)
+    device = options.check(args, clips_needed(args), convnet3d=True)
     files = METHODS[args.method].prepare(args)
     if args.static == "DC":
         if args.path_static is None:
-            args.path_static = find_static(args, spc)
+            args.path_static = find_static(args)
             stored = read_config(args.path_static.with_name("config.json"))["settings"].get("storage", "fp32")
             print(f"static memory: {args.path_static}, stored as {stored}")
         if args.path_static.is_dir():
             args.path_static = args.path_static / "distilled.pt"
-        check_static(args, spc)
+        check_static(args)
         files = [args.path_static, *files]
     run = start_run(args, f"s2d_{args.method}_ipc{args.ipc}_lr{args.lr_dynamic:g}", *files)
     seed_everything(args.seed)
 
     # Real clips; the static memory; and the dynamic memory and hallucinator, which are learned.
-    train, seen, test = options.load_splits(args)
-    static, dynamic = initial_memories(run, args, train, spc, dpc)
+    train, eval_clips, test = options.load_splits(args)
+    static, dynamic = initial_memories(run, args, train)
     synset = StaticDynamicSet(static, dynamic, Hallucinator(args.init_hal), args.ipc, train.T, train.size,
                               args.storage).to(device)
     matching = METHODS[args.method].make_matching(args, train)
@@ -149,12 +148,12 @@ def main(args):
 
     for _ in run.iterations(args.Iteration):
         if run.due(args.eval_it, args.Iteration):
-            record(run, synset, seen,
-                   evaluate(synset, seen, **options.evaluation_values(args, matching.eval_lr())), matching)
+            record(run, synset, eval_clips,
+                   evaluate(synset, eval_clips, **options.evaluation_values(args, matching.eval_lr())), matching)
         if run.iteration == args.Iteration:
             break
         run.step(lambda: matching(synset), optimizer, last_good)
-    finish(run, synset, seen, test, **options.evaluation_values(args, matching.eval_lr()))
+    finish(run, synset, eval_clips, test, **options.evaluation_values(args, matching.eval_lr()))
 
 
 def parser():
@@ -163,8 +162,10 @@ def parser():
     options.add_distillation_options(parser, 5000)
     group = parser.add_argument_group("static-dynamic disentanglement")
     group.add_argument("--method", default="DM", choices=METHODS, help="matching method (%(default)s)")
-    group.add_argument("--spc", type=options.positive, help="static memories per class (2·ipc; ipc with --static real)")
-    group.add_argument("--dpc", type=options.positive, help="dynamic memories per class (2·ipc; ipc with --static real)")
+    group.add_argument("--spc", type=options.positive,
+                       help="static memories per class (2·ipc; ipc with --static real)")
+    group.add_argument("--dpc", type=options.positive,
+                       help="dynamic memories per class (2·ipc; ipc with --static real)")
     group.add_argument("--static", default="DC", choices=("DC", "real"),
                        help="source of the static memory. DC: learned by distill_DC.py. real: frames of the real clips "
                        "that --select chooses; with --init_dynamic residual or motion, and as many static and dynamic "

@@ -17,7 +17,7 @@ from distill_utils.evaluate import RealSet, evaluate, train
 from distill_utils.processes import broadcast, progress, rank, run_script
 from distill_utils.record import finish, record
 from distill_utils.run import content_digest, list_digest, start_run
-from distill_utils.starts import random_numbers
+from distill_utils.starts import choose_random
 from distill_utils.storage import PIXELS
 from distill_utils.synset import PixelSet, load_set
 from utils import finite, load, random_stream, save, seed_everything, stream_seed
@@ -57,12 +57,12 @@ METHODS = {"random": None, "herding": herding, "k-center": k_center}
 def choose(run, args, clips, per_class, method) -> torch.Tensor:
     """Return the numbers of `per_class` real clips of each class, in class order, by one of METHODS."""
     if method == "random":
-        return random_numbers(clips, per_class)
-    return broadcast(select(clips, per_class, method, embed_all(feature_network(run, args, clips), clips,
+        return choose_random(clips, per_class)
+    return broadcast(select_per_class(clips, per_class, method, embed_all(feature_network(run, args, clips), clips,
                                                                 args.precision, args.width)) if rank() == 0 else None)
 
 
-def select(clips, ipc, method, features):
+def select_per_class(clips, ipc, method, features):
     """Return the numbers of `ipc` clips of each class, in class order, from the embeddings of all clips, (n, F)."""
     chosen = []
     for label in range(clips.K):
@@ -114,15 +114,15 @@ def main(args):
     options.check(args, args.ipc, convnet3d=args.method != "random")
     run = start_run(args, f"coreset_{args.method}_ipc{args.ipc}")
     seed_everything(args.seed)
-    clips, seen, test = options.load_splits(args)
+    clips, eval_clips, test = options.load_splits(args)
     run.resume()
     if run.result:
         synset, _ = load_set(run.folder / "distilled.pt")
     else:
         chosen = choose(run, args, clips, args.ipc, args.method)
         synset = PixelSet(clips.draw(chosen), clips.K, storage=PIXELS)
-        record(run, synset, seen, evaluate(synset, seen, **options.evaluation_values(args)))
-    finish(run, synset.to(seen.device), seen, test, **options.evaluation_values(args))
+        record(run, synset, eval_clips, evaluate(synset, eval_clips, **options.evaluation_values(args)))
+    finish(run, synset.to(eval_clips.device), eval_clips, test, **options.evaluation_values(args))
 
 
 def parser():

@@ -103,7 +103,7 @@ class DataSet:
     elsewhere: str = ""  # directory to search for folders that are not where the list puts them
     frame_names: str | None = None  # glob that selects the frames among a folder's images, if names are ambiguous
     headline: str = "top1"  # or "top5": the accuracy to report
-    directed: bool = False  # classes distinguish left from right: augmentation must not mirror
+    directed: bool = False  # classes distinguish left from right: `--dsa flip` is refused
     remedy: str = "put it there, or give --data_path"
 
 

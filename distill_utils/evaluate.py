@@ -21,6 +21,7 @@ from distill_utils.clips import draw_flips
 from distill_utils.compute import autocast, clips_at_once
 from distill_utils.datasets import DATASETS
 from distill_utils.options import (
+    LR_NET,
     add_evaluation_options,
     check,
     evaluation_values,
@@ -30,7 +31,7 @@ from distill_utils.options import (
     script_parser,
 )
 from distill_utils.processes import broadcast, error_line, gather, progress, rank, rank_share, run_script
-from distill_utils.record import FIGURES, check_figure, finish, logged
+from distill_utils.record import ACCURACIES, check_figure, finish, logged
 from distill_utils.run import DATA_PATHS, content_digest, digest, file_fingerprint, list_digest, read_config, start_run
 from distill_utils.synset import load_set, regression_labels
 from distill_utils.temporal import random_segment
@@ -38,7 +39,7 @@ from networks.convnet3d import LEAST_FRAMES
 from utils import random_stream, read_json, save_json, seed_everything
 
 
-def evaluate(synset, test, *, network="ConvNet3D", num_eval=3, epochs=500, lr=0.01, batch_size=256, seed=0,
+def evaluate(synset, test, *, network="ConvNet3D", num_eval=3, epochs=500, lr=LR_NET, batch_size=256, seed=0,
              precision="fp32", width=networks.WIDTH, compile=False, dsa=NONE, protocol="standard") -> dict:
     """Train `num_eval` fresh networks on the set, test them, and return the result as a dict.
 
@@ -70,7 +71,7 @@ def evaluate(synset, test, *, network="ConvNet3D", num_eval=3, epochs=500, lr=0.
             with random_stream((seed * 1000 + 1 + number) % 2 ** 64):
                 net = networks.build(network, test.K, test.T, test.size, width, compile).to(test.device)
                 train_top1 = train(net, frozen, epochs, lr, batch_size, at_once, precision, bar, dsa, protocol)
-            scores.append({**score(predict(net, test, precision, at_once), test), "train_top1": train_top1})
+            scores.append({**score(predict(net, test, at_once, precision), test), "train_top1": train_top1})
     result, scores = {}, gather(scores)
     for name in ("top1", "top5", "video_top1"):
         values = torch.tensor([each[name] for each in scores], dtype=torch.float64)
@@ -139,11 +140,11 @@ def classes(labels):
 
 
 @torch.inference_mode()
-def predict(net, test, precision="fp32", at_once=None) -> torch.Tensor:
-    """Return the logits (n, K) of all test clips, float32 on the CPU."""
+def predict(net, test, at_once, precision="fp32") -> torch.Tensor:
+    """Return the logits (n, K) of all test clips, float32 on the CPU; `at_once` clips go through the network together."""
     net.eval()
     logits = []
-    for index in torch.arange(len(test)).split(at_once or clips_at_once(test.T, test.size, test.device)):
+    for index in torch.arange(len(test)).split(at_once):
         with autocast(test.device, precision):
             logits.append(net(test.draw(index)).float().cpu())
     return torch.cat(logits)
@@ -224,16 +225,16 @@ def full_data(args):
     """Evaluate the full training set; with --n_real, training and test clips keep only that many frames."""
     run = start_run(args, "full" if args.n_real is None else f"full_{args.n_real}frames")
     seed_everything(args.seed)
-    train_clips, seen, test = (clips and clips.reduced(args.n_real) for clips in load_splits(args))
-    synset, values = RealSet(train_clips), evaluation_values(args, 0.01)
+    train_clips, eval_clips, test = (clips and clips.reduced(args.n_real) for clips in load_splits(args))
+    synset, values = RealSet(train_clips), evaluation_values(args, LR_NET)
     run.resume()
     if run.result is None:
-        run.result = evaluate(synset, seen, **values)
+        run.result = evaluate(synset, eval_clips, **values)
         headline = DATASETS[args.dataset].headline
         run.keep_best(run.result[headline], std=run.result[f"{headline}_std"])
-        run.log(split=seen.split, **logged(run.result))
+        run.log(split=eval_clips.split, **logged(run.result))
         run.checkpoint()
-    finish(run, synset, seen, test, **values)
+    finish(run, synset, eval_clips, test, **values)
 
 
 def across_networks(args):
@@ -281,7 +282,7 @@ def read_networks(path):
     try:
         done = read_json(path) if path.exists() else {}
         for result in done.values():
-            for name in (*FIGURES[:6], "train_top1", "seconds"):
+            for name in (*ACCURACIES, "train_top1", "seconds"):
                 check_figure(result[name])
         return done
     except (LookupError, TypeError, AttributeError) as error:

@@ -15,6 +15,7 @@ from networks import INTERPOLATIONS, NETWORKS, WIDTH, build
 from utils import ROOT, find_device
 
 PROTOCOLS = ("standard", "frepo")  # how evaluation trains its networks
+LR_NET = 0.01  # their learning rate, unless a flag or the matching gives another
 WANDB_MODES = ("online", "offline", "disabled")
 
 
@@ -39,13 +40,15 @@ def add_run_options(parser):
     group.add_argument("--compile", action="store_true",
                        help="use torch.compile on the networks of distribution matching, experts and evaluation; not "
                        "used in gradient and trajectory matching, because compiled networks cannot be differentiated "
-                       "twice")
+                       "twice, nor in FRePo's pool")
     group.add_argument("--seed", default=0, type=seed, help="random seed of the run (%(default)s)")
     group.add_argument("--checkpoint_seconds", default=60, type=rate, metavar="S",
                        help="seconds between checkpoints: a killed run loses at most about this much learning; an "
                        "evaluation, an expert of buffer.py or a feature network in progress starts again (%(default)s)")
     group.add_argument("--wandb", default=os.environ.get("WANDB_MODE") or "offline", choices=WANDB_MODES,
                        help="Weights & Biases mode (WANDB_MODE, else offline)")
+
+
 def add_validation(group):
     group.add_argument("--validation", type=share_or_list, default=0.0, metavar="F",
                        help="share of each class's training videos to hold out for validation; if the list has a "
@@ -62,9 +65,9 @@ def add_augmentation(group):
                        f"{'_'.join(GROUPS)}. color: brightness ± 0.5, saturation × 0 to 2, contrast × 0.5 to 1.5, in "
                        "normalised pixels; networks standardise each clip, so without other operators, and always in "
                        "DC and DM, only saturation has an effect. crop: shift by up to an eighth of the side. cutout: "
-                       "set a square of half the side to zero. flip: mirror left-right, with probability 1/2. scale: each axis × 1/1.2 to "
-                       "1.2. rotate: by up to 15 degrees either way. All frames of a clip get the same change. DC and "
-                       "DM apply one operator per step, and change the real and synthetic clips of a class alike. "
+                       "set a square of half the side to zero. flip: mirror left-right, with probability 1/2. scale: "
+                       "each axis × 1/1.2 to 1.2. rotate: by up to 15 degrees either way. All frames of a clip get the "
+                       "same change. DC and DM apply one operator per step, and change the real and synthetic clips of a class alike. "
                        "Experts, the steps of MTT and FRePo, DC's network and evaluation apply all operators, "
                        "independently to each clip; the real clips that FRePo predicts are not changed "
                        "(%(default)s, as in the paper)")
@@ -87,8 +90,9 @@ def add_data_options(parser, dataset="required"):
                        "by number only)")
     group.add_argument("--frames", type=positive, metavar="T", help="frames per clip (the data set's: 16 or 8)")
     group.add_argument("--size", type=positive, help="height and width in pixels (the data set's: 112 or 64)")
-    group.add_argument("--stride", type=positive, help="distance between the frames of a clip, in video frames (4; toy: 1; not "
-                       "for Kinetics400 and SSv2, where a clip is the whole video)")
+    group.add_argument("--stride", type=positive,
+                       help="distance between the frames of a clip, in video frames (4; toy: 1; not for Kinetics400 and "
+                       "SSv2, where a clip is the whole video)")
     group.add_argument("--train_clips", type=positive, default=1,
                        help="clips per training video, drawn once (%(default)s)")
     group.add_argument("--mirror", type=probability, default=0.5, metavar="P",
@@ -102,7 +106,8 @@ def add_data_options(parser, dataset="required"):
                        help="decode the JPEGs in each run instead of packing the clips once")
     group.add_argument("--workers", type=positive, help="decoding threads (number of cores)")
 
-def add_evaluation_options(parser, eval_it=None, lr_net=0.01):
+
+def add_evaluation_options(parser, eval_it=None, lr_net=LR_NET):
     """Add the flags of the evaluation protocol.
 
     eval_it: default of --eval_it; None for scripts without intermediate evaluations.
@@ -124,13 +129,16 @@ def add_evaluation_options(parser, eval_it=None, lr_net=0.01):
                        "other methods. frepo: FRePo's released protocol, squared error on learned labels and AdamW "
                        "(use it with --lr_net 3e-4 --epoch_eval_train 1000); tables mark it (%(default)s)")
     group.add_argument("--lr_net", type=rate, default=lr_net,
-                       help="learning rate of the networks, divided by 10 after half of the epochs; DC also trains its own "
-                       f"network between two steps with it ({lr_net or 'the step size that trajectory matching learned, else 0.01'})")
+                       help="learning rate of the networks, divided by 10 after half of the epochs; DC also trains "
+                       "its own network between two steps with it "
+                       f"({lr_net or f'the step size that trajectory matching learned, else {LR_NET}'})")
     group.add_argument("--batch_train", type=positive, default=256,
                        help="batch size of the networks' training, also of DC's own between two steps (%(default)s)")
     group.add_argument("--no_test", action="store_true",
                        help="do not use the test videos: stop after the last evaluation on the validation videos, "
                        "without a result; the same command without this flag adds the result")
+
+
 def add_distillation_options(parser, iterations, videos=True):
     """Add the flags for the size and length of a distillation; `videos` is False for static learning (frames)."""
     group = parser.add_argument_group("distillation")
@@ -148,7 +156,7 @@ def add_storage(group):
 
 
 def add_bytes(group, chooses):
-    group.add_argument("--bytes", type=positive, metavar="B",
+    group.add_argument("--bytes", type=byte_count, metavar="B",
                        help=f"size limit of the stored set in bytes: replaces {chooses} by the values of the largest "
                        "set that fits, by the rules of distill_utils/budget.py, and prints them")
 
@@ -213,6 +221,10 @@ def positive(text):
     return number(text, int, 1, MOST, "a whole number of at least 1")
 
 
+def byte_count(text):
+    return number(text, int, 1, 2 ** 63 - 1, "a whole number of at least 1")
+
+
 def count(text):
     return number(text, int, 0, MOST, "a whole number of at least 0")
 
@@ -255,6 +267,12 @@ def number(text, kind, least, most, description):
     return value
 
 
+def clip_shape(args) -> tuple[int, int]:
+    """Return a clip's frames T, and its height and width in pixels."""
+    dataset = DATASETS[args.dataset]
+    return args.frames or dataset.T, args.size or dataset.size
+
+
 def list_videos(args):
     return read_videos(args.dataset, args.data_path, args.list_path, args.frames_path, args.validation)
 
@@ -276,18 +294,18 @@ def check(args, per_class=1, networks=(), still=False, convnet3d=False):
             raise ValueError(f"unknown --{name} {getattr(args, name)!r}: choose one of {', '.join(table)}")
     if getattr(args, "no_test", False) and not args.validation:
         raise ValueError("--no_test needs validation videos to evaluate on: give --validation")
-    dataset, device = DATASETS[args.dataset], find_device(args.device)
+    dataset, device, (T, size) = DATASETS[args.dataset], find_device(args.device), clip_shape(args)
     args.precision = broadcast(set_precision(device, args.precision))
     language, variable, compiler = ("C++", "CXX", "g++") if device.type == "cpu" else ("C", "CC", "gcc")
     if args.compile and not shutil.which(os.environ.get(variable, compiler)):
         raise ValueError(f"--compile needs a {language} compiler: install {compiler}, or leave out --compile")
     for network in [*(networks or [args.network]), *(["ConvNet3D"] if convnet3d else [])]:
-        build(network, 1, args.frames or dataset.T, args.size or dataset.size, args.width)  # refuses too small clips
+        build(network, 1, T, size, args.width)  # refuses too small clips
     for flag, default in (("stride", None), ("test_clips", 3)):  # in a RUN's settings they do no harm
         if dataset.rule != "stride" and not networks and getattr(args, flag) != default:
             raise ValueError(f"--{flag} has no effect on {dataset.name}, where a clip is the whole video: leave it out")
-    check_temporal(args, args.frames or dataset.T)
-    check_compact(args, args.frames or dataset.T, args.size or dataset.size)
+    check_temporal(args, T)
+    check_compact(args, T, size)
     if "flip" in groups_of(args.dsa) and dataset.directed:
         raise ValueError(f"--dsa {args.dsa}: leave out flip, because classes of {dataset.name} distinguish left and "
                          "right")
@@ -297,6 +315,7 @@ def check(args, per_class=1, networks=(), still=False, convnet3d=False):
     if not (getattr(args, "no_test", False) or (list_videos(args)[0].split == "test").any()):
         raise ValueError(f"the list of {args.dataset} has no test videos: give another list by --list_path")
     counts = clips_per_class(args, still)
+    check_places(args)
     if len(counts) < 2:
         raise ValueError(f"the list has one class, {counts.index[0]}: two or more are needed")
     if counts.min() < per_class:
@@ -320,11 +339,21 @@ def apply_byte_budget(args, rule, *flags, still=False):
     """
     if args.bytes is None:
         return
-    names, dataset = list_videos(args)[1], DATASETS[args.dataset]
-    chosen, total = rule(args.bytes, len(names), int(clips_per_class(args, still).min()), args.frames or dataset.T,
-                         args.size or dataset.size, **{flag: getattr(args, flag) for flag in flags})
+    chosen, total = rule(args.bytes, len(list_videos(args)[1]), int(clips_per_class(args, still).min()),
+                         *clip_shape(args), **{flag: getattr(args, flag) for flag in flags})
     vars(args).update(chosen)
     print(f"--bytes {args.bytes}: {' '.join(f'--{flag} {value}' for flag, value in chosen.items())}, {total} bytes")
+
+
+def check_places(args):
+    """ValueError if packs or runs would be taken for frames: a custom set's folder holds one folder, that of the frames."""
+    if args.dataset != "custom" or args.frames_path:
+        return
+    for flag in ("save_path", "pack_path"):
+        place = getattr(args, flag)
+        if place and place.resolve().is_relative_to(args.data_path.resolve()):
+            raise ValueError(f"--{flag} {place} is inside --data_path, whose folders are taken for frames: give another "
+                             f"--{flag}, or --frames_path")
 
 
 def check_temporal(args, T):

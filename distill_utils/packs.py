@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from distill_utils.processes import progress
-from utils import check_space, lock, save_json
+from utils import check_space, lock, save_json, with_path
 
 
 class Pack:
@@ -84,7 +84,7 @@ def build_pack(path, shape, frames):
                   path.with_suffix(".json"))
         os.replace(temporary, path)
     except OSError as error:
-        raise OSError(error.errno, error.strerror or str(error), error.filename or str(path)) from error
+        raise with_path(error, path) from error
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -48,9 +48,6 @@ class Pool:
     def __len__(self):
         return self.count
 
-    def __deepcopy__(self, memo):
-        return self
-
     def complete(self, make):
         size = 4 * int(np.prod(self.shape))                                # bytes per network
         done = broadcast(self.cut_off(size) if rank() == 0 else None)

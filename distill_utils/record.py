@@ -7,31 +7,31 @@ from distill_utils.processes import broadcast, gather, rank
 from distill_utils.synset import load_set
 from utils import read_json, save
 
-FIGURES = ("top1", "top1_std", "top5", "top5_std", "video_top1", "video_top1_std", "bytes", "bytes_fp32",
-           "seconds_per_iteration", "steps", "peak_memory", "seconds")
+ACCURACIES = ("top1", "top1_std", "top5", "top5_std", "video_top1", "video_top1_std")
+FIGURES = (*ACCURACIES, "bytes", "bytes_fp32", "seconds_per_iteration", "steps", "peak_memory", "seconds")
 
 
-def record(run, synset, seen, result, matching=None):
-    """Log the evaluation `result` on the Clips `seen`; save the current set with the parameters that matching learned.
+def record(run, synset, clips, result, matching=None):
+    """Log the evaluation `result` on the Clips `clips`; save the current set with the parameters that matching learned.
 
     The set with the best accuracy on validation clips also goes to a separate file.
     """
     learned = {"step_size": matching.eval_lr()} if matching and list(matching.parameters()) else {}
-    headline = DATASETS[seen.dataset].headline
+    headline = DATASETS[clips.dataset].headline
     best = run.keep_best(result[headline], std=result[f"{headline}_std"])
     run.evaluated = run.iteration
-    run.log(split=seen.split, loss=run.loss, **learned, refused=run.refused, **logged(result))
-    run.log_line(f"iteration {run.iteration}: {on(seen)}{summary(result, headline)}; "
-                 f"best on {seen.split} {best['value']:.1f} at iteration {best['iteration']}")
+    run.log(split=clips.split, loss=run.loss, **learned, refused=run.refused, **logged(result))
+    run.log_line(f"iteration {run.iteration}: {on(clips)}{summary(result, headline)}; "
+                 f"best on {clips.split} {best['value']:.1f} at iteration {best['iteration']}")
     for warning in (learned_too_little(result), matching and matching.warning(result)):
         if warning:
             run.log_line(warning)
     if rank() == 0:
-        content = {"kind": type(synset).__name__, **synset.content(), "ipc": synset.N, "class_names": seen.class_names,
-                   "dataset": seen.dataset, "frames": seen.T, "size": seen.size, "storage": synset.storage,
+        content = {"kind": type(synset).__name__, **synset.content(), "ipc": synset.N, "class_names": clips.class_names,
+                   "dataset": clips.dataset, "frames": clips.T, "size": clips.size, "storage": synset.storage,
                    "iteration": run.iteration, "lr": result["lr"], "width": result["width"], **learned}
         save(content, run.folder / "distilled.pt")
-        if seen.split == "validation" and best["iteration"] == run.iteration:
+        if clips.split == "validation" and best["iteration"] == run.iteration:
             save(content, run.folder / BEST)
         save_pictures(synset, run.folder)
     run.result = result
@@ -71,7 +71,7 @@ def learned_too_little(result):
             "set: lower --lr_net, or raise --epoch_eval_train")
 
 
-def finish(run, synset, seen, test, **values):
+def finish(run, synset, eval_clips, test, **values):
     """Write the run's result: the accuracy on the test Clips at the last iteration (METHOD 6).
 
     If the evaluations were on validation clips, networks are now trained and tested, with `values` as the arguments of
@@ -82,7 +82,7 @@ def finish(run, synset, seen, test, **values):
     headline, path = DATASETS[test.dataset].headline, run.folder / "result.json"
     result = broadcast(read_result(path) if rank() == 0 and path.exists() else None)
     if result is None:
-        result = ({**run.result, "best_on_test": run.best} if seen.split != "validation"
+        result = ({**run.result, "best_on_test": run.best} if eval_clips.split != "validation"
                   else tested(run, synset, test, **values))
         result |= {"start": run.start, "class_names": test.class_names,
                    "peak_memory": max(gather([run.update_peak_memory()]))}  # largest of all ranks
@@ -98,7 +98,7 @@ def finish(run, synset, seen, test, **values):
                      f"{summary(best['test'], headline)}")
     last = run.result[headline] if run.result else None
     if run.start is not None and last is not None and last < run.start:
-        run.log_line(f"accuracy on {seen.split} fell during learning, from {run.start:.1f} % at the start to "
+        run.log_line(f"accuracy on {eval_clips.split} fell during learning, from {run.start:.1f} % at the start to "
                      f"{last:.1f} % at the end: lower the learning rates, or use fewer steps")
     if run.refused:
         run.log_line(f"{run.refused} of {run.steps} steps were rolled back because the loss after them was not finite: "
@@ -144,7 +144,7 @@ def read_result(path):
                    [result["seconds_per_iteration"] or 0], result["networks"],
                    result.get("networks_train_top1", []), *rows,
                    [best[name] for name in ("iteration", "value", "std")],
-                   [best["test"][name] for name in FIGURES[:6]])
+                   [best["test"][name] for name in ACCURACIES])
         for value in itertools.chain(*figures):
             check_figure(value)
         if (not all(len(row) == classes for row in rows) or len(rows) not in (1, classes + 1)

@@ -21,7 +21,15 @@ from tqdm import tqdm
 from distill_utils.augment import NONE
 from distill_utils.clips import relative, select
 from distill_utils.datasets import DATASETS, LIST
-from distill_utils.options import add_temporal_options, add_width, list_videos, script_parser, selection_values
+from distill_utils.options import (
+    LR_NET,
+    add_temporal_options,
+    add_width,
+    clip_shape,
+    list_videos,
+    script_parser,
+    selection_values,
+)
 from distill_utils.processes import broadcast, gather, progress, rank, sum_gradients, world_size
 from networks import WIDTH
 from utils import (
@@ -194,7 +202,10 @@ class Run:
             yield total
 
     def due(self, every, total):
-        """Return whether to evaluate now: at 0 and every `every` iterations (if `every` <= total), and at the end."""
+        """Return whether to evaluate now: at 0 and every `every` iterations (if `every` <= total), and at the end.
+
+        If so, ValueError if a learned value is not finite or differs between ranks.
+        """
         due = ((every <= total and self.iteration % every == 0 or self.iteration == total)
                and self.evaluated != self.iteration)
         if due:
@@ -365,15 +376,15 @@ def find_run(args, name, same, wanted, launcher, flag) -> pathlib.Path:
     wanted: description of the run; launcher: first words of its command; flag: the flag that gives a folder or file
     instead.
     """
-    folder, mine, content, defaults = (
-        args.save_path / dataset_label(args), vars(args), content_digest(args), script_parser(""))
+    folder, mine, defaults = args.save_path / dataset_label(args), vars(args), script_parser("")
+    digests = {"list_digest": list_digest(args), "content_digest": content_digest(args)}
     add_temporal_options(defaults)
     add_width(defaults)
     places = (args.save_path, ROOT / "results")  # a study has its own folder, but uses the experts of all
     labels = (glob.escape(folder.name), *(["custom-*"] if args.dataset == "custom" else []))  # it may have been renamed
     for place, label in itertools.product(places, labels):
         found = [path.parent for path in sorted(place.glob(f"{label}/{name}_*/result.json"))
-                 if not differing_settings(args, path.parent, same, content)]
+                 if not differing_settings(args, path.parent, same, digests)]
         if found:
             break
     if not found:
@@ -381,26 +392,39 @@ def find_run(args, name, same, wanted, launcher, flag) -> pathlib.Path:
                  for word in (f"--{key}", str(mine[key]))]
         raise ValueError(f"no finished {wanted} for these data in {folder}: "
                          f"run `{shlex.join(launcher + given)}` first, or give {flag}")
-    if len(found) > 1:
+    differing = [len(differing_settings(args, each, ALIKE, digests)) for each in found]
+    nearest = [each for each, number in zip(found, differing) if number == min(differing)]
+    if len(nearest) > 1:
         raise ValueError(f"several finished runs have a matching {wanted}: choose one by {flag}: "
-                         f"{', '.join(map(str, found))}")
-    return found[0]
+                         f"{', '.join(map(str, nearest))}")
+    if len(found) > 1 and rank() == 0:
+        print(f"{len(found)} finished runs have a matching {wanted}; the one most like this run is {nearest[0]}")
+    return nearest[0]
 
 
-def differing_settings(args, folder, same, content=None) -> list[str]:
-    """Return which of the settings `same`, "list" and, if given, "content" differ from those of the run in `folder`.
+# Settings that do not decide what experts and static memories learn, or hardly: they tell runs of equal content apart.
+ALIKE = ("precision", "compile", "width", "test_clips", "network", "num_eval", "epoch_eval_train", "eval_protocol")
+
+
+def default_settings(dataset):
+    """Return what a setting stands for that a run's config.json lacks or has as null."""
+    row = DATASETS[dataset]
+    return {"frames": row.T, "size": row.size, "stride": row.stride, "segments": 1, "width": WIDTH, "validation": 0.0,
+            "dsa": NONE, "mirror": 0.5, "network": "ConvNet3D", "lr_net": LR_NET, "eval_protocol": "standard"}
+
+
+def differing_settings(args, folder, same, digests=None) -> list[str]:
+    """Return which of the settings `same`, "list" and, if known, "content" differ from those of the run in `folder`.
 
     None stands for the data set's default. Data paths count only if the run is of an older version without a content
-    digest.
+    digest. digests: of the list and of the content; None: only that of the list is compared.
     """
-    made, row = read_config(folder / "config.json")["settings"], DATASETS[args.dataset]
-    mine = vars(args) | {"list_digest": list_digest(args), "content_digest": content}
-    own = {"frames": row.T, "size": row.size, "stride": row.stride, "segments": 1, "width": WIDTH, "validation": 0.0,
-           "dsa": NONE, "mirror": 0.5,
-           "static_size": args.size or row.size}
+    made, (_, size) = read_config(folder / "config.json")["settings"], clip_shape(args)
+    mine = vars(args) | (digests or {"list_digest": list_digest(args)})
+    own = default_settings(args.dataset) | {"static_size": size}
 
     def value(settings, key):
         return own.get(key) if settings.get(key) is None else as_setting(settings[key])
-    left_out = DATA_PATHS if content and "content_digest" in made else ("content_digest",)
+    left_out = DATA_PATHS if digests and "content_digest" in made else ("content_digest",)
     return [key.removesuffix("_digest") for key in (*same, "list_digest", "content_digest")
             if key not in left_out and value(mine, key) != value(made, key)]

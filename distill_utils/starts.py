@@ -7,7 +7,7 @@ from distill_utils.temporal import kept_frames
 from networks import Interpolation
 
 
-def random_numbers(clips, ipc) -> torch.Tensor:
+def choose_random(clips, ipc) -> torch.Tensor:
     """Return the numbers of `ipc` random training clips of each class, (K·ipc,), in class order."""
     index = clips.class_batch(ipc)
     scarce = (torch.bincount(clips.labels[index], minlength=clips.K) < ipc).nonzero().flatten().tolist()
@@ -37,9 +37,11 @@ def initial_videos(clips, ipc, init, chosen=None) -> torch.Tensor:
     """
     if init == "noise":
         return torch.randn(clips.K * ipc, clips.T, 3, clips.size, clips.size).to(clips.device)
-    videos = clips.draw(random_numbers(clips, ipc) if chosen is None else chosen)
-    return {"real": lambda: videos, "mean": lambda: mean_videos(clips, ipc),
-            "still": lambda: videos[:, :1].expand_as(videos).clone()}[init]()
+    chosen = choose_random(clips, ipc) if chosen is None else chosen
+    if init == "mean":
+        return mean_videos(clips, ipc)
+    videos = clips.draw(chosen)
+    return videos if init == "real" else videos[:, :1].expand_as(videos).clone()
 
 
 def initial_pixels(clips, ipc, init, n_syn=None, interpolation="duplicate", storage="fp32", chosen=None) -> PixelSet:
@@ -105,7 +107,7 @@ def initial_dynamic(clips, static, ipc, dpc, init, frames=None, size=None, chose
         side = size or clips.size
         return torch.randn(K, dpc, frames or clips.T, 1, side, side).to(clips.device)
     if init == "motion":
-        videos = clips.draw(random_numbers(clips, dpc) if chosen is None else chosen)
+        videos = clips.draw(choose_random(clips, dpc) if chosen is None else chosen)
         return downsample((videos - videos.mean(1, keepdim=True)).mean(2, keepdim=True).unflatten(0, (K, dpc)),
                       frames, size)
     if clips.counts().min() < dpc:

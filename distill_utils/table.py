@@ -19,8 +19,7 @@ from distill_utils.datasets import DATASETS
 from distill_utils.lists import files_below
 from distill_utils.processes import run_script
 from distill_utils.record import FIGURES, check_figure, read_result
-from distill_utils.run import read_config
-from networks import WIDTH
+from distill_utils.run import default_settings, read_config
 from utils import atomic_write
 
 SETTINGS = ("ipc", "spc", "dpc", "n_syn", "interpolation", "n_real", "segments", "init", "lr_img", "lr_dynamic",
@@ -92,9 +91,7 @@ def same(chosen, names):
 
     A learned step size counts as the default of --lr_net.
     """
-    dataset = DATASETS[chosen["dataset"]]
-    defaults = {"frames": dataset.T, "size": dataset.size, "stride": dataset.stride, "width": WIDTH, "lr_net": 0.01,
-                "dsa": "none", "eval_protocol": "standard", "network": "ConvNet3D", "mirror": 0.5, "validation": 0.0}
+    defaults = default_settings(chosen["dataset"])
     return tuple(defaults.get(name) if chosen.get(name) is None else chosen[name] for name in names)
 
 
@@ -172,8 +169,8 @@ def over_seeds(rows):
     table, last = [], {}
     for row in rows.itertuples():
         # digest: of the experts and static memories that a run reads
-        same = {name: value for name, value in row.chosen.items() if name not in ("seed", "digest")}
-        last.setdefault((row.data, row.run.rpartition("_")[0], json.dumps(same, sort_keys=True)), []).append(row)
+        but_seed = {name: value for name, value in row.chosen.items() if name not in ("seed", "digest")}
+        last.setdefault((row.data, row.run.rpartition("_")[0], json.dumps(but_seed, sort_keys=True)), []).append(row)
     for (data, run, _), group in last.items():
         headline, group = group[0].headline, list({row.seed: row for row in group}.values())
         top1 = pd.Series([getattr(row, headline) for row in group], dtype=float)

@@ -5,6 +5,7 @@ from .convnet import ConvNet
 from .standardize import standardize
 
 OVER_TIME = {"RNN": nn.RNN, "GRU": nn.GRU, "LSTM": nn.LSTM}
+HIDDEN = 256  # features of the recurrent layer
 
 
 class FrameNetwork(nn.Module):
@@ -13,14 +14,12 @@ class FrameNetwork(nn.Module):
     Maps clips (B, T, 3, H, W) to logits (B, K).
     """
 
-    def __init__(self, num_classes, frames, size, over_time="mean", hidden=256):
+    def __init__(self, num_classes, frames, size, over_time="mean"):
         super().__init__()
-        if over_time not in ("mean", *OVER_TIME):
-            raise ValueError(f"unknown layer over time {over_time!r}: choose one of mean, {', '.join(OVER_TIME)}")
         convnet = ConvNet(num_classes, size)
         self.blocks, features = convnet.blocks, convnet.logits.in_features
-        self.recurrent = None if over_time == "mean" else OVER_TIME[over_time](features, hidden, batch_first=True)
-        self.logits = nn.Linear(hidden if self.recurrent else features, num_classes)
+        self.recurrent = None if over_time == "mean" else OVER_TIME[over_time](features, HIDDEN, batch_first=True)
+        self.logits = nn.Linear(HIDDEN if self.recurrent else features, num_classes)
 
     def forward(self, clips):
         frames = standardize(clips).flatten(0, 1)                          # (B·T, 3, H, W)

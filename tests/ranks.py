@@ -54,7 +54,9 @@ def steps(matching, synset, count=2):
     for _ in range(count):
         optimizer.zero_grad()
         if isinstance(matching, distill_DC.GradientMatching):
-            loss = matching.iterate(synset, optimizer, lambda loss: None)
+            losses = []
+            matching.iterate(synset, optimizer, losses.append)
+            loss = losses[-1]
         else:
             loss = matching(synset)
             loss.backward()

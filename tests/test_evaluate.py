@@ -110,13 +110,12 @@ def test_the_width_counts_only_for_the_network_that_has_one(monkeypatch):
 
 
 @pytest.mark.parametrize("at_once", [1, 7, 1000])
-def test_predict_sees_every_clip_once_in_order_unflipped_and_without_dropout(monkeypatch, at_once):
-    monkeypatch.setattr(evaluation, "clips_at_once", lambda *_: at_once)
+def test_predict_sees_every_clip_once_in_order_unflipped_and_without_dropout(at_once):
     test = some_test_clips()
     net = nn.Sequential(nn.Flatten(), nn.Dropout(0.5), nn.Linear(T * 3 * SIZE * SIZE, K)).train()
     with torch.no_grad():
         plain = normalize(test.resident).double().flatten(1) @ net[2].weight.double().T + net[2].bias
-    logits = predict(net, test)
+    logits = predict(net, test, at_once)
     assert logits.shape == (len(test), K) and (logits - plain).abs().max() < 1e-4 * plain.abs().max()
 
 

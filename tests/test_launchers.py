@@ -329,9 +329,12 @@ def test_static_dynamic_finds_the_static_memory_of_its_launcher(launch, monkeypa
     def flags(name, *arguments):
         return launch(name, "cpu", *arguments, *common)[1]["command"][1:]
 
-    arguments = parser().parse_args(flags("sh/s2d/DM.sh", "custom", "1", "5"))
+    def parsed(*others):
+        return parser().parse_args([*flags("sh/s2d/DM.sh", "custom", "1", "5"), "--spc", "10", *others])
+
+    arguments = parsed()
     with pytest.raises(ValueError) as caught:
-        find_static(arguments, spc=10)
+        find_static(arguments)
     command = re.search("`(.*)`", str(caught.value))[1]
     assert command == "bash sh/s2d/DC.sh GPU custom 10 --data_path 'my videos' --size 48 --save_path results"
 
@@ -339,31 +342,40 @@ def test_static_dynamic_finds_the_static_memory_of_its_launcher(launch, monkeypa
         run = start_run(dc_parser().parse_args(flags("sh/s2d/DC.sh", "custom", str(spc))), f"DC_spc{spc}")
         run.lock.close()
     with pytest.raises(ValueError, match="no finished static memory of 10 frames"):  # it has only begun
-        find_static(arguments, spc=10)
+        find_static(arguments)
     for folder in tmp_path.glob("results/*/*"):
         (folder / "result.json").write_text("{}")
-    found = find_static(arguments, spc=10)
+    found = find_static(arguments)
     assert found.name == "distilled.pt" and found.parent.name.startswith("DC_spc10_")
     shutil.copy(data / "list.csv", tmp_path / "other.csv")
-    assert find_static(parser().parse_args([*flags("sh/s2d/DM.sh", "custom", "1", "5"), "--list_path", "other.csv"]), spc=10) == found  # the same list
-    for changed in ("--size", "64"), ("--seed", "1"), ("--train_clips", "2"), ("--frame_names", "img_#.jpg"):
+    assert find_static(parsed("--list_path", "other.csv")) == found  # the same list
+    for changed in (("--size", "64"), ("--seed", "1"), ("--train_clips", "2"), ("--frame_names", "img_#.jpg"), ("--stride", "2"),
+                    ("--static_size", "8"), ("--mirror", "0"), ("--dsa", "flip")):
         with pytest.raises(ValueError, match="no finished static memory of 10 frames"):
-            find_static(parser().parse_args([*flags("sh/s2d/DM.sh", "custom", "1", "5"), *changed]), spc=10)
+            find_static(parsed(*changed))
 
     with open(data / "list.csv", "a") as file:
         file.write("b,walk,train\n")
     with pytest.raises(ValueError, match="no finished static memory of 10 frames"):  # it was made of another list
-        find_static(arguments, spc=10)
+        find_static(arguments)
     (data / "list.csv").write_text((tmp_path / "other.csv").read_text())
+
+    # of equal memories that were evaluated in another way, the one evaluated like this run
+    alike = start_run(dc_parser().parse_args([*flags("sh/s2d/DC.sh", "custom", "10"), "--test_clips", "1"]), "DC_spc10")
+    (alike.folder / "result.json").write_text("{}")
+    alike.lock.close()
+    assert find_static(arguments) == found and find_static(parsed("--test_clips", "1")).parent.name == alike.folder.name
+    assert find_static(parsed("--test_clips", "1", "--num_eval", "7")).parent.name == alike.folder.name
+    shutil.rmtree(alike.folder)
 
     other = start_run(dc_parser().parse_args([*flags("sh/s2d/DC.sh", "custom", "10"), "--lr_img", "3"]), "DC_spc10")
     (other.folder / "result.json").write_text("{}")
     other.lock.close()
     with pytest.raises(ValueError, match="several finished runs have a matching static memory of 10 frames per class: choose one by --path_static"):
-        find_static(arguments, spc=10)
+        find_static(arguments)
     (other.folder / "config.json").write_text("{")
     with pytest.raises(ValueError, match=f"{other.folder.name}/config.json is damaged"):
-        find_static(arguments, spc=10)
+        find_static(arguments)
 
 
 def test_trajectory_matching_finds_the_experts_of_its_launcher(launch, monkeypatch, tmp_path):

@@ -301,16 +301,16 @@ def iteration(monkeypatch):
             return step(self, *values)
         monkeypatch.setattr(torch.optim.SGD, "step", spy)
         losses, before = [], synset.static.detach().clone()
-        mean = matching.iterate(synset, optimizer, losses.append)
-        return mean, losses, events, (synset.static - before).abs().amax((2, 3, 4))
+        matching.iterate(synset, optimizer, losses.append)
+        return losses, events, (synset.static - before).abs().amax((2, 3, 4))
     return iterate
 
 
 def test_dc_iteration_steps_the_frames_and_trains_the_network_between(iteration):
-    mean, losses, events, moved = iteration(outer_loop=3, inner_loop=2, batch_train=4)
+    losses, events, moved = iteration(outer_loop=3, inner_loop=2, batch_train=4)
     between = ["network"] * 4  # 2 epochs of 6 frames in batches of 4
     assert events == ["frames", *between, "frames", *between, "frames"]
-    assert len(losses) == 3 and mean == pytest.approx(sum(losses) / (3 * K))
+    assert len(losses) == 3 and all(0 < loss < 1000 for loss in losses)
     assert (moved > 0).all()
 
 
@@ -339,7 +339,7 @@ def test_dc_trains_its_network_by_plain_sgd_on_the_frames(monkeypatch, batch_tra
 
 
 def test_dc_network_learns_from_the_frames_only(iteration):
-    mean, losses, events, moved = iteration(outer_loop=2, inner_loop=30, lr_img=0)
+    losses, events, moved = iteration(outer_loop=2, inner_loop=30, lr_img=0)
     assert (moved == 0).all() and losses[0] != losses[1]
 
 

@@ -8,11 +8,11 @@ from fakes import random_clips
 
 from distill_utils.clips import normalize
 from distill_utils.starts import (
+    choose_random,
     downsample,
     initial_dynamic,
     initial_pixels,
     initial_static,
-    random_numbers,
     real_memories,
 )
 from distill_utils.storage import (
@@ -144,7 +144,7 @@ def test_the_file_is_as_large_as_its_figure(make, storage, tmp_path):
 @pytest.mark.parametrize("ipc, spc, dpc, frame", ((1, 1, 8, "middle"), (4, 4, 4, "middle"), (1, 1, 8, "mean")))
 def test_memories_of_real_clips_take_no_other_frames_of_them_along(ipc, spc, dpc, frame, tmp_path):
     clips = random_clips([0, 1, 2] * 8, K, T=T, size=64)
-    memories = real_memories(clips, random_numbers(clips, max(spc, dpc)), ipc, spc, dpc, frame, size=8)
+    memories = real_memories(clips, choose_random(clips, max(spc, dpc)), ipc, spc, dpc, frame, size=8)
     synset = StaticDynamicSet(*memories, Hallucinator(), ipc, T, 64)
     size = saved(synset, tmp_path / "distilled.pt", size=64).stat().st_size
     assert abs(size - synset.bytes()) <= 0.02 * synset.bytes() + 16_000
@@ -256,7 +256,7 @@ def training_clips(T=T):
 @pytest.mark.parametrize("ipc, spc, dpc", [(1, 1, 1), (3, 3, 3), (1, 2, 3), (1, 3, 1)])
 def test_real_memories_are_the_chosen_clips(frame, ipc, spc, dpc):
     clips = training_clips()
-    chosen = random_numbers(clips, max(spc, dpc))
+    chosen = choose_random(clips, max(spc, dpc))
     static, dynamic = real_memories(clips, chosen, ipc, spc, dpc, frame)
     assert static.shape == (K, spc, 3, SIZE, SIZE) and dynamic.shape == (K, dpc, T, 1, SIZE, SIZE)
     videos, own = clips.draw(chosen).unflatten(0, (K, -1)), min(spc, dpc)
@@ -268,7 +268,7 @@ def test_real_memories_are_the_chosen_clips(frame, ipc, spc, dpc):
 
 def test_compact_starts_have_the_shapes_that_are_stored():
     clips = training_clips()
-    static, dynamic = real_memories(clips, random_numbers(clips, 2), 2, 2, 2, "mean", 4, 2, 3)
+    static, dynamic = real_memories(clips, choose_random(clips, 2), 2, 2, 2, "mean", 4, 2, 3)
     assert static.shape == (K, 2, 3, 4, 4) and dynamic.shape == (K, 2, 2, 1, 3, 3)
     for init in ("noise", "motion", "residual"):
         assert initial_dynamic(clips, static, 2, 2, init, 2, 3).shape == (K, 2, 2, 1, 3, 3)
@@ -280,7 +280,7 @@ def test_compact_starts_have_the_shapes_that_are_stored():
 
 def test_a_set_starts_from_the_clips_that_are_chosen():
     clips = training_clips()
-    chosen = random_numbers(clips, 2)
+    chosen = choose_random(clips, 2)
     synset = initial_pixels(clips, 2, "real", n_syn=2, storage="uint8", chosen=chosen)
     assert synset.storage == "uint8" and torch.equal(synset.videos, clips.draw(chosen)[:, [1, 3]])
     motion = initial_dynamic(clips, frames(K, 1, 3, SIZE, SIZE), 1, 2, "motion", chosen=chosen)

@@ -194,7 +194,7 @@ def test_selections_of_equal_clips_take_each_once():
 def test_selection_is_by_class():
     clips = random_clips([2, 0, 1, 0, 2, 1, 0], K)
     features = torch.randn(7, 4)
-    chosen = coreset.select(clips, 2, "herding", features)
+    chosen = coreset.select_per_class(clips, 2, "herding", features)
     assert clips.labels[chosen].tolist() == [0, 0, 1, 1, 2, 2]
     zeros = torch.tensor([1, 3, 6])
     assert chosen[:2].tolist() == zeros[brute_herding(features[zeros], 2)].tolist()

@@ -8,7 +8,7 @@ from fakes import random_clips
 
 import distill_s2d
 from distill_utils.clips import normalize
-from distill_utils.starts import initial_dynamic, initial_static, initial_videos, random_numbers
+from distill_utils.starts import choose_random, initial_dynamic, initial_static, initial_videos
 from distill_utils.synset import PixelSet, StaticDynamicSet, StillSet, check_divides, load_static
 from networks import Hallucinator
 
@@ -193,7 +193,7 @@ def sources(videos, clips):
 
 def test_real_videos_are_different_clips_in_class_order():
     clips = training_clips()
-    drawn = [sources(clips.draw(random_numbers(clips, 2)), clips) for _ in range(20)]
+    drawn = [sources(clips.draw(choose_random(clips, 2)), clips) for _ in range(20)]
     for numbers in drawn:
         assert clips.labels[numbers].tolist() == [0, 0, 1, 1, 2, 2] and len(set(numbers)) == 6
     assert {number for numbers in drawn for number in numbers} == set(range(10))
@@ -201,8 +201,8 @@ def test_real_videos_are_different_clips_in_class_order():
 
 def test_a_class_with_too_few_clips_is_refused_by_name():
     clips = random_clips([0, 0, 0, 1, 2, 2, 2], K, T=T, size=SIZE)
-    assert len(clips.draw(random_numbers(clips, 1))) == 3
-    for start in (lambda: clips.draw(random_numbers(clips, 2)), lambda: initial_static(clips, 3, "real"),
+    assert len(clips.draw(choose_random(clips, 1))) == 3
+    for start in (lambda: clips.draw(choose_random(clips, 2)), lambda: initial_static(clips, 3, "real"),
                   lambda: initial_dynamic(clips, torch.zeros(K, 2, 3, SIZE, SIZE), 2, 2, "residual")):
         with pytest.raises(ValueError, match="class class1 has fewer training clips"):
             start()
@@ -277,10 +277,10 @@ def test_the_stills_of_real_clips_move_by_the_motion_of_the_same_clips(spc, dpc)
     """Then motion, which leaves out a clip's own mean frame, is the residual, which leaves out the still."""
     clips, memories = training_clips(), []
     for init in ("residual", "motion"):
-        args = argparse.Namespace(static="real", static_frame="mean", static_size=None, dynamic_frames=None, dynamic_size=None, ipc=1, select="random",
-                                  init_dynamic=init)
+        args = argparse.Namespace(static="real", static_frame="mean", static_size=None, dynamic_frames=None, dynamic_size=None, ipc=1, spc=spc, dpc=dpc,
+                                  select="random", init_dynamic=init)
         torch.manual_seed(0)
-        memories.append(distill_s2d.initial_memories(None, args, clips, spc, dpc))
+        memories.append(distill_s2d.initial_memories(None, args, clips))
     for residual, motion in zip(*memories):
         assert residual.shape == motion.shape and torch.allclose(residual, motion, atol=1e-6)
 

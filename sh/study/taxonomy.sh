@@ -17,7 +17,7 @@ method=${METHOD:-DM}                          # or MTT
 case $method in
   DM) lr=30 ;;
   MTT) lr=1e5 ;;
-  *) echo "error: METHOD must be DM or MTT, not '$method'" >&2; exit 2 ;;
+  *) stop "METHOD must be DM or MTT, not '$method'" ;;
 esac
 case $dataset in
   UCF101|miniUCF101|HMDB51) T=${T:-16} ;;     # frames per clip; set T=… if --frames changes it
