@@ -237,7 +237,7 @@ def check_epochs(args):
 def find_experts(args):
     """Return the folder of the experts that buffer.py trained on the same clips."""
     epochs = args.max_start_epoch + args.expert_epochs - 1
-    return find_run(args, "buffer", ("stride", "train_clips", "frame_names", *DATA_PATHS, *SAME), "buffer of experts",
+    return find_run(args, "buffer", (*SAME, "stride", "train_clips", "frame_names", *DATA_PATHS), "buffer of experts",
                     ["bash", "sh/baseline/buffer.sh", "GPU", args.dataset,
                      *(["--train_epochs", str(epochs)] if epochs > 10 else [])],  # its default is 10
                     "--buffer_path")
@@ -340,6 +340,7 @@ def main(args):
     chosen = None if args.init == "noise" else choose(run, args, train, args.ipc, args.select)
     synset = initial_pixels(train, args.ipc, args.init, args.n_syn, args.interpolation, args.storage, chosen)
     matching = make_matching(args, train)
+    del train  # the experts stand for the clips, which may take gigabytes
     groups = [*synset.param_groups(args.lr_img, args.lr_interpolation),
               {"params": list(matching.parameters()), "lr": args.lr_lr}]
     optimizer = make_optimizer(args, synset, groups, momentum=0.5)

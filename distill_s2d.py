@@ -56,6 +56,9 @@ def static_side(args):
 
 def check_effect(args):
     """ValueError for a flag that has no effect beside the others."""
+    if args.select != "random" and args.static == "DC" and args.init_dynamic != "motion":
+        raise ValueError(f"--select {args.select} has no effect here: use it with --static real or --init_dynamic "
+                         "motion, whose clips it chooses")
     needed = {"path_static": "--static DC"} if args.static == "real" else {"static_frame": "--static real"}
     if not args.train_static:
         needed["lr_static"] = "--train_static"
@@ -75,9 +78,6 @@ def check_effect(args):
         if (value := getattr(args, flag)) != getattr(start, flag):
             given = f"--no-{flag}" if value is False else f"--{flag}"
             raise ValueError(f"{given} has no effect without {other}: give {other}, or leave out {given}")
-    if args.select != "random" and args.static == "DC" and args.init_dynamic != "motion":
-        raise ValueError(f"--select {args.select} has no effect here: use it with --static real or --init_dynamic "
-                         "motion, whose clips it chooses")
 
 
 def matching_flags(method) -> set[str]:
@@ -140,6 +140,7 @@ def main(args):
     synset = StaticDynamicSet(static, dynamic, Hallucinator(args.init_hal), args.ipc, train.T, train.size,
                               args.storage).to(device)
     matching = METHODS[args.method].make_matching(args, train)
+    del train  # MTT keeps none of the clips, which may take gigabytes
     groups = synset.param_groups(args.lr_dynamic, args.lr_hal, args.lr_static if args.train_static else 0.0)
     groups.append({"params": list(matching.parameters()), "lr": args.lr_lr, "momentum": 0.5})
     optimizer = METHODS[args.method].make_optimizer(args, synset, groups, momentum=0.95)

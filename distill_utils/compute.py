@@ -20,13 +20,20 @@ def set_precision(device, precision):
     `tf32` allows tf32 convolutions; all other float32 products are exact. `auto` becomes bf16 on a CPU or a CUDA GPU
     that supports it in hardware, else fp32. ValueError for tf32 without hardware support.
     """
-    ampere = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
-    if precision == "tf32" and (not ampere or torch.version.hip):  # PyTorch calls AMD's GPUs cuda too
+    if precision == "tf32" and not has_tf32(device):
         raise ValueError("--precision tf32 needs an NVIDIA GPU of the Ampere generation or later: give fp32 or bf16")
     torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = precision == "tf32", False
     if precision == "auto":
-        return "bf16" if ampere or device.type == "cpu" and cpu_has_bf16() else "fp32"
+        return "bf16" if is_ampere(device) or device.type == "cpu" and cpu_has_bf16() else "fp32"
     return precision
+
+
+def is_ampere(device):
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
+
+
+def has_tf32(device):
+    return is_ampere(device) and not torch.version.hip  # PyTorch calls AMD's GPUs cuda too
 
 
 def cpu_has_bf16(path=pathlib.Path("/proc/cpuinfo")):

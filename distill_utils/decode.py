@@ -235,7 +235,8 @@ class opened:
 
 def open_container(path, **options):
     # Titles may have any encoding.
-    return av.open(os.fspath(path), container_options=CONTAINERS | options, metadata_errors="replace")
+    # An absolute path, because FFmpeg takes `12:30/a.mp4` for an address.
+    return av.open(os.path.abspath(path), container_options=CONTAINERS | options, metadata_errors="replace")
 
 
 def video_stream(container, path):

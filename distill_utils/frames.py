@@ -11,6 +11,8 @@ import warnings
 import numpy as np
 from PIL import Image, ImageOps
 
+from distill_utils.workers import in_threads
+
 IMAGES = (".jpg", ".jpeg", ".png")
 RGB = {"img", "image", "images", "frame", "frames", "rgb", "color", "colour"}  # words in names; not flow, depth, masks
 METADATA = {"__macosx", "lost+found", "thumbs.db", "desktop.ini", "$recycle.bin", "system volume information",
@@ -30,7 +32,7 @@ def is_visible(name):
 
 def find_folders(folders, elsewhere=""):
     """Return the folders as on disk, some in the sibling directory `elsewhere`; ValueError if one is missing."""
-    found = [find_folder(folder, elsewhere) for folder in folders]
+    found = in_threads(lambda folder: find_folder(folder, elsewhere), folders)
     missing = [folder for folder, there in zip(folders, found) if there is None]
     if missing:
         raise ValueError(f"the frame folder {missing[0]} does not exist "
@@ -175,5 +177,5 @@ def describe(folder, elsewhere, pattern):
         names = frame_names(there, pattern)
         with open(os.path.join(there, names[len(names) // 2]), "rb") as file:
             return [names, hashlib.sha256(file.read()).hexdigest()]
-    except (ValueError, OSError):
+    except (ValueError, FileNotFoundError, NotADirectoryError):  # another error may pass, and would change the digest
         return None

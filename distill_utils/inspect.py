@@ -93,6 +93,9 @@ def describe(args, selections, class_names, good):
           f"{(good.frames == 1).sum()} of them with one frame")
     print("\nsizes: " + ", ".join(f"{width}×{height} ({count} videos)"
                                   for (width, height), count in good["size"].value_counts().items()))
+    if small := sum(min(size) < row.size for size in good["size"]):
+        print(f"{small} videos have frames smaller than {row.size} pixels, which are enlarged: give a smaller --size, "
+              "or prepare larger frames")
     for found, what in ((good.others, "that are not frames (ignored)"),
                         (good.kinds, "that are not plain 8-bit RGB (converted)")):
         counts = found.explode().value_counts()
@@ -101,9 +104,12 @@ def describe(args, selections, class_names, good):
     describe_preparation(pathlib.Path(good.folder.iloc[0]))
     print(f"frames on disk: {good.bytes.sum():,} bytes of {good.frames.sum():,} images")
     for split, selection in selections.items():
-        pack = selection.pack(args.pack_path)
-        print(f"pack, {split}: {selection.shape[0]} clips, {math.prod(selection.shape):,} bytes, "
-              f"{pack if pack.exists() else 'not built yet'}")
+        try:
+            pack = selection.pack(args.pack_path)
+            where = pack if pack.exists() else "not built yet"
+        except OSError:
+            where = "not known, because a folder cannot be read"
+        print(f"pack, {split}: {selection.shape[0]} clips, {math.prod(selection.shape):,} bytes, {where}")
 
 
 def describe_preparation(folder):

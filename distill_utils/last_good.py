@@ -28,6 +28,7 @@ class LastGood:
         if finite([loss]) and finite(value.grad for value in self.learned):
             if self.kept:  # the last step was not rolled back
                 self.in_a_row = 0
+            self.kept = None  # free it first: two copies are larger than the set
             self.kept = {"learned": [value.detach().clone() for value in self.learned],
                          "optimizer": copy.deepcopy(self.optimizer.state_dict())}
             self.optimizer.step()

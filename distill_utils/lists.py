@@ -3,6 +3,7 @@
 A table of videos has the columns video (name in the official list), folder (of its frames, relative to the directory of
 the frames), label and split ("train", "validation" or "test").
 """
+import collections
 import fnmatch
 import os
 import pathlib
@@ -203,6 +204,7 @@ def custom(folder, name, pattern=None, ratio=TEST_RATIO, seed=0):
         split = "train" if level is None else split_of(path.parts[level])
         rows.append((path.as_posix(), path.with_suffix("").as_posix(), path.parts[int(level == 0)],
                      group(path, pattern), split))
+    tell_what_is_left_out(folder, level, {label for _, _, label, _, _ in rows})
     videos = pd.DataFrame(rows, columns=["video", "folder", "label", "group", "split"])
     twice = videos[videos.folder.duplicated(keep=False)].video.tolist()
     if twice:
@@ -227,6 +229,24 @@ def custom(folder, name, pattern=None, ratio=TEST_RATIO, seed=0):
                              "training videos")
         videos = videos.assign(split=np.where(videos.group.isin(test), "test", "train"))
     return {name: videos if pattern else videos.drop(columns=GROUP)}
+
+
+def tell_what_is_left_out(folder, level, classes):
+    """Print the class folders without videos, and how many files are not videos; ValueError for a link to nothing."""
+    above = [folder] if level != 0 else [path for path in folder.iterdir() if path.is_dir() and split_of(path.name)]
+    empty = sorted({path.name for place in above for path in place.iterdir()
+                    if path.is_dir() and is_visible(path.name) and not (level == 1 and split_of(path.name))} - classes)
+    if empty:
+        print(f"{len(empty)} folders hold no videos and are no classes: {', '.join(empty[:10])}"
+              f"{' …' if len(empty) > 10 else ''}")
+    others = [path for path in files_below(folder) if not path.name.lower().endswith(SUFFIXES)]
+    for path in others:
+        if path.is_symlink() and not path.exists():
+            raise ValueError(f"{path} is a link to {os.readlink(path)}, which does not exist: is a disk unmounted?")
+    if others:
+        counts = collections.Counter(path.suffix.lower() or path.name for path in others).most_common(5)
+        print(f"{len(others)} files are not videos and are left out: "
+              f"{', '.join(f'{number} {suffix}' for suffix, number in counts)}")
 
 
 def split_level(paths, folder):

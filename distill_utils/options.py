@@ -8,7 +8,8 @@ import shutil
 from distill_utils.augment import GROUPS, NONE, groups_of
 from distill_utils.clips import load_clips
 from distill_utils.compute import PRECISIONS, set_precision
-from distill_utils.datasets import DATASETS, LIST, read_videos
+from distill_utils.datasets import DATASETS, LIST, only_directory, read_videos
+from distill_utils.frames import is_visible
 from distill_utils.processes import broadcast, rank_zero_first
 from distill_utils.storage import FORMATS
 from networks import INTERPOLATIONS, NETWORKS, WIDTH, build
@@ -43,8 +44,8 @@ def add_run_options(parser):
                        "twice, nor in FRePo's pool")
     group.add_argument("--seed", default=0, type=seed, help="random seed of the run (%(default)s)")
     group.add_argument("--checkpoint_seconds", default=60, type=rate, metavar="S",
-                       help="seconds between checkpoints: a killed run loses at most about this much learning; an "
-                       "evaluation, an expert of buffer.py or a feature network in progress starts again (%(default)s)")
+                       help="seconds between checkpoints, more if a checkpoint takes over a twentieth of that, 0: after "
+                       "each step; a killed run loses at most about this much learning; an evaluation, an expert of buffer.py or a feature network in progress starts again (%(default)s)")
     group.add_argument("--wandb", default=os.environ.get("WANDB_MODE") or "offline", choices=WANDB_MODES,
                        help="Weights & Biases mode (WANDB_MODE, else offline)")
 
@@ -346,14 +347,16 @@ def apply_byte_budget(args, rule, *flags, still=False):
 
 
 def check_places(args):
-    """ValueError if packs or runs would be taken for frames: a custom set's folder holds one folder, that of the frames."""
+    """ValueError if packs or runs would lie beside the frames of a custom set, whose folder may hold no other folder."""
     if args.dataset != "custom" or args.frames_path:
         return
-    for flag in ("save_path", "pack_path"):
-        place = getattr(args, flag)
-        if place and place.resolve().is_relative_to(args.data_path.resolve()):
-            raise ValueError(f"--{flag} {place} is inside --data_path, whose folders are taken for frames: give another "
-                             f"--{flag}, or --frames_path")
+    frames = only_directory(args.data_path)
+    for flag, place in (("save_path", args.save_path / "runs"), ("pack_path", args.pack_path)):
+        if place and place.resolve().is_relative_to(root := frames.parent.resolve()):
+            first = place.resolve().relative_to(root).parts[:1]
+            if first and is_visible(first[0]) and first[0] != frames.name:
+                raise ValueError(f"--{flag} {getattr(args, flag)} makes a folder in --data_path, where the only folder is "
+                                 f"taken for the frames: give another --{flag}, or --frames_path {frames}")
 
 
 def check_temporal(args, T):

@@ -5,14 +5,18 @@ import io
 import math
 import mmap
 import os
+import socket
 import time
 import warnings
 
 import numpy as np
 import torch
+from tqdm import tqdm
 
 from distill_utils.processes import progress
 from utils import check_space, lock, save_json, with_path
+
+MOST_BROKEN = 100  # videos that cannot be read, after which a pack is given up
 
 
 class Pack:
@@ -69,8 +73,11 @@ def locked(path):
 
 
 def build_pack(path, shape, frames):
-    """Decode all videos into `path` by way of a temporary file, which is renamed when complete."""
-    temporary, start, size = path.with_suffix(".tmp"), time.monotonic(), math.prod(shape)
+    """Decode all videos into `path` by way of a temporary file, which is renamed when complete.
+
+    Each machine has its own temporary file, because on some shared disks a lock holds on one machine only.
+    """
+    temporary, start, size = path.with_suffix(f".{socket.gethostname()}.tmp"), time.monotonic(), math.prod(shape)
     try:
         with open(temporary, "wb") as file:  # truncates what a killed build left
             check_space(path.parent, size, "the pack", "give another --pack_path, or --no_pack")
@@ -90,11 +97,17 @@ def build_pack(path, shape, frames):
 
 
 def write_clips(file, offset, frames, clips, name):
-    """Decode in threads; each writes its video's clips at their offset, so that memory stays constant."""
-    per_video = clips // len(frames.folders)
+    """Decode in threads; each writes its video's clips at their offset, so that memory stays constant.
+
+    ValueError after the last video, or after MOST_BROKEN, if images cannot be read; each is printed when it is found.
+    """
+    per_video, broken = clips // len(frames.folders), []
 
     def write(video):
-        data = memoryview(np.ascontiguousarray(frames.decode(video))).cast("B")
+        try:
+            data = memoryview(np.ascontiguousarray(frames.decode(video))).cast("B")
+        except ValueError as error:
+            return error
         place = offset + video * len(data)
         while data:  # a nearly full disk accepts only a part at first
             written = os.pwrite(file, data, place)
@@ -103,8 +116,17 @@ def write_clips(file, offset, frames, clips, name):
     # Use a separate pool: after an error it waits for its threads, so that none writes after the file is closed.
     bar = progress(total=clips, desc=f"packing {name}", unit="clip")
     with bar, concurrent.futures.ThreadPoolExecutor(frames.workers) as pool:
-        for _ in mapped(pool, write, range(len(frames.folders))):
+        for error in mapped(pool, write, range(len(frames.folders))):
             bar.update(per_video)
+            if error:
+                broken.append(error)
+                tqdm.write(str(error))
+            if len(broken) == MOST_BROKEN:
+                break
+    if broken:
+        least = "at least " if len(broken) == MOST_BROKEN else ""
+        raise ValueError(f"{broken[0]}" + (f"; {least}{len(broken)} videos have such images: see above"
+                                           if len(broken) > 1 else ""))
 
 
 def mapped(pool, function, items, batch=1024):

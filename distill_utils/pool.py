@@ -40,40 +40,50 @@ class Pool:
 
     def __init__(self, path, count, shape, make):
         self.path, self.count, self.shape = path, count, shape
-        with locked(path.with_suffix(".lock")) if rank() == 0 else contextlib.nullcontext():
-            self.complete(make)
-        broadcast(None)                                                    # wait until rank 0 has written all means
+        if broadcast(self.in_file() if rank() == 0 else None) < count:     # a complete file may be read-only
+            with locked(path.with_suffix(".lock")) if rank() == 0 else contextlib.nullcontext():
+                self.complete(make)
+            broadcast(None)                                                # wait until rank 0 has written all means
         self.file = np.memmap(path, np.float32, "r", shape=(count, *shape))
 
     def __len__(self):
         return self.count
 
     def complete(self, make):
-        size = 4 * int(np.prod(self.shape))                                # bytes per network
-        done = broadcast(self.cut_off(size) if rank() == 0 else None)
+        done = broadcast(self.cut_off() if rank() == 0 else None)
         if done >= self.count:
             return
         if rank() == 0:
-            check_space(self.path.parent, (self.count - done) * size, "the pool's class means",
+            check_space(self.path.parent, (self.count - done) * self.size, "the pool's class means",
                         "lower --pool, or give another --pack_path")
         with progress(total=self.count, initial=done, desc="pool", unit="network") as bar:
             for start in range(done, self.count, world_size()):
                 numbers = range(start, min(start + world_size(), self.count))
-                for means in gather([make(number).cpu() for number in numbers[rank():rank() + 1]]):
-                    if rank() == 0:
-                        self.append(means)
+                found = gather([(number, make(number).cpu()) for number in numbers[rank():rank() + 1]])
+                for number, means in found if rank() == 0 else ():
+                    self.write(number, means)
                 bar.update(len(numbers))
 
-    def cut_off(self, size):
+    @property
+    def size(self):
+        """Bytes per network."""
+        return 4 * int(np.prod(self.shape))
+
+    def in_file(self):
+        """Return the number of networks in the file."""
+        return self.path.stat().st_size // self.size if self.path.exists() else 0
+
+    def cut_off(self):
         """Cut off incomplete means; return the number of networks in the file."""
         with open(self.path, "ab") as file:
-            done = file.tell() // size
-            file.truncate(done * size)
-        return done
+            file.truncate(file.tell() // self.size * self.size)
+        return self.in_file()
 
-    def append(self, means):
+    def write(self, number, means):
+        """Write the means of a network to their place, which stays right if another machine's lock does not hold here."""
         try:
-            with open(self.path, "ab") as file:
+            with open(self.path, "r+b") as file:
+                file.seek(number * self.size)
                 file.write(np.ascontiguousarray(means.numpy(), np.float32).data)
                 file.flush()
                 os.fsync(file.fileno())

@@ -31,7 +31,7 @@ from distill_utils.frames import is_visible
 from distill_utils.machine import cores
 from distill_utils.options import count, number, positive, seed
 from distill_utils.processes import progress, run_script
-from distill_utils.workers import in_processes
+from distill_utils.workers import in_processes, in_threads
 from utils import atomic_write, lock_folder, read_json, save_json
 
 
@@ -79,6 +79,9 @@ def main(args):
                    settings | ({"videos": str(args.videos.resolve())} if args.dataset == "custom" else {}))
     files = ({name: [args.videos / name] for name in videos.video} if args.dataset == "custom"
              else lists.find_files(videos, args.videos))
+    if args.dataset == "custom" and (newer := changed(videos, files, frames)):
+        print(f"{len(newer)} videos are newer than their frames, which stay as they are: delete {frames / newer[0]}"
+              f"{' and the others' if len(newer) > 1 else ''} to make them again")
     everything = set(lists.video_files(args.videos))
     broken = prepare(videos, files, args.videos, frames, picture, T, args.workers or cores())
     unlisted = len(everything.difference(*files.values()))
@@ -137,23 +140,19 @@ def check_settings(root, frames, ours, settings):
     of_older_version = [*ours, *(file.name for file in root.glob("*.csv"))] if made else []
     written = made.pop("lists", of_older_version)
     foreign = [root / name for name in ours if name not in written and (root / name).exists()]
-    if foreign := foreign + ([] if made else filled_folders(frames)):
+    filled = any(any(folder.iterdir()) for folder in visible_folders(frames))
+    if foreign := foreign + ([frames] if filled and not made else []):
         raise ValueError(f"{foreign[0]} was not made by prepare: give another --out, or move it away")
-    if made and filled_folders(frames) and made not in json.loads(
-            json.dumps([settings, settings | {"format": lists.FORMAT}])):
+    if made and filled and made not in json.loads(json.dumps([settings, settings | {"format": lists.FORMAT}])):
         raise ValueError(f"the frames in {frames} have other settings, {path.read_text()}: "
                          "give another --out, or delete them")
     others = [folder for folder in visible_folders(root) if folder != frames]
     if others and "videos" in settings:  # custom: the loader takes the only folder
         raise ValueError(f"{root} may hold frames and lists only, but has the folder {others[0].name}: "
                          "give another --out")
-    if not filled_folders(frames):
+    if not filled:
         made = settings | {"format": lists.FORMAT}  # existing frames keep the recorded format
     save_json(made | {"lists": sorted({*written, *ours})}, path)
-
-
-def filled_folders(path):
-    return [folder for folder in visible_folders(path) if any(folder.iterdir())]
 
 
 def check_links(*places):
@@ -163,15 +162,17 @@ def check_links(*places):
 
 
 def visible_folders(path):
-    return (sorted(entry for entry in path.iterdir() if entry.is_dir() and is_visible(entry.name))
-            if path.is_dir() else [])
+    if not path.is_dir():
+        return []
+    with os.scandir(path) as entries:  # knows most kinds of entries without asking the disk again
+        return sorted(pathlib.Path(entry) for entry in entries if is_visible(entry.name) and entry.is_dir())
 
 
 # ---------------------------------------------------------------- videos -> frame folders
 
 def prepare(videos, files, source, frames, picture, T, workers):
     """Make the missing frame folders from {video: its files}; return {folder: why it could not be made}."""
-    there = [is_made(frames / folder) for folder in videos.folder]
+    there = in_threads(lambda folder: is_made(frames / folder), videos.folder)
     jobs, broken = [], {}
     for video, folder in videos.loc[[not done for done in there], ["video", "folder"]].itertuples(index=False):
         if paths := files[video]:
@@ -194,7 +195,8 @@ def prepare(videos, files, source, frames, picture, T, workers):
                 bar.set_postfix(broken=len(broken), refresh=False)
     finally:
         remove_partial(directories)
-    lost = [folder for folder in videos.folder if folder not in broken and not is_made(frames / folder)]
+    whole = [folder for folder in videos.folder if folder not in broken]
+    lost = [folder for folder, made in zip(whole, in_threads(lambda folder: is_made(frames / folder), whole)) if not made]
     if lost:
         raise ValueError(f"{lost[0]} and {len(lost) - 1} other folders disappeared from {frames} during the run: "
                          "run the same command again")
@@ -217,9 +219,19 @@ def remove_partial(directories):
 
 def find_short(videos, frames, least):
     """Return {folder: message} for videos stored with fewer than `least` frames; the loader stretches these."""
-    counts = {folder: sum(map(is_visible, os.listdir(frames / folder)))
-              for folder in videos.folder if os.path.isdir(frames / folder)}
-    return {folder: f"{count} frames, fewer than {least}" for folder, count in counts.items() if count < least}
+    def count(folder):
+        return sum(map(is_visible, os.listdir(frames / folder))) if os.path.isdir(frames / folder) else least
+    return {folder: f"{number} frames, fewer than {least}"
+            for folder, number in zip(videos.folder, in_threads(count, videos.folder)) if number < least}
+
+
+def changed(videos, files, frames):
+    """Return the folders of prepared videos whose file is newer than their frames."""
+    def newer(row):
+        file, folder = files[row.video][0], frames / row.folder
+        return is_made(folder) and os.stat(file).st_mtime > os.stat(folder).st_mtime
+    rows = list(videos.itertuples())
+    return [row.folder for row, yes in zip(rows, in_threads(newer, rows)) if yes]
 
 
 def report(path, reasons, folders, alone=False):

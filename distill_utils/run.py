@@ -78,6 +78,7 @@ class Run:
         self.evaluated = None                                    # iteration of the last evaluation
         self.start, self.best, self.result = None, None, None    # evaluations: value at iteration 0, the best, the last
         self.checkpoint_seconds, self.saved_at = checkpoint_seconds, time.monotonic()
+        self.saving = 0.0  # seconds that the last checkpoint took
         self.stateful = {}
         if rank() == 0:
             self.claim_folder()
@@ -196,10 +197,14 @@ class Run:
                 yield self.iteration
                 following = min(self.iteration + at_once, total)
                 self.bar.update(following - self.iteration)
-                if time.monotonic() - self.saved_at > self.checkpoint_seconds:
+                if time.monotonic() - self.saved_at > self.pause():
                     self.checkpoint(following)
                 self.iteration = following
             yield total
+
+    def pause(self):
+        """Return the seconds between two checkpoints: as asked, but slow ones take at most a twentieth of the time."""
+        return self.checkpoint_seconds and max(self.checkpoint_seconds, 20 * self.saving)
 
     def due(self, every, total):
         """Return whether to evaluate now: at 0 and every `every` iterations (if `every` <= total), and at the end.
@@ -215,6 +220,7 @@ class Run:
 
     def checkpoint(self, iteration=None):
         """Save the state before the step of `iteration` (default: the current one)."""
+        start = time.monotonic()
         self.check_finite()
         if rank() == 0:
             with open(self.metrics, "ab") as metrics:
@@ -223,6 +229,7 @@ class Run:
             save({**self.state(), "iteration": self.iteration if iteration is None else iteration,
                   "metrics_bytes": size}, self.folder / "checkpoint.pt")
         self.saved_at = time.monotonic()
+        self.saving = self.saved_at - start
 
     def check_finite(self):
         """ValueError if a learned value is not finite; called before anything is written."""

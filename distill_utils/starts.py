@@ -107,9 +107,12 @@ def initial_dynamic(clips, static, ipc, dpc, init, frames=None, size=None, chose
         side = size or clips.size
         return torch.randn(K, dpc, frames or clips.T, 1, side, side).to(clips.device)
     if init == "motion":
-        videos = clips.draw(choose_random(clips, dpc) if chosen is None else chosen)
-        return downsample((videos - videos.mean(1, keepdim=True)).mean(2, keepdim=True).unflatten(0, (K, dpc)),
-                      frames, size)
+        memories = []
+        for numbers in (choose_random(clips, dpc) if chosen is None else chosen).view(K, dpc):  # as in real_memories
+            videos = clips.draw(numbers)
+            motion = (videos - videos.mean(1, keepdim=True)).mean(2, keepdim=True)  # (dpc, T, 1, H, W)
+            memories.append(downsample(motion, frames, size))
+        return torch.stack(memories)
     if clips.counts().min() < dpc:
         raise ValueError(f"class {clips.class_names[clips.counts().argmin()]} has fewer training clips than --dpc "
                          f"{dpc}: lower --dpc, or raise --train_clips")

@@ -1,4 +1,5 @@
 """Lists, the clip rule, decoding, the pack, and what is drawn from it."""
+import itertools
 import json
 import os
 import re
@@ -538,6 +539,18 @@ def test_bad_frames_are_named_and_leave_no_pack(tiny, load, tmp_path, content):
     assert not packs(tmp_path) and not packs(tmp_path, "*.tmp")
     with pytest.raises(ValueError, match="v_rise_train_2/frame"):
         load(pack=False).gather(torch.arange(7))
+
+
+def test_all_bad_frames_are_named_in_one_pass(tiny, load, tmp_path, monkeypatch, capsys):
+    folders = [tiny / "jpegs" / name for name in ("v_fall_train_1", "v_rise_train_2", "v_rise_train_0")]
+    for path in itertools.chain(*(folder.iterdir() for folder in folders)):
+        path.write_bytes(b"")
+    for most, count in ((100, "3"), (2, "at least 2")):
+        monkeypatch.setattr("distill_utils.packs.MOST_BROKEN", most)
+        with pytest.raises(ValueError, match=rf"frame0000\d\d.jpg cannot be read as an image .*; {count} videos have such images: see above$"):
+            load()
+        named = capsys.readouterr().out
+        assert sum(folder.name in named for folder in folders) == min(most, 3) and not packs(tmp_path)
 
 
 def test_bad_flags(load):

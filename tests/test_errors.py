@@ -301,7 +301,7 @@ def test_static_memory_that_does_not_fit(stopped, tmp_path):
     (("--static", "real", "--path_static", "x.pt"), "path_static", "--static DC"), (("--static_frame", "middle"), "static_frame", "--static real"),
     (("--lr_static", 30), "lr_static", "--train_static"), (("--method", "FRePo", "--pool", 3), "pool", "--method DM"),
     (("--syn_steps", 5), "syn_steps", "--method MTT"), (("--no-learn_label",), "no-learn_label", "--method FRePo"),
-    (("--pool", 3, "--batch_real", 32), "batch_real", "--pool 0"), (("--feature_lr", 1), "feature_lr", "--select herding or k-center"),
+    (("--pool", 3, "--batch_real", 32), "batch_real", "--pool 0"), (("--static", "real", "--feature_lr", 1), "feature_lr", "--select herding or k-center"),
     (("--method", "MTT", "--no-train_lr", "--lr_lr", 1), "lr_lr", "--train_lr"), (("--method", "FRePo", "--no-learn_label", "--lr_label", 1), "lr_label", "--learn_label")))
 def test_flags_without_effect(tiny, flags, flag, other):
     """One that another flag makes useless is refused; with that other flag, or at its default, it is taken."""
@@ -311,6 +311,18 @@ def test_flags_without_effect(tiny, flags, flag, other):
         distill_s2d.check_effect(args(*flags))
     distill_s2d.check_effect(args(*flags, *other.partition(" or ")[0].split()))
     distill_s2d.check_effect(args())
+
+
+def test_packs_and_runs_beside_the_frames_of_a_custom_set(refused, tiny):
+    """The second start would not know which folder has the frames."""
+    for flag in ("save_path", "pack_path"):
+        assert refused("DM", f"--{flag}", tiny / "mine").startswith(f"--{flag} {tiny / 'mine'} makes a folder in --data_path, where the only folder is taken")
+    assert refused("DM", "--save_path", tiny).startswith(f"--save_path {tiny} makes a folder in --data_path")
+    for flag, place in (("pack_path", tiny), ("pack_path", tiny / ".packs"), ("save_path", tiny / ".runs"), ("save_path", tiny.parent)):
+        args = distill_DM.parser().parse_args(["--dataset", "custom", "--data_path", str(tiny), "--size", "43", f"--{flag}", str(place)])
+        options.check_places(args)
+    args = distill_DM.parser().parse_args(["--dataset", "custom", "--data_path", str(tiny), "--frames_path", str(tiny / "jpegs"), "--save_path", str(tiny / "x")])
+    options.check_places(args)
 
 
 def test_clip_flags_of_whole_videos():
@@ -378,7 +390,7 @@ def test_missing_experts_name_the_command(refused, tiny, tmp_path):
     save_static(tmp_path / "static.pt")
     for name, *flags in ("MTT",), ("s2d", "--method", "MTT", "--path_static", tmp_path / "static.pt"):
         sentence = refused(name, *flags)
-        command = f"bash sh/baseline/buffer.sh GPU custom --frames 8 --size 43 --data_path {tiny} --width 8 --save_path {tmp_path / 'results'}"
+        command = f"bash sh/baseline/buffer.sh GPU custom --frames 8 --size 43 --width 8 --data_path {tiny} --save_path {tmp_path / 'results'}"
         assert sentence.startswith("no finished buffer of experts for these data in ")
         assert f"run `{command}` first, or give --buffer_path" in sentence
         assert refused(name, *flags, "--buffer_path", tmp_path).startswith(f"{tmp_path} has no replay_buffer_<n>.pt: make the experts with ")

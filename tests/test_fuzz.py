@@ -137,7 +137,7 @@ def runs(whole, command, tmp_path):
         return answer(lambda args: None, files / "data" / folder.name, parser=evaluate.parser())
     readers = [(".json", script_reader(table, "{files}", "--csv", "{out}/all.csv")), (".json", script_reader(table, "{files}", "--over_seeds")),
                ("", script_reader(report, "{files}", "--out", "{out}")), (f"{folder.name}/config.json", settings),
-               ("config.json", function_reader(lambda files: [differing_settings(args, path.parent, flags, "x") for path in files.rglob("config.json")]))]
+               ("config.json", function_reader(lambda files: [differing_settings(args, path.parent, flags, {"list_digest": "x", "content_digest": "x"}) for path in files.rglob("config.json")]))]
     return files, readers
 
 

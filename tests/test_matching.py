@@ -169,10 +169,11 @@ def test_dm_never_holds_more_than_its_chunk(nets, monkeypatch):
     sizes, embed = [], TinyNet.embed
     monkeypatch.setattr(TinyNet, "embed", lambda net, clips: sizes.append(len(clips)) or embed(net, clips))
     matching = DistributionMatching(random_clips(LABELS, K, T=T, size=SIZE), 64)
-    for at_once, most in ((1, 2), (2, 2), (5, 5)):  # one class is the least that the synthetic branch can take
+    for at_once in (1, 2, 5):  # one class is the least that the synthetic branch can take
         matching.at_once = at_once
         matching(PixelSet(torch.randn(K * 2, T, 3, SIZE, SIZE), K))
-        assert max(sizes) <= most and max(sizes[-3:]) >= 1
+        real, synthetic = sizes[:-K], sizes[-K:]
+        assert max(real) <= at_once and sum(real) == len(LABELS) and synthetic == [2] * K  # a class: half of at_once, or its N
         sizes.clear()
 
 
@@ -212,6 +213,7 @@ def test_how_many_clips_go_through_at_once_falls_with_their_size():
     cpu = torch.device("cpu")
     numbers = [clips_at_once(T, size, cpu) for T, size in ((8, 16), (8, 43), (8, 64), (16, 112), (64, 512))]
     assert numbers[0] <= 1024 and numbers == sorted(numbers, reverse=True) and numbers[-1] == 1
+    assert numbers[2] == 2 ** 29 // (4 * 64 * 4 * 8 * 32 ** 2)  # four times the first block's 64 channels in 0.5 GB
 
 
 # ---------------------------------------------------------------- DC

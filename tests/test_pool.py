@@ -124,6 +124,26 @@ def test_a_pool_that_was_stopped_goes_on_and_is_the_same(tmp_path, left):
     assert torch.equal(part.means(2), whole.means(2))
 
 
+def test_two_machines_whose_locks_do_not_hold_write_the_same_file(tmp_path, monkeypatch):
+    """Some shared disks lock on one machine only: then both compute everything, each mean at its own place."""
+    monkeypatch.setattr("distill_utils.pool.locked", lambda path: contextlib.nullcontext())
+
+    def make(number, other=True):
+        if other and number == 1:  # the other machine begins and ends meanwhile
+            Pool(tmp_path / "pool.f32", 3, (2, 4), lambda number: make(number, other=False))
+        return torch.full((2, 4), float(number))
+    pool = Pool(tmp_path / "pool.f32", 3, (2, 4), make)
+    assert [pool.means(number).unique().tolist() for number in range(3)] == [[0], [1], [2]]
+    assert (tmp_path / "pool.f32").stat().st_size == 3 * 32
+
+
+def test_a_complete_pool_needs_no_lock(tmp_path, monkeypatch):
+    """Another user's packs may be read-only."""
+    Pool(tmp_path / "pool.f32", 2, (2, 4), lambda number: torch.full((2, 4), float(number)))
+    monkeypatch.setattr("distill_utils.pool.locked", None)
+    assert Pool(tmp_path / "pool.f32", 2, (2, 4), None).means(1).unique().tolist() == [1]
+
+
 def test_a_stopped_computation_keeps_what_is_whole(tmp_path):
     def make(number):
         if number == 2:

@@ -619,6 +619,32 @@ def test_custom(own, tmp_path, command):
     assert len(folders) > 1
 
 
+def test_custom_says_what_it_leaves_out(own, tmp_path, command):
+    """Folders without videos, files that are none, and videos that changed; a link to nowhere is an unmounted disk."""
+    _, printed = command("custom", "--videos", own)
+    assert "left out" not in printed and "no classes" not in printed and "newer" not in printed
+    write(own / "gifs" / "a.gif", "")
+    write(own / "füll" / "b.GIF", "")
+    write(own / "füll" / "notes.txt", "")
+    code, printed = command("custom", "--videos", own)
+    assert code == 0 and "1 folders hold no videos and are no classes: gifs\n" in printed
+    assert "3 files are not videos and are left out: 2 .gif, 1 .txt\n" in printed
+    frames, = (path for path in (tmp_path / "out").rglob("a_1") if "füll" in path.parts)
+    os.utime(own / "füll" / "day one" / "a_1.mp4", (time.time() + 99,) * 2)
+    code, printed = command("custom", "--videos", own)
+    assert code == 0 and f"1 videos are newer than their frames, which stay as they are: delete {frames} to make them again\n" in printed
+    (own / "unmounted").symlink_to(tmp_path / "nowhere")
+    assert f"{own / 'unmounted'} is a link to {tmp_path / 'nowhere'}, which does not exist: is a disk unmounted?" in refused(command, "custom", "--videos", own)
+
+
+def test_custom_with_split_folders_says_which_classes_are_empty(own, tmp_path, command):
+    for split in ("train", "test"):
+        shutil.copytree(own, tmp_path / "split" / split)
+    (tmp_path / "split" / "test" / "another").mkdir()
+    code, printed = command("custom", "--videos", tmp_path / "split")
+    assert code == 0 and "1 folders hold no videos and are no classes: another\n" in printed
+
+
 @pytest.mark.parametrize("seed", range(20))
 def test_groups_stay_on_one_side_and_classes_keep_training_videos(seed):
     rng = np.random.default_rng(seed)
@@ -990,6 +1016,21 @@ def test_nothing_found_leaves_nothing(ucf, tmp_path, command):
     (tmp_path / "empty").mkdir()
     assert "none of the 8 listed videos is below" in refused(command, "UCF101", "--videos", tmp_path / "empty", "--lists", ucf / "lists")
     assert command("UCF101", "--videos", ucf, "--quality", 80)[0] == 0  # whatever the settings of the failed attempt
+
+
+def test_what_is_stored_has_the_size_and_quality_that_were_asked_for(ucf, tmp_path, command):
+    """METHOD 1: UCF101 is resized to 160 × 120 and its middle 112 × 112 pixels are kept, at JPEG quality 95."""
+    def stored(*flags):
+        assert command("UCF101", "--videos", ucf, "--out", tmp_path / "-".join(["out", *flags]), *flags)[0] == 0
+        folder, = (tmp_path / "-".join(["out", *flags]) / "UCF101").glob("jpegs_*")
+        with Image.open(folder / "v_Walk_g01_c01" / "frame000001.jpg") as image:
+            return image.size, image.quantization, np.asarray(image).astype(float)
+
+    (size, plain, pixels), (_, rough, _) = stored(), stored("--quality", "30")
+    assert size == (112, 112) and plain[0][0] < rough[0][0]  # coefficients are rounded to coarser steps
+    video = next(path for path in (ucf / "UCF-101").rglob("*") if "Walk_g01_c01" in path.name)
+    first = next(frames(video, Picture((160, 120))))[4:116, 24:136].astype(float)
+    assert np.abs(pixels - first).mean() < 3
 
 
 def test_frames_of_other_settings_or_makers_are_not_mixed(ucf, tmp_path, command):

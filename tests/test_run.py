@@ -16,11 +16,15 @@ import pandas as pd
 import pytest
 import torch
 from commands import FLAGS, only_folder
+from fakes import random_clips
 from PIL import Image
 
 import utils
 from distill_utils.clips import denormalize
+from distill_utils.pictures import save_pictures
+from distill_utils.record import finish
 from distill_utils.run import WITHOUT_EFFECT, Run, git_commit, start_run
+from distill_utils.synset import PixelSet
 from utils import ROOT, atomic_write
 
 COSTS = ("seconds", "seconds_per_iteration", "peak_memory")
@@ -484,6 +488,31 @@ def test_pictures(whole):
     with Image.open(whole("distill_DM")[0] / "distilled.png") as png:
         frame = torch.from_numpy(np.array(png)[45:88, 89:132]).permute(2, 0, 1)  # second row, third column
     assert torch.equal(frame, denormalize(videos[1, 2]))
+
+
+def test_pictures_of_several_videos_per_class(tmp_path):
+    """The png has each class's first video, the gif a row for each class."""
+    videos = torch.rand(6, 8, 3, 10, 10)
+    save_pictures(PixelSet(videos, 2), tmp_path)
+    with Image.open(tmp_path / "distilled.png") as png, Image.open(tmp_path / "distilled.gif") as gif:
+        assert png.size == (8 * 11 + 1, 2 * 11 + 1) and gif.size == (3 * 11 + 1, 2 * 11 + 1) and gif.n_frames == 8
+        for row in range(2):
+            frame = torch.from_numpy(np.array(png)[1 + 11 * row:11 + 11 * row, 1:11]).permute(2, 0, 1)
+            assert torch.equal(frame, denormalize(videos[3 * row, 0]))
+
+
+@pytest.mark.parametrize("start, last, falls", ((50.0, 40.0, True), (40.0, 50.0, False), (40.0, 40.0, False)))
+def test_a_run_says_that_learning_lowered_its_accuracy(start, last, falls, monkeypatch, tmp_path):
+    figures = dict.fromkeys(("top1", "top5", "video_top1", "top1_std", "top5_std", "video_top1_std"), last)
+    result = figures | {"networks": [last], "bytes": 10, "seconds": 1.0, "per_class": [last] * 3}
+    run, lines = Run({}, tmp_path, "run"), []
+    run.start, run.result, run.best = start, result, {"value": max(start, last), "iteration": 0}
+    monkeypatch.setattr(run, "log_line", lines.append)
+    clips = random_clips([0, 1, 2], 3)
+    clips.split = "test"
+    finish(run, None, clips, clips)
+    run.lock.close()
+    assert any(line.startswith(f"accuracy on test fell during learning, from {start} % at the start to {last} %") for line in lines) == falls
 
 
 def test_without_git_there_is_no_commit(monkeypatch, tmp_path):
