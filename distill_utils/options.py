@@ -22,7 +22,9 @@ WANDB_MODES = ("online", "offline", "disabled")
 
 def script_parser(description, dataset="required", kind=argparse.ArgumentParser, **options):
     """Return a script's parser with the flags that all scripts have: run, data, validation and augmentation."""
-    parser = kind(description=description, formatter_class=argparse.RawDescriptionHelpFormatter, **options)
+    # Whole flag names only: a launcher must recognise the flags that it sets itself, and a new flag may break short ones.
+    parser = kind(description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False,
+                  **options)
     add_run_options(parser)
     add_data_options(parser, dataset)
     add_validation(parser.add_argument_group("validation"))

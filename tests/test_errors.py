@@ -313,6 +313,11 @@ def test_flags_without_effect(tiny, flags, flag, other):
     distill_s2d.check_effect(args())
 
 
+def test_a_shortened_flag(refused):
+    """A launcher would not recognise it as one that it sets itself."""
+    assert refused("DM", "--see", 7) == "unrecognized arguments: --see 7"
+
+
 def test_packs_and_runs_beside_the_frames_of_a_custom_set(refused, tiny):
     """The second start would not know which folder has the frames."""
     for flag in ("save_path", "pack_path"):
