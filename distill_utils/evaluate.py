@@ -9,6 +9,7 @@ networks:
 import argparse
 import json
 import pathlib
+import shutil
 import time
 
 import pandas as pd
@@ -36,11 +37,11 @@ from distill_utils.run import DATA_PATHS, content_digest, digest, file_fingerpri
 from distill_utils.synset import load_set, regression_labels
 from distill_utils.temporal import random_segment
 from networks.convnet3d import LEAST_FRAMES
-from utils import random_stream, read_json, save_json, seed_everything
+from utils import load, random_stream, read_json, save, save_json, seed_everything
 
 
 def evaluate(synset, test, *, network="ConvNet3D", num_eval=3, epochs=500, lr=LR_NET, batch_size=256, seed=0,
-             precision="fp32", width=networks.WIDTH, compile=False, dsa=NONE, protocol="standard") -> dict:
+             precision="fp32", width=networks.WIDTH, compile=False, dsa=NONE, protocol="standard", keep=None) -> dict:
     """Train `num_eval` fresh networks on the set, test them, and return the result as a dict.
 
     Args:
@@ -50,6 +51,8 @@ def evaluate(synset, test, *, network="ConvNet3D", num_eval=3, epochs=500, lr=LR
         width: width of ConvNet3D.
         dsa: augmentation strategy for the drawn videos of the set; test clips are not augmented.
         protocol: "standard" or "frepo", see `train`.
+        keep: folder for the scores of each finished network, which is then not trained again after a kill; for one set
+            and these settings only.
 
     Several ranks share the networks; all ranks return the same result, except for the seconds.
 
@@ -68,10 +71,17 @@ def evaluate(synset, test, *, network="ConvNet3D", num_eval=3, epochs=500, lr=LR
     frozen, scores = synset.frozen(), []
     with progress(total=len(rank_share(num_eval)) * epochs, desc="evaluating", unit="epoch", leave=False) as bar:
         for number in rank_share(num_eval):
+            path = keep and keep / f"network{number}.pt"
+            if path and path.exists():
+                scores.append(load(path))
+                bar.update(epochs)
+                continue
             with random_stream((seed * 1000 + 1 + number) % 2 ** 64):
                 net = networks.build(network, test.K, test.T, test.size, width, compile).to(test.device)
                 train_top1 = train(net, frozen, epochs, lr, batch_size, at_once, precision, bar, dsa, protocol)
             scores.append({**score(predict(net, test, at_once, precision), test), "train_top1": train_top1})
+            if path:
+                save(scores[-1], path)
     result, scores = {}, gather(scores)
     for name in ("top1", "top5", "video_top1"):
         values = torch.tensor([each[name] for each in scores], dtype=torch.float64)
@@ -229,11 +239,14 @@ def full_data(args):
     synset, values = RealSet(train_clips), evaluation_values(args, LR_NET)
     run.resume()
     if run.result is None:
-        run.result = evaluate(synset, eval_clips, **values)
+        keep = run.folder / "networks"  # a network of a large data set takes hours
+        keep.mkdir(exist_ok=True)
+        run.result = evaluate(synset, eval_clips, **values, keep=keep)
         headline = DATASETS[args.dataset].headline
         run.keep_best(run.result[headline], std=run.result[f"{headline}_std"])
         run.log(split=eval_clips.split, **logged(run.result))
         run.checkpoint()
+        shutil.rmtree(keep, ignore_errors=True)
     finish(run, synset, eval_clips, test, **values)
 
 

@@ -138,6 +138,26 @@ def test_evaluation_passes_its_settings_on(monkeypatch):
     assert calls == [(7, 0.3, 5, "fp32", "flip", "frepo")] * 2
 
 
+def test_a_stopped_evaluation_keeps_its_finished_networks(monkeypatch, tmp_path):
+    clips = random_clips([0, 1, 2], 3, T=8, size=43)
+    clips.videos, clips.split = torch.arange(3), "test"
+    settings = {"num_eval": 3, "epochs": 1, "width": 8, "batch_size": 3}
+    whole = evaluate.evaluate(evaluate.RealSet(clips), clips, **settings)
+    trained, train = [], evaluate.train
+
+    def stop_at_the_second(*values):
+        if len(trained) == 1:
+            raise KeyboardInterrupt
+        trained.append(1)
+        return train(*values)
+    monkeypatch.setattr(evaluate, "train", stop_at_the_second)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate.evaluate(evaluate.RealSet(clips), clips, **settings, keep=tmp_path)
+    monkeypatch.setattr(evaluate, "train", lambda *values: trained.append(1) or train(*values))
+    again = evaluate.evaluate(evaluate.RealSet(clips), clips, **settings, keep=tmp_path)
+    assert len(trained) == 3 and str(again | {"seconds": 0}) == str(whole | {"seconds": 0})
+
+
 def test_a_given_lr_net_comes_before_the_learned_step_size():
     args = distill_MTT.parser().parse_args(["--dataset", "toy"])
     assert options.evaluation_values(args, 0.02)["lr"] == 0.02
