@@ -516,6 +516,16 @@ def test_dynamics_and_report(command, tmp_path):
     page = (tmp_path / "report" / "index.html").read_text()
     for method in ("full data", "full data, one frame", "DM, n_syn 2, linear", "random", "static-dynamic DM"):
         assert f"<td>{method}</td>" in page
+    runs = re.findall("<tr( class=best)?>(.*?)</tr>", page[page.index("<table>"):page.index("</table>")], re.DOTALL)
+    lines = {cells[0]: (bold, cells) for bold, line in runs if (cells := re.findall("<td>(.*?)</td>", line))}
+    marked = rows.assign(mark="").assign(method=lambda rows: [report.method_name(row) for row in rows.itertuples()])
+    best = marked[~marked.method.str.startswith("full")].top1.max()
+    for row in marked.itertuples():
+        bold, cells = lines[row.method]
+        assert cells[-2:] == [f"{value:.1f}" for value in row.per_class] and cells[2].startswith(f"{row.top1:.1f} ±")  # fall is the dynamic class, rise the static one
+        assert bool(bold) == (row.top1 == best and not row.method.startswith("full"))
+    figure = report.plot_confusion(marked.head(1).assign(confusion=[[[3, 1], [0, 4]]]))
+    assert figure.axes[0].images[0].get_array().tolist() == [[75, 25], [0, 100]]  # percent of each true class
     sources = re.findall(r"src='([^']*)'", page)
     assert all(source.startswith("data:image/") for source in sources) and "http" not in re.sub(r"base64,[^']*", "", page)
     films = [Image.open(io.BytesIO(base64.b64decode(source.split(",")[1]))) for source in sources if source.startswith("data:image/webp")]
