@@ -287,7 +287,9 @@ def test_the_same_settings_are_run_by_one_process_at_a_time(study, tmp_path, mon
 
 def test_no_test_video_is_read(command, tmp_path):
     """Of a run with --no_test; the same command without it adds the result of the same set."""
-    code, output = command("distill_DM", tmp_path, "--validation", 0.4, "--no_test")
+    packs = tmp_path.with_name(tmp_path.name + "_packs")
+    code, output = command("distill_DM", tmp_path, "--validation", 0.4, "--no_test", "--pack_path", packs)
+    assert {path.name.split("_")[1] for path in packs.glob("*.npy")} == {"train", "validation"}
     folder = only_folder(tmp_path)
     assert code == 0 and "not tested" in output and not (folder / "result.json").exists(), output
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
