@@ -154,7 +154,7 @@ class FeatureRegression(nn.Module):
             self.pool[number] = self.new_learner()
 
     def parts(self, rows):
-        """Return the numbers in the range `rows` in parts that fit in memory with a graph, half of those without."""
+        """Return the range `rows` in parts of half of `at_once`, because a graph takes twice the memory."""
         return torch.arange(rows.start, rows.stop).split(max(1, self.at_once // 2))
 
     def new_learner(self, missing=0):

@@ -26,19 +26,25 @@ from utils import load, seed_everything
 METHODS = {"DM": distill_DM, "MTT": distill_MTT, "FRePo": distill_FRePo}
 
 
+def memory_counts(args):
+    """Return the numbers of static and dynamic memories per class, spc and dpc; their default is the paper's, 2·ipc."""
+    return args.spc or 2 * args.ipc, args.dpc or 2 * args.ipc
+
+
 def find_static(args):
-    """Return the file of the static memory that distill_DC.py learned from the same data with --spc frames per class."""
+    """Return the file of the static memory that distill_DC.py learned from the same data, of as many frames."""
+    spc, _ = memory_counts(args)
     same = ("data_path", "list_path", "frames_path", "frame_names", "size", "stride", "train_clips", "seed",
             "validation", "static_size", "mirror", "dsa")
-    folder = find_run(args, f"DC_spc{args.spc}", same, f"static memory of {args.spc} frames per class",
-                      ["bash", "sh/s2d/DC.sh", "GPU", args.dataset, str(args.spc)], "--path_static")
+    folder = find_run(args, f"DC_spc{spc}", same, f"static memory of {spc} frames per class",
+                      ["bash", "sh/s2d/DC.sh", "GPU", args.dataset, str(spc)], "--path_static")
     return folder / "distilled.pt"
 
 
 def check_static(args):
     """ValueError if --path_static does not fit, or is of an unfinished run or of other training videos."""
     config, content = args.path_static.with_name("config.json"), load(args.path_static)
-    load_static(args.path_static, len(options.list_videos(args)[1]), args.spc, static_side(args))
+    load_static(args.path_static, len(options.list_videos(args)[1]), memory_counts(args)[0], static_side(args))
     if not config.exists() or not isinstance(content, dict) or "iteration" not in content:
         return  # not a file of distill_DC.py in its run folder
     if other := differing_settings(args, config.parent, ("size", "static_size", "validation")):
@@ -56,14 +62,16 @@ def static_side(args):
 
 def check_effect(args):
     """ValueError for a flag that has no effect beside the others."""
-    if args.select != "random" and args.static == "DC" and args.init_dynamic != "motion":
+    chooses = args.static == "real" or args.init_dynamic == "motion"
+    if args.select != "random" and not chooses:
         raise ValueError(f"--select {args.select} has no effect here: use it with --static real or --init_dynamic "
                          "motion, whose clips it chooses")
     needed = {"path_static": "--static DC"} if args.static == "real" else {"static_frame": "--static real"}
     if not args.train_static:
         needed["lr_static"] = "--train_static"
     if args.select == "random":
-        needed |= dict.fromkeys(("feature_epochs", "feature_lr", "feature_batch"), "--select herding or k-center")
+        select = "--select herding or k-center" if chooses else "--static real and --select herding or k-center"
+        needed |= dict.fromkeys(("feature_epochs", "feature_lr", "feature_batch"), select)
     if args.pool:
         needed["batch_real"] = "--pool 0"
     if not args.train_lr:
@@ -89,8 +97,8 @@ def matching_flags(method) -> set[str]:
 def clips_needed(args):
     """Return the number of real clips per class that the memories start from."""
     if args.static == "real":
-        return max(args.spc, args.dpc)
-    return 1 if args.init_dynamic == "noise" else args.dpc
+        return max(memory_counts(args))
+    return 1 if args.init_dynamic == "noise" else memory_counts(args)[1]
 
 
 def initial_memories(run, args, clips):
@@ -98,7 +106,7 @@ def initial_memories(run, args, clips):
 
     The static memory comes from distill_DC.py or from real clips.
     """
-    spc, dpc, compact = args.spc, args.dpc, (args.dynamic_frames, args.dynamic_size)
+    (spc, dpc), compact = memory_counts(args), (args.dynamic_frames, args.dynamic_size)
     chosen = (None if args.static == "DC" and args.init_dynamic != "motion"
               else choose(run, args, clips, clips_needed(args), args.select))
     if args.static == "DC":
@@ -116,10 +124,10 @@ def main(args):
     check_effect(args)
     options.apply_byte_budget(args, budget.static_dynamic, "static_size", "dynamic_size", "dynamic_frames", "storage",
                   *(["learn_label"] if args.method == "FRePo" else []))
-    # With real clips, several memories per video would pair one clip's picture with another's motion.
-    default = args.ipc if args.static == "real" else 2 * args.ipc
-    args.spc, args.dpc = args.spc or default, args.dpc or default
-    check_divides(args.ipc, spc=args.spc, dpc=args.dpc)
+    if args.static == "real":  # several memories per video would pair one clip's picture with another's motion
+        args.spc, args.dpc = args.spc or args.ipc, args.dpc or args.ipc
+    spc, dpc = memory_counts(args)
+    check_divides(args.ipc, spc=spc, dpc=dpc)
     device = options.check(args, clips_needed(args), convnet3d=True)
     files = METHODS[args.method].prepare(args)
     if args.static == "DC":

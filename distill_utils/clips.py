@@ -19,8 +19,9 @@ from distill_utils.compute import stays_on_device
 from distill_utils.datasets import DATA_PATH, LIST, DataSet, clip_frames, clip_positions, find_dataset, read_videos
 from distill_utils.frames import as_rgb, content_digest, find_folders, frame_names
 from distill_utils.machine import cores
-from distill_utils.packs import mapped, open_pack
+from distill_utils.packs import open_pack
 from distill_utils.temporal import repeated_frames
+from distill_utils.workers import mapped
 from utils import has_own_memory, read_json
 
 MEAN = torch.tensor((0.485, 0.456, 0.406)).view(3, 1, 1)

@@ -58,8 +58,11 @@ def choose(run, args, clips, per_class, method) -> torch.Tensor:
     """Return the numbers of `per_class` real clips of each class, in class order, by one of METHODS."""
     if method == "random":
         return choose_random(clips, per_class)
-    return broadcast(select_per_class(clips, per_class, method, embed_all(feature_network(run, args, clips), clips,
-                                                                args.precision, args.width)) if rank() == 0 else None)
+    chosen = None
+    if rank() == 0:
+        features = embed_all(feature_network(run, args, clips), clips, args.precision, args.width)
+        chosen = select_per_class(clips, per_class, method, features)
+    return broadcast(chosen)
 
 
 def select_per_class(clips, ipc, method, features):

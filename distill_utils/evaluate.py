@@ -51,8 +51,8 @@ def evaluate(synset, test, *, network="ConvNet3D", num_eval=3, epochs=500, lr=LR
         width: width of ConvNet3D.
         dsa: augmentation strategy for the drawn videos of the set; test clips are not augmented.
         protocol: "standard" or "frepo", see `train`.
-        keep: folder for the scores of each finished network, which is then not trained again after a kill; for one set
-            and these settings only.
+        keep: folder for the scores of finished networks, which are not trained again after a kill; for this set, these
+            test clips and settings only.
 
     Several ranks share the networks; all ranks return the same result, except for the seconds.
 
@@ -69,17 +69,21 @@ def evaluate(synset, test, *, network="ConvNet3D", num_eval=3, epochs=500, lr=LR
     start, at_once = time.perf_counter(), networks.clips_together(
         network, clips_at_once(test.T, test.size, test.device, width if network == "ConvNet3D" else networks.WIDTH))
     frozen, scores = synset.frozen(), []
+    if keep:
+        keep.mkdir(parents=True, exist_ok=True)
     with progress(total=len(rank_share(num_eval)) * epochs, desc="evaluating", unit="epoch", leave=False) as bar:
         for number in rank_share(num_eval):
-            path = keep and keep / f"network{number}.pt"
+            path, begin = keep and keep / f"network{number}.pt", time.perf_counter()
             if path and path.exists():
                 scores.append(load(path))
+                start -= scores[-1]["seconds"]
                 bar.update(epochs)
                 continue
             with random_stream((seed * 1000 + 1 + number) % 2 ** 64):
                 net = networks.build(network, test.K, test.T, test.size, width, compile).to(test.device)
                 train_top1 = train(net, frozen, epochs, lr, batch_size, at_once, precision, bar, dsa, protocol)
-            scores.append({**score(predict(net, test, at_once, precision), test), "train_top1": train_top1})
+            scores.append({**score(predict(net, test, at_once, precision), test), "train_top1": train_top1,
+                           "seconds": time.perf_counter() - begin})
             if path:
                 save(scores[-1], path)
     result, scores = {}, gather(scores)
@@ -151,7 +155,7 @@ def classes(labels):
 
 @torch.inference_mode()
 def predict(net, test, at_once, precision="fp32") -> torch.Tensor:
-    """Return the logits (n, K) of all test clips, float32 on the CPU; `at_once` clips go through the network together."""
+    """Return the logits (n, K) of all test clips, float32 on the CPU; `at_once` clips go through together."""
     net.eval()
     logits = []
     for index in torch.arange(len(test)).split(at_once):
@@ -237,17 +241,17 @@ def full_data(args):
     seed_everything(args.seed)
     train_clips, eval_clips, test = (clips and clips.reduced(args.n_real) for clips in load_splits(args))
     synset, values = RealSet(train_clips), evaluation_values(args, LR_NET)
+    keep = run.folder / "scores"  # a network of a large data set takes hours
     run.resume()
     if run.result is None:
-        keep = run.folder / "networks"  # a network of a large data set takes hours
-        keep.mkdir(exist_ok=True)
-        run.result = evaluate(synset, eval_clips, **values, keep=keep)
+        run.result = evaluate(synset, eval_clips, **values, keep=keep / eval_clips.split)
         headline = DATASETS[args.dataset].headline
         run.keep_best(run.result[headline], std=run.result[f"{headline}_std"])
         run.log(split=eval_clips.split, **logged(run.result))
         run.checkpoint()
+    finish(run, synset, eval_clips, test, **values, keep=keep / "test")
+    if rank() == 0:
         shutil.rmtree(keep, ignore_errors=True)
-    finish(run, synset, eval_clips, test, **values)
 
 
 def across_networks(args):

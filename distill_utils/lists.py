@@ -183,7 +183,7 @@ def read_lines(path):
 
 # ---------------------------------------------------------------- the user's own folders
 
-def custom(folder, name, pattern=None, ratio=TEST_RATIO, seed=0):
+def custom(folder, name, pattern=None, ratio=TEST_RATIO, seed=0, out=None):
     """Return {name: videos} for one folder per class, with video files at any depth.
 
     Folders called train, test and val, above or below the class folders, give the split. Without them, groups are
@@ -191,6 +191,7 @@ def custom(folder, name, pattern=None, ratio=TEST_RATIO, seed=0):
     pattern: a regular expression on file names. Its first group, or else its whole match, names the group of a video,
     so that clips of one person or source stay in one split. Without a pattern each video is a group.
     ratio: the approximate share of test videos in each class.
+    out: folder of prepared frames, if it may lie in `folder`.
     """
     paths = [path.relative_to(folder) for path in video_files(folder)]
     if not paths:
@@ -204,7 +205,7 @@ def custom(folder, name, pattern=None, ratio=TEST_RATIO, seed=0):
         split = "train" if level is None else split_of(path.parts[level])
         rows.append((path.as_posix(), path.with_suffix("").as_posix(), path.parts[int(level == 0)],
                      group(path, pattern), split))
-    tell_what_is_left_out(folder, level, {label for _, _, label, _, _ in rows})
+    tell_what_is_left_out(folder, level, {label for _, _, label, _, _ in rows}, out)
     videos = pd.DataFrame(rows, columns=["video", "folder", "label", "group", "split"])
     twice = videos[videos.folder.duplicated(keep=False)].video.tolist()
     if twice:
@@ -231,22 +232,28 @@ def custom(folder, name, pattern=None, ratio=TEST_RATIO, seed=0):
     return {name: videos if pattern else videos.drop(columns=GROUP)}
 
 
-def tell_what_is_left_out(folder, level, classes):
-    """Print the class folders without videos, and how many files are not videos; ValueError for a link to nothing."""
+def tell_what_is_left_out(folder, level, classes, out):
+    """Print the class folders without videos, and how many files are no videos; ValueError for a link to nothing.
+
+    out: the folder of prepared data sets, which is left out without a word.
+    """
+    folder, out = (path and pathlib.Path(os.path.abspath(path)) for path in (folder, out))
     above = [folder] if level != 0 else [path for path in folder.iterdir() if path.is_dir() and split_of(path.name)]
-    empty = sorted({path.name for place in above for path in place.iterdir()
-                    if path.is_dir() and is_visible(path.name) and not (level == 1 and split_of(path.name))} - classes)
+    empty = sorted({path.name for place in above for path in place.iterdir() if path.is_dir() and is_visible(path.name)
+                    and path != out and not (level == 1 and split_of(path.name))} - classes)
     if empty:
-        print(f"{len(empty)} folders hold no videos and are no classes: {', '.join(empty[:10])}"
-              f"{' …' if len(empty) > 10 else ''}")
-    others = [path for path in files_below(folder) if not path.name.lower().endswith(SUFFIXES)]
+        print(f"folders without videos, which are no classes: {len(empty)} ({', '.join(empty[:10])}"
+              f"{' …' if len(empty) > 10 else ''})")
+    others = [path for path in files_below(folder)
+              if not path.name.lower().endswith(SUFFIXES) and out not in path.parents]
     for path in others:
-        if path.is_symlink() and not path.exists():
-            raise ValueError(f"{path} is a link to {os.readlink(path)}, which does not exist: is a disk unmounted?")
+        if not path.suffix and path.is_symlink() and not path.exists():
+            raise ValueError(f"{path} is a link to {os.readlink(path)}, which does not exist: mount its disk, or "
+                             "delete the link")
     if others:
         counts = collections.Counter(path.suffix.lower() or path.name for path in others).most_common(5)
-        print(f"{len(others)} files are not videos and are left out: "
-              f"{', '.join(f'{number} {suffix}' for suffix, number in counts)}")
+        kinds = ", ".join(f"{number} {suffix}" for suffix, number in counts)
+        print(f"files that are no videos: {len(others)} ({kinds})")
 
 
 def split_level(paths, folder):

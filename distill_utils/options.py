@@ -8,8 +8,7 @@ import shutil
 from distill_utils.augment import GROUPS, NONE, groups_of
 from distill_utils.clips import load_clips
 from distill_utils.compute import PRECISIONS, set_precision
-from distill_utils.datasets import DATASETS, LIST, only_directory, read_videos
-from distill_utils.frames import is_visible
+from distill_utils.datasets import DATASETS, LIST, read_videos
 from distill_utils.processes import broadcast, rank_zero_first
 from distill_utils.storage import FORMATS
 from networks import INTERPOLATIONS, NETWORKS, WIDTH, build
@@ -22,7 +21,7 @@ WANDB_MODES = ("online", "offline", "disabled")
 
 def script_parser(description, dataset="required", kind=argparse.ArgumentParser, **options):
     """Return a script's parser with the flags that all scripts have: run, data, validation and augmentation."""
-    # Whole flag names only: a launcher must recognise the flags that it sets itself, and a new flag may break short ones.
+    # Whole flag names only: a launcher must recognise the flags that it sets itself.
     parser = kind(description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False,
                   **options)
     add_run_options(parser)
@@ -46,8 +45,9 @@ def add_run_options(parser):
                        "twice, nor in FRePo's pool")
     group.add_argument("--seed", default=0, type=seed, help="random seed of the run (%(default)s)")
     group.add_argument("--checkpoint_seconds", default=60, type=rate, metavar="S",
-                       help="seconds between checkpoints, more if a checkpoint takes over a twentieth of that, 0: after "
-                       "each step; a killed run loses at most about this much learning; an evaluation, an expert of buffer.py or a feature network in progress starts again (%(default)s)")
+                       help="seconds between checkpoints, up to ten times more if saving takes over 1/20 of it; 0: "
+                       "after each step; a killed run loses at most about this much learning; an evaluation, an expert "
+                       "of buffer.py or a feature network in progress starts again (%(default)s)")
     group.add_argument("--wandb", default=os.environ.get("WANDB_MODE") or "offline", choices=WANDB_MODES,
                        help="Weights & Biases mode (WANDB_MODE, else offline)")
 
@@ -70,8 +70,8 @@ def add_augmentation(group):
                        "DC and DM, only saturation has an effect. crop: shift by up to an eighth of the side. cutout: "
                        "set a square of half the side to zero. flip: mirror left-right, with probability 1/2. scale: "
                        "each axis × 1/1.2 to 1.2. rotate: by up to 15 degrees either way. All frames of a clip get the "
-                       "same change. DC and DM apply one operator per step, and change the real and synthetic clips of a class alike. "
-                       "Experts, the steps of MTT and FRePo, DC's network and evaluation apply all operators, "
+                       "same change. DC and DM apply one operator per step, and change the real and synthetic clips of "
+                       "a class alike. Experts, the steps of MTT and FRePo, DC's network and evaluation apply all operators, "
                        "independently to each clip; the real clips that FRePo predicts are not changed "
                        "(%(default)s, as in the paper)")
 
@@ -94,8 +94,8 @@ def add_data_options(parser, dataset="required"):
     group.add_argument("--frames", type=positive, metavar="T", help="frames per clip (the data set's: 16 or 8)")
     group.add_argument("--size", type=positive, help="height and width in pixels (the data set's: 112 or 64)")
     group.add_argument("--stride", type=positive,
-                       help="distance between the frames of a clip, in video frames (4; toy: 1; not for Kinetics400 and "
-                       "SSv2, where a clip is the whole video)")
+                       help="distance between the frames of a clip, in video frames (4; toy: 1; not for Kinetics400 "
+                       "and SSv2, where a clip is the whole video)")
     group.add_argument("--train_clips", type=positive, default=1,
                        help="clips per training video, drawn once (%(default)s)")
     group.add_argument("--mirror", type=probability, default=0.5, metavar="P",
@@ -318,7 +318,6 @@ def check(args, per_class=1, networks=(), still=False, convnet3d=False):
     if not (getattr(args, "no_test", False) or (list_videos(args)[0].split == "test").any()):
         raise ValueError(f"the list of {args.dataset} has no test videos: give another list by --list_path")
     counts = clips_per_class(args, still)
-    check_places(args)
     if len(counts) < 2:
         raise ValueError(f"the list has one class, {counts.index[0]}: two or more are needed")
     if counts.min() < per_class:
@@ -346,19 +345,6 @@ def apply_byte_budget(args, rule, *flags, still=False):
                          *clip_shape(args), **{flag: getattr(args, flag) for flag in flags})
     vars(args).update(chosen)
     print(f"--bytes {args.bytes}: {' '.join(f'--{flag} {value}' for flag, value in chosen.items())}, {total} bytes")
-
-
-def check_places(args):
-    """ValueError if packs or runs would lie beside the frames of a custom set, whose folder may hold no other folder."""
-    if args.dataset != "custom" or args.frames_path:
-        return
-    frames = only_directory(args.data_path)
-    for flag, place in (("save_path", args.save_path / "runs"), ("pack_path", args.pack_path)):
-        if place and place.resolve().is_relative_to(root := frames.parent.resolve()):
-            first = place.resolve().relative_to(root).parts[:1]
-            if first and is_visible(first[0]) and first[0] != frames.name:
-                raise ValueError(f"--{flag} {getattr(args, flag)} makes a folder in --data_path, where the only folder is "
-                                 f"taken for the frames: give another --{flag}, or --frames_path {frames}")
 
 
 def check_temporal(args, T):

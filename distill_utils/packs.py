@@ -14,6 +14,7 @@ import torch
 from tqdm import tqdm
 
 from distill_utils.processes import progress
+from distill_utils.workers import mapped
 from utils import check_space, lock, save_json, with_path
 
 MOST_BROKEN = 100  # videos that cannot be read, after which a pack is given up
@@ -78,6 +79,7 @@ def build_pack(path, shape, frames):
     Each machine has its own temporary file, because on some shared disks a lock holds on one machine only.
     """
     temporary, start, size = path.with_suffix(f".{socket.gethostname()}.tmp"), time.monotonic(), math.prod(shape)
+    remove_old(path)
     try:
         with open(temporary, "wb") as file:  # truncates what a killed build left
             check_space(path.parent, size, "the pack", "give another --pack_path, or --no_pack")
@@ -89,17 +91,26 @@ def build_pack(path, shape, frames):
                    "seconds": round(time.monotonic() - start, 2), "listed": frames.selection.listed,
                    "content": path.stem.rpartition("_")[2], "place": frames.selection.videos.folder.iloc[0]},
                   path.with_suffix(".json"))
-        os.replace(temporary, path)
+        if not path.exists():  # else another machine was faster, and its pack may be in use
+            os.replace(temporary, path)
     except OSError as error:
         raise with_path(error, path) from error
     finally:
         temporary.unlink(missing_ok=True)
 
 
+def remove_old(path):
+    """Remove temporary files of this pack that a killed build left: nothing was written to them for an hour."""
+    for left in path.parent.glob(f"{path.stem}.*tmp"):
+        with contextlib.suppress(OSError):
+            if time.time() - left.stat().st_mtime > 3600:
+                left.unlink()
+
+
 def write_clips(file, offset, frames, clips, name):
     """Decode in threads; each writes its video's clips at their offset, so that memory stays constant.
 
-    ValueError after the last video, or after MOST_BROKEN, if images cannot be read; each is printed when it is found.
+    ValueError after the last video, or after MOST_BROKEN unreadable ones; each is printed with its first bad image.
     """
     per_video, broken = clips // len(frames.folders), []
 
@@ -125,11 +136,5 @@ def write_clips(file, offset, frames, clips, name):
                 break
     if broken:
         least = "at least " if len(broken) == MOST_BROKEN else ""
-        raise ValueError(f"{broken[0]}" + (f"; {least}{len(broken)} videos have such images: see above"
+        raise ValueError(f"{broken[0]}" + (f"; {least}{len(broken)} videos cannot be read: see above"
                                            if len(broken) > 1 else ""))
-
-
-def mapped(pool, function, items, batch=1024):
-    """Like pool.map, with at most a batch of items in flight, so that memory does not grow with their number."""
-    for start in range(0, len(items), batch):
-        yield from pool.map(function, items[start:start + batch])

@@ -35,7 +35,8 @@ class Pool:
 
     The file holds the means of one network after another, as raw float32. The constructor first computes missing means
     by `make(number)`, shared by all ranks. An interrupted pool continues, and a larger pool starts from a smaller
-    one's file. Means are appended one network at a time; incomplete means that a killed process left are cut off.
+    one's file. Each network has its place in the file, so nothing goes wrong where a disk's lock holds on one machine
+    only and two of them write.
     """
 
     def __init__(self, path, count, shape, make):
@@ -50,7 +51,7 @@ class Pool:
         return self.count
 
     def complete(self, make):
-        done = broadcast(self.cut_off() if rank() == 0 else None)
+        done = broadcast(self.in_file() if rank() == 0 else None)
         if done >= self.count:
             return
         if rank() == 0:
@@ -70,18 +71,12 @@ class Pool:
         return 4 * int(np.prod(self.shape))
 
     def in_file(self):
-        """Return the number of networks in the file."""
+        """Return the number of networks whose means are complete in the file."""
         return self.path.stat().st_size // self.size if self.path.exists() else 0
 
-    def cut_off(self):
-        """Cut off incomplete means; return the number of networks in the file."""
-        with open(self.path, "ab") as file:
-            file.truncate(file.tell() // self.size * self.size)
-        return self.in_file()
-
     def write(self, number, means):
-        """Write the means of a network to their place, which stays right if another machine's lock does not hold here."""
         try:
+            self.path.touch()
             with open(self.path, "r+b") as file:
                 file.seek(number * self.size)
                 file.write(np.ascontiguousarray(means.numpy(), np.float32).data)

@@ -80,8 +80,10 @@ def main(args):
     files = ({name: [args.videos / name] for name in videos.video} if args.dataset == "custom"
              else lists.find_files(videos, args.videos))
     if args.dataset == "custom" and (newer := changed(videos, files, frames)):
-        print(f"{len(newer)} videos are newer than their frames, which stay as they are: delete {frames / newer[0]}"
-              f"{' and the others' if len(newer) > 1 else ''} to make them again")
+        with atomic_write(root / "changed_videos.txt", "w") as file:
+            file.writelines(f"{frames / folder}\n" for folder in newer)
+        print(f"videos that may have changed, because their files are newer than their frames, which stay: "
+              f"{len(newer)}; to make these again, delete the folders in {root / 'changed_videos.txt'}")
     everything = set(lists.video_files(args.videos))
     broken = prepare(videos, files, args.videos, frames, picture, T, args.workers or cores())
     unlisted = len(everything.difference(*files.values()))
@@ -117,7 +119,7 @@ def read_lists(args, recipe, dataset, picture):
     """Return the folder of the data set, the directory of its frames, and {name of our list: its videos}."""
     if args.dataset == "custom":
         root = (args.out or DATA_PATH / args.videos.resolve().name).absolute()
-        ours = lists.custom(args.videos, f"{root.name}_splits1.csv", args.groups, args.test_ratio, args.seed)
+        ours = lists.custom(args.videos, f"{root.name}_splits1.csv", args.groups, args.test_ratio, args.seed, root)
         return root, root / f"jpegs_{picture.crop or 'frames'}", ours
     folder = args.lists or args.videos
     if not folder.is_dir():
@@ -196,7 +198,8 @@ def prepare(videos, files, source, frames, picture, T, workers):
     finally:
         remove_partial(directories)
     whole = [folder for folder in videos.folder if folder not in broken]
-    lost = [folder for folder, made in zip(whole, in_threads(lambda folder: is_made(frames / folder), whole)) if not made]
+    made = in_threads(lambda folder: is_made(frames / folder), whole)
+    lost = [folder for folder, there in zip(whole, made) if not there]
     if lost:
         raise ValueError(f"{lost[0]} and {len(lost) - 1} other folders disappeared from {frames} during the run: "
                          "run the same command again")
@@ -229,7 +232,7 @@ def changed(videos, files, frames):
     """Return the folders of prepared videos whose file is newer than their frames."""
     def newer(row):
         file, folder = files[row.video][0], frames / row.folder
-        return is_made(folder) and os.stat(file).st_mtime > os.stat(folder).st_mtime
+        return is_made(folder) and file.exists() and file.stat().st_mtime > folder.stat().st_mtime
     rows = list(videos.itertuples())
     return [row.folder for row, yes in zip(rows, in_threads(newer, rows)) if yes]
 

@@ -19,8 +19,9 @@ import torch
 from tqdm import tqdm
 
 from distill_utils.augment import NONE
-from distill_utils.clips import relative, select
-from distill_utils.datasets import DATASETS, LIST
+from distill_utils.clips import pack_folder, relative, select
+from distill_utils.datasets import DATASETS, LIST, only_directory
+from distill_utils.frames import is_visible
 from distill_utils.options import (
     LR_NET,
     add_temporal_options,
@@ -203,8 +204,8 @@ class Run:
             yield total
 
     def pause(self):
-        """Return the seconds between two checkpoints: as asked, but slow ones take at most a twentieth of the time."""
-        return self.checkpoint_seconds and max(self.checkpoint_seconds, 20 * self.saving)
+        """Return the seconds between two checkpoints: as asked, up to ten times more if saving takes over 1/20."""
+        return max(self.checkpoint_seconds, min(20 * self.saving, 10 * self.checkpoint_seconds))
 
     def due(self, every, total):
         """Return whether to evaluate now: at 0 and every `every` iterations (if `every` <= total), and at the end.
@@ -333,11 +334,27 @@ def dataset_label(args):
 
 def start_run(args, name, *files) -> Run:
     """Return the Run in <save_path>/<data set>/<name>_<hash of the settings, the list, the frames and `files`>."""
+    check_places(args)
     settings = {key: as_setting(value) for key, value in vars(args).items()}
     settings |= {"list_digest": list_digest(args), "content_digest": content_digest(args),
                  "digest": digest(map(file_fingerprint, files))}
     return Run(settings, args.save_path / dataset_label(args), name, WITHOUT_EFFECT, args.wandb,
                args.checkpoint_seconds, args.device)
+
+
+def check_places(args):
+    """ValueError if packs or runs would lie beside the frames of a custom set, whose folder may hold no other."""
+    if args.dataset != "custom" or args.frames_path:
+        return
+    frames = only_directory(args.data_path.absolute())
+    root = frames.parent.resolve()
+    for flag, place in (("save_path", args.save_path / dataset_label(args)),
+                        ("pack_path", args.pack and pack_folder(args.pack_path))):
+        if place and place.resolve().is_relative_to(root):
+            first = place.resolve().relative_to(root).parts[:1]
+            if first and is_visible(first[0]) and first[0] != frames.name:
+                raise ValueError(f"--{flag}: {place} would be a folder in --data_path, where the only folder is taken "
+                                 f"for the frames: give another --{flag}, or --frames_path {frames}")
 
 
 def as_setting(value):
@@ -380,6 +397,9 @@ def find_run(args, name, same, wanted, launcher, flag) -> pathlib.Path:
 
     If there is none, ValueError gives the command that makes it, including the data paths, which do not change the
     data.
+    Of several runs that learned by the same settings and differ in their evaluation only, the one most like this run
+    is taken.
+
     wanted: description of the run; launcher: first words of its command; flag: the flag that gives a folder or file
     instead.
     """
@@ -399,22 +419,25 @@ def find_run(args, name, same, wanted, launcher, flag) -> pathlib.Path:
                  for word in (f"--{key}", str(mine[key]))]
         raise ValueError(f"no finished {wanted} for these data in {folder}: "
                          f"run `{shlex.join(launcher + given)}` first, or give {flag}")
-    differing = [len(differing_settings(args, each, ALIKE, digests)) for each in found]
+    learned = [{name: value for name, value in read_config(each / "config.json")["chosen"].items()
+                if name not in EVALUATION_SETTINGS} for each in found]
+    differing = [len(differing_settings(args, each, EVALUATION_SETTINGS, digests)) for each in found]
     nearest = [each for each, number in zip(found, differing) if number == min(differing)]
-    if len(nearest) > 1:
+    if any(each != learned[0] for each in learned) or len(nearest) > 1:
         raise ValueError(f"several finished runs have a matching {wanted}: choose one by {flag}: "
-                         f"{', '.join(map(str, nearest))}")
-    if len(found) > 1 and rank() == 0:
+                         f"{', '.join(map(str, found))}")
+    if len(found) > 1:
         print(f"{len(found)} finished runs have a matching {wanted}; the one most like this run is {nearest[0]}")
     return nearest[0]
 
 
-# Settings that do not decide what experts and static memories learn, or hardly: they tell runs of equal content apart.
-ALIKE = ("precision", "compile", "width", "test_clips", "network", "num_eval", "epoch_eval_train", "eval_protocol")
+# Settings that change the evaluation of experts and static memories, but hardly what these learn.
+EVALUATION_SETTINGS = ("precision", "compile", "width", "test_clips", "network", "num_eval", "epoch_eval_train",
+                       "eval_it", "eval_protocol")
 
 
 def default_settings(dataset):
-    """Return what a setting stands for that a run's config.json lacks or has as null."""
+    """Return the defaults of settings that are missing or null in a config.json."""
     row = DATASETS[dataset]
     return {"frames": row.T, "size": row.size, "stride": row.stride, "segments": 1, "width": WIDTH, "validation": 0.0,
             "dsa": NONE, "mirror": 0.5, "network": "ConvNet3D", "lr_net": LR_NET, "eval_protocol": "standard"}

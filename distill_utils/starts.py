@@ -37,7 +37,7 @@ def initial_videos(clips, ipc, init, chosen=None) -> torch.Tensor:
     """
     if init == "noise":
         return torch.randn(clips.K * ipc, clips.T, 3, clips.size, clips.size).to(clips.device)
-    chosen = choose_random(clips, ipc) if chosen is None else chosen
+    chosen = choose_random(clips, ipc) if chosen is None else chosen  # also for means: refuses classes of too few clips
     if init == "mean":
         return mean_videos(clips, ipc)
     videos = clips.draw(chosen)
@@ -107,8 +107,8 @@ def initial_dynamic(clips, static, ipc, dpc, init, frames=None, size=None, chose
         side = size or clips.size
         return torch.randn(K, dpc, frames or clips.T, 1, side, side).to(clips.device)
     if init == "motion":
-        memories = []
-        for numbers in (choose_random(clips, dpc) if chosen is None else chosen).view(K, dpc):  # as in real_memories
+        memories, chosen = [], choose_random(clips, dpc) if chosen is None else chosen
+        for numbers in chosen.view(K, dpc):                                            # class by class, to save memory
             videos = clips.draw(numbers)
             motion = (videos - videos.mean(1, keepdim=True)).mean(2, keepdim=True)  # (dpc, T, 1, H, W)
             memories.append(downsample(motion, frames, size))

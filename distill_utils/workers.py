@@ -23,7 +23,13 @@ LONGEST = 60  # bytes: with a longer temporary folder, a socket path exceeds its
 def in_threads(function, items) -> list:
     """Return function(item) for each item, in order; a network disk answers many requests about files at once."""
     with concurrent.futures.ThreadPoolExecutor(16) as pool:
-        return list(pool.map(function, items))
+        return list(mapped(pool, function, items))
+
+
+def mapped(pool, function, items, batch=1024):
+    """Like pool.map, with at most a batch of items in flight, so that memory does not grow with their number."""
+    for start in range(0, len(items), batch):
+        yield from pool.map(function, items[start:start + batch])
 
 
 def in_processes(function, jobs, workers):

@@ -18,6 +18,7 @@ NETWORKS = {  # video classifiers, by the names that flags use
     **{name: functools.partial(VideoClassifier, name=name) for name in ("r3d_18", "mc3_18", "r2plus1d_18")},
 }
 
+
 def clips_together(name, budget):
     """Return how many clips go through the network together, for a memory budget of `budget` clips of ConvNet3D.
 

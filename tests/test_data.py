@@ -547,7 +547,7 @@ def test_all_bad_frames_are_named_in_one_pass(tiny, load, tmp_path, monkeypatch,
         path.write_bytes(b"")
     for most, count in ((100, "3"), (2, "at least 2")):
         monkeypatch.setattr("distill_utils.packs.MOST_BROKEN", most)
-        with pytest.raises(ValueError, match=rf"frame0000\d\d.jpg cannot be read as an image .*; {count} videos have such images: see above$"):
+        with pytest.raises(ValueError, match=rf"frame0000\d\d.jpg cannot be read as an image .*; {count} videos cannot be read: see above$"):
             load()
         named = capsys.readouterr().out
         assert sum(folder.name in named for folder in folders) == min(most, 3) and not packs(tmp_path)

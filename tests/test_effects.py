@@ -37,8 +37,7 @@ def differ(one, other):
 EFFECTS = {  # script: (flags of both runs, the flag that differs), one per line
     "distill_DM": (
         "| --seed 1", "| --mirror 0", f"| --dsa {ALL}", "| --batch_real 1", "| --pool 2", "--pool 2 | --mirror 0", "| --n_real 2", "| --segments 2",
-        "| --width 10", "| --init mean", "| --init still", "| --select k-center --feature_epochs 1",
-        "--n_syn 3 | --interpolation linear", "--n_syn 3 --interpolation parametric | --lr_interpolation 1"),
+        "| --width 10", "| --init mean", "| --init still", "--n_syn 3 | --interpolation linear", "--n_syn 3 --interpolation parametric | --lr_interpolation 1"),
     "distill_DC": ("| --seed 1", "| --mirror 0", f"| --dsa {ALL}", "| --lr_net 1", "| --batch_train 1", "| --init mean", "| --inner_loop 2",
                    "| --outer_loop 3", "| --batch_real 1"),
     "distill_MTT": ("| --seed 1", "| --min_start_epoch 1", "--Iteration 6 | --expand 99", "--expand 99 --Iteration 6 | --current_max_start_epoch 2", "| --batch_syn 1",
@@ -47,7 +46,7 @@ EFFECTS = {  # script: (flags of both runs, the flag that differs), one per line
                     "--train_static | --lr_static 30", "| --init_dynamic residual", "| --init_hal identity", "| --dynamic_frames 4"),
     "distill_FRePo": ("| --seed 1", "| --mirror 0", f"| --dsa {ALL}", "| --lr_label 1", "| --no-learn_label", "| --lr_pool 1", "| --num_pool 1",
                       "| --pool_steps 1", "| --batch_target 1", "| --Iteration 4"),
-    "distill_utils.coreset": ("| --seed 1", "| --method herding --feature_epochs 1"),
+    "distill_utils.coreset": ("| --seed 1",),
 }
 
 
@@ -74,12 +73,22 @@ def test_a_flag_changes_the_experts(command, whole, tmp_path, flags):
     assert differ(*map(load, files))
 
 
-def test_an_equal_command_learns_the_same(command, whole, tmp_path):
+@pytest.mark.slow
+@pytest.mark.parametrize("script", (*EFFECTS, "buffer"))
+def test_an_equal_command_learns_the_same(command, whole, tmp_path, script):
     """Else the tests above could not fail."""
-    for script in ("distill_DM", "distill_FRePo"):
-        code, output = command(script, tmp_path / script, *whole(script)[1])
-        assert code == 0, output
-        assert not differ(*(load(folder / "distilled.pt") for folder in (whole(script)[0], only_folder(tmp_path / script))))
+    code, output = command(script, tmp_path, *whole(script)[1])
+    assert code == 0, output
+    file = "replay_buffer_0.pt" if script == "buffer" else "distilled.pt"
+    assert not differ(*(load(folder / file) for folder in (whole(script)[0], only_folder(tmp_path))))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("script, flags", (("distill_DM", ()), ("distill_FRePo", ()), ("distill_s2d", ("--init_dynamic", "motion"))))
+def test_select_chooses_the_clips(command, whole, tmp_path, script, flags):
+    """By a feature network; that they are another choice than random is left to chance with six clips."""
+    code, output = command(script, tmp_path, *whole(script)[1], *flags, "--select", "k-center", "--feature_epochs", 1)
+    assert code == 0 and "the feature network has" in output, output
 
 
 def test_the_stride_reaches_the_clips(tiny, tmp_path):
@@ -92,7 +101,7 @@ def test_the_stride_reaches_the_clips(tiny, tmp_path):
 
 @pytest.mark.slow
 def test_a_run_is_known_by_the_content_of_the_static_memory_and_experts(command, whole, tmp_path):
-    """Not by their paths: another content is another run, the same content elsewhere is the same one."""
+    """Not by their paths: another content is another run."""
     for script, made, flag, file in (("distill_s2d", "distill_DC", "--path_static", "distilled.pt"), ("distill_MTT", "buffer", "--buffer_path", "")):
         code, output = command(made, tmp_path / made, "--seed", 3)
         assert code == 0, output

@@ -22,6 +22,7 @@ import utils
 from distill_utils import options
 from distill_utils.compute import KnownGradient
 from distill_utils.processes import run_script
+from distill_utils.run import check_places
 from distill_utils.synset import load_set, load_static
 
 LOOPS = ("--outer_loop", 1, "--inner_loop", 1)
@@ -321,13 +322,15 @@ def test_a_shortened_flag(refused):
 def test_packs_and_runs_beside_the_frames_of_a_custom_set(refused, tiny):
     """The second start would not know which folder has the frames."""
     for flag in ("save_path", "pack_path"):
-        assert refused("DM", f"--{flag}", tiny / "mine").startswith(f"--{flag} {tiny / 'mine'} makes a folder in --data_path, where the only folder is taken")
-    assert refused("DM", "--save_path", tiny).startswith(f"--save_path {tiny} makes a folder in --data_path")
+        assert refused("DM", f"--{flag}", tiny / "mine").startswith(f"--{flag}: {tiny / 'mine'}")
+    assert f"--save_path: {tiny / 'custom-data'} would be a folder in --data_path, where the only folder is taken" in refused("DM", "--save_path", tiny)
     for flag, place in (("pack_path", tiny), ("pack_path", tiny / ".packs"), ("save_path", tiny / ".runs"), ("save_path", tiny.parent)):
         args = distill_DM.parser().parse_args(["--dataset", "custom", "--data_path", str(tiny), "--size", "43", f"--{flag}", str(place)])
-        options.check_places(args)
+        check_places(args)
     args = distill_DM.parser().parse_args(["--dataset", "custom", "--data_path", str(tiny), "--frames_path", str(tiny / "jpegs"), "--save_path", str(tiny / "x")])
-    options.check_places(args)
+    check_places(args)
+    args = distill_DM.parser().parse_args(["--dataset", "custom", "--data_path", str(tiny), "--pack_path", str(tiny / "mine"), "--no_pack"])
+    check_places(args)
 
 
 def test_clip_flags_of_whole_videos():

@@ -368,6 +368,15 @@ def test_static_dynamic_finds_the_static_memory_of_its_launcher(launch, monkeypa
     assert find_static(parsed("--test_clips", "1", "--num_eval", "7")).parent.name == alike.folder.name
     shutil.rmtree(alike.folder)
 
+    # but not of memories that learned by other settings, however they were evaluated
+    for more in ((), ("--test_clips", "1")):
+        other = start_run(dc_parser().parse_args([*flags("sh/s2d/DC.sh", "custom", "10"), "--lr_img", "3", *more]), "DC_spc10")
+        (other.folder / "result.json").write_text("{}")
+        other.lock.close()
+        with pytest.raises(ValueError, match="several finished runs have a matching static memory of 10 frames per class: choose one by --path_static"):
+            find_static(parsed("--test_clips", "1"))
+        shutil.rmtree(other.folder)
+
     other = start_run(dc_parser().parse_args([*flags("sh/s2d/DC.sh", "custom", "10"), "--lr_img", "3"]), "DC_spc10")
     (other.folder / "result.json").write_text("{}")
     other.lock.close()

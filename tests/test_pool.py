@@ -3,6 +3,7 @@ import contextlib
 import copy
 import os
 
+import numpy as np
 import pytest
 import torch
 from fakes import random_clips
@@ -135,6 +136,13 @@ def test_two_machines_whose_locks_do_not_hold_write_the_same_file(tmp_path, monk
     pool = Pool(tmp_path / "pool.f32", 3, (2, 4), make)
     assert [pool.means(number).unique().tolist() for number in range(3)] == [[0], [1], [2]]
     assert (tmp_path / "pool.f32").stat().st_size == 3 * 32
+
+
+def test_a_part_of_a_mean_is_written_again(tmp_path):
+    """Whoever wrote it, and whatever a machine that was faster wrote behind it."""
+    (tmp_path / "pool.f32").write_bytes(np.full(12, 7, np.float32).tobytes())  # one network and a half
+    pool = Pool(tmp_path / "pool.f32", 3, (2, 4), lambda number: torch.full((2, 4), float(number)))
+    assert [pool.means(number).unique().tolist() for number in range(3)] == [[7], [1], [2]]
 
 
 def test_a_complete_pool_needs_no_lock(tmp_path, monkeypatch):

@@ -621,20 +621,41 @@ def test_custom(own, tmp_path, command):
 
 def test_custom_says_what_it_leaves_out(own, tmp_path, command):
     """Folders without videos, files that are none, and videos that changed; a link to nowhere is an unmounted disk."""
-    _, printed = command("custom", "--videos", own)
-    assert "left out" not in printed and "no classes" not in printed and "newer" not in printed
+    for _ in range(2):
+        _, printed = command("custom", "--videos", own)
+        assert "no videos" not in printed and "no classes" not in printed and "newer" not in printed
     write(own / "gifs" / "a.gif", "")
     write(own / "füll" / "b.GIF", "")
     write(own / "füll" / "notes.txt", "")
     code, printed = command("custom", "--videos", own)
-    assert code == 0 and "1 folders hold no videos and are no classes: gifs\n" in printed
-    assert "3 files are not videos and are left out: 2 .gif, 1 .txt\n" in printed
+    assert code == 0 and "folders without videos, which are no classes: 1 (gifs)\n" in printed
+    assert "files that are no videos: 3 (2 .gif, 1 .txt)\n" in printed
     frames, = (path for path in (tmp_path / "out").rglob("a_1") if "füll" in path.parts)
     os.utime(own / "füll" / "day one" / "a_1.mp4", (time.time() + 99,) * 2)
     code, printed = command("custom", "--videos", own)
-    assert code == 0 and f"1 videos are newer than their frames, which stay as they are: delete {frames} to make them again\n" in printed
+    assert code == 0 and "because their files are newer than their frames, which stay: 1; " in printed
+    assert (tmp_path / "out" / "changed_videos.txt").read_text() == f"{frames}\n"
+    (own / "old.txt").symlink_to(tmp_path / "nowhere")  # a file, which is left out anyway
+    assert command("custom", "--videos", own)[0] == 0
     (own / "unmounted").symlink_to(tmp_path / "nowhere")
-    assert f"{own / 'unmounted'} is a link to {tmp_path / 'nowhere'}, which does not exist: is a disk unmounted?" in refused(command, "custom", "--videos", own)
+    assert f"{own / 'unmounted'} is a link to {tmp_path / 'nowhere'}, which does not exist: mount its disk" in refused(command, "custom", "--videos", own)
+
+
+def test_frames_below_the_videos_are_not_reported(own, command):
+    for _ in range(2):
+        code, printed = command("custom", "--videos", own, "--out", own / "frames")
+        assert code == 0 and "no videos" not in printed and "no classes" not in printed
+
+
+def test_a_prepared_video_whose_link_leads_nowhere_now(own, tmp_path, command):
+    """Its disk is not there today: its frames are."""
+    (tmp_path / "disk").mkdir()
+    (own / "füll" / "day one" / "a_1.mp4").rename(tmp_path / "disk" / "a.mp4")
+    (own / "füll" / "day one" / "a_1.mp4").symlink_to(tmp_path / "disk" / "a.mp4")
+    assert command("custom", "--videos", own)[0] == 0
+    (tmp_path / "disk").rename(tmp_path / "away")
+    code, printed = command("custom", "--videos", own)
+    assert code == 0 and "8 videos: 8 prepared in " in printed
 
 
 def test_custom_with_split_folders_says_which_classes_are_empty(own, tmp_path, command):
@@ -642,7 +663,7 @@ def test_custom_with_split_folders_says_which_classes_are_empty(own, tmp_path, c
         shutil.copytree(own, tmp_path / "split" / split)
     (tmp_path / "split" / "test" / "another").mkdir()
     code, printed = command("custom", "--videos", tmp_path / "split")
-    assert code == 0 and "1 folders hold no videos and are no classes: another\n" in printed
+    assert code == 0 and "folders without videos, which are no classes: 1 (another)\n" in printed
 
 
 @pytest.mark.parametrize("seed", range(20))

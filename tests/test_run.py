@@ -515,6 +515,14 @@ def test_a_run_says_that_learning_lowered_its_accuracy(start, last, falls, monke
     assert any(line.startswith(f"accuracy on test fell during learning, from {start} % at the start to {last} %") for line in lines) == falls
 
 
+@pytest.mark.parametrize("asked, saving, pause", ((60, 0.1, 60), (60, 3, 60), (60, 15, 300), (60, 999, 600), (0, 5, 0)))
+def test_slow_checkpoints_are_rarer(asked, saving, pause, tmp_path):
+    run = Run({}, tmp_path, "run", checkpoint_seconds=asked)
+    run.saving = saving
+    assert run.pause() == pause
+    run.lock.close()
+
+
 def test_without_git_there_is_no_commit(monkeypatch, tmp_path):
     monkeypatch.setattr("distill_utils.run.ROOT", tmp_path)
     assert git_commit() is None
