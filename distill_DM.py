@@ -12,7 +12,7 @@ import networks
 from distill_utils import budget, options
 from distill_utils.augment import NONE, augment, draw_siamese, groups_of
 from distill_utils.clips import draw_flips
-from distill_utils.compute import KnownGradient, autocast, clips_at_once
+from distill_utils.compute import KnownGradient, autocast, clips_at_once, memory_budget, parameter_bytes
 from distill_utils.coreset import add_start_options, choose
 from distill_utils.evaluate import evaluate
 from distill_utils.pool import Pool, pool_path
@@ -45,7 +45,7 @@ class DistributionMatching(nn.Module):
         self.clips, self.batch_real, self.precision, self.segments = clips, batch_real, precision, segments
         self.width, self.compiled, self.dsa = width, compile, dsa
         self.at_once = clips_at_once(clips.T, clips.size, clips.device, width)
-        self.pool = None
+        self.pool, self.kept = None, {}  # number of a network of the pool: what pool_network returns for it
         if pool:
             path = pool_path(clips, precision, segments, width, compile, *groups_of(dsa))
             self.pool = Pool(path, pool, (clips.K, self.embedding_length()), self.pool_means)
@@ -79,9 +79,17 @@ class DistributionMatching(nn.Module):
         return net.to(self.clips.device).requires_grad_(False), frames, draw_siamese(self.dsa, self.clips.K)
 
     def pool_network(self, number):
-        """As fresh_network, for a network of the pool: returns the same for each call with the same number."""
+        """As fresh_network, for a network of the pool: returns the same for each call with the same number.
+
+        Networks are kept, as many as the memory budget holds: to draw its weights takes longer than a small step.
+        """
+        if number in self.kept:
+            return self.kept[number]
         with random_stream(stream_seed("pool", number)):
-            return self.fresh_network()
+            made = self.fresh_network()
+        if (len(self.kept) + 1) * parameter_bytes(made[0]) <= memory_budget(self.clips.device):
+            self.kept[number] = made
+        return made
 
     def pool_means(self, number):
         """Return the class means (K, F) of all clips in network `number` of the pool.

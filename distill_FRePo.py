@@ -200,7 +200,7 @@ def to_float64(tensor):
 
     The regression is small and ill-conditioned, and this makes its result the same on every machine.
     """
-    return tensor.to("cpu", torch.float64)
+    return tensor.cpu().double()  # in this order: Apple GPUs have no float64
 
 
 class CosineAdam(torch.optim.Adam):

@@ -5,6 +5,7 @@ Letters: B batch, T frames, H = W = size pixels, K classes. Clips are (B, T, 3, 
 import concurrent.futures
 import copy
 import dataclasses
+import functools
 import hashlib
 import json
 import os
@@ -29,15 +30,22 @@ STD = torch.tensor((0.229, 0.224, 0.225)).view(3, 1, 1)
 PACK_FORMAT = 2  # a new number invalidates all packs
 
 
+@functools.cache
+def mean_and_std(device):
+    """Return ImageNet's mean and std on the device; each copy to a GPU would wait for all of its work."""
+    return MEAN.to(device), STD.to(device)
+
+
 def normalize(pixels) -> torch.Tensor:
     """Convert uint8 (..., 3, H, W) to float32: pixels / 255, minus ImageNet's mean, divided by its std."""
-    return pixels.float().div_(255).sub_(MEAN.to(pixels.device)).div_(STD.to(pixels.device))
+    mean, std = mean_and_std(pixels.device)
+    return pixels.float().div_(255).sub_(mean).div_(std)
 
 
 def denormalize(values) -> torch.Tensor:
     """Invert normalize; round and clamp to uint8."""
-    values = values.detach().float()
-    pixels = (values * STD.to(values.device) + MEAN.to(values.device)) * 255
+    mean, std = mean_and_std(values.device)
+    pixels = (values.detach().float() * std + mean) * 255
     return pixels.round_().clamp_(0, 255).to(torch.uint8)
 
 

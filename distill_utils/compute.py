@@ -9,7 +9,7 @@ import torch
 
 from distill_utils.machine import memory_limits
 from networks import WIDTH
-from utils import TEXT, accelerator_memory
+from utils import TEXT, accelerator_memory, has_own_memory
 
 PRECISIONS = ("fp32", "tf32", "bf16")
 
@@ -20,6 +20,8 @@ def set_precision(device, precision):
     `tf32` allows tf32 convolutions; all other float32 products are exact. `auto` becomes bf16 on a CPU or a CUDA GPU
     that supports it in hardware, else fp32. ValueError for tf32 without hardware support.
     """
+    if precision == "bf16" and device.type == "cuda" and not is_ampere(device):  # its convolutions would not use cuDNN
+        raise ValueError("--precision bf16 needs an NVIDIA GPU of the Ampere generation or later: give fp32")
     if precision == "tf32" and not has_tf32(device):
         raise ValueError("--precision tf32 needs an NVIDIA GPU of the Ampere generation or later: give fp32 or bf16")
     torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = precision == "tf32", False
@@ -56,9 +58,10 @@ def total_memory(device):
 def stays_on_device(size, device):
     """Return whether clips of `size` bytes are kept on a GPU.
 
-    They must leave five eighths of the memory free, which clips_at_once and count_kept_steps use.
+    They must leave five eighths of the memory free, which clips_at_once and count_kept_steps use. Where the GPU has no
+    memory of its own, nothing would be gained.
     """
-    if device.type == "cpu":
+    if not has_own_memory(device):
         return False
     free, total = accelerator_memory(device)
     return size <= free - 5 / 8 * total
@@ -69,17 +72,25 @@ def channel_bytes(frames, size):
     return 4 * frames * (size / 2) ** 2
 
 
-def clips_at_once(frames, size, device, width=WIDTH):
-    """Return how many clips of T frames go through ConvNet3D of this width together.
+def memory_budget(device):
+    """Return the bytes for the activations of one forward pass: 0.5 GB on a CPU, an eighth of a GPU's memory.
 
-    The memory budget is 0.5 GB on a CPU, an eighth of a GPU's memory. Use total, not free, memory: the chunk size
-    affects rounding, and a resumed run must chunk identically.
+    It is of the total, not the free memory: the chunk size affects rounding, and a resumed run must chunk identically.
+    """
+    return 2 ** 29 if device.type == "cpu" else total_memory(device) / 8
+
+
+def clips_at_once(frames, size, device, width=WIDTH):
+    """Return how many clips of T frames go through ConvNet3D of this width together, within the memory budget.
 
     A clip's activations are mostly the width/2 channels of the first block, kept about four times. The clip itself and
     tensors derived from it weigh as much as 16 channels.
     """
-    budget = 2 ** 29 if device.type == "cpu" else total_memory(device) / 8
-    return max(1, min(1024, int(budget / (4 * max(width // 2, 16) * channel_bytes(frames, size)))))
+    return max(1, min(1024, int(memory_budget(device) / (4 * max(width // 2, 16) * channel_bytes(frames, size)))))
+
+
+def parameter_bytes(net):
+    return sum(parameter.nbytes for parameter in net.parameters())
 
 
 def kept_step_bytes(videos, at_once, frames, size, width, parameters, augmented=False):

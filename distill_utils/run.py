@@ -60,7 +60,7 @@ WANDB_SECONDS = 120  # longest wait for an upload at the end of a run: without a
 class Run:
     """One run's folder, a function of its settings: config.json, metrics.jsonl, log.txt, checkpoint.pt and results.
 
-    The same settings give the same folder and resume from its checkpoint, bitwise as if never interrupted. `settings`
+    The same settings give the same folder and resume from its checkpoint, on a CPU bitwise as if never interrupted. `settings`
     are all flags; those in `without_effect` (paths, device, logging) do not change the folder. With several processes,
     rank 0 reads and writes.
     """

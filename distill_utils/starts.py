@@ -136,9 +136,9 @@ def downsample(videos, frames=None, size=None) -> torch.Tensor:
     frames, size = frames or T, size or H
     if (frames, size) == (T, H):
         return videos
-    channels_first = videos.flatten(0, -5).transpose(1, 2)                          # (B, C, T, H, W)
-    return F.adaptive_avg_pool3d(channels_first, (frames, size, size)).transpose(1, 2).reshape(
-        *videos.shape[:-4], frames, C, size, size)
+    channels_first = videos.flatten(0, -5).transpose(1, 2).cpu()                    # (B, C, T, H, W); not on Apple GPUs
+    averages = F.adaptive_avg_pool3d(channels_first, (frames, size, size)).to(videos.device)
+    return averages.transpose(1, 2).reshape(*videos.shape[:-4], frames, C, size, size)
 
 
 def frame_distance(clips, index, frames):

@@ -1,4 +1,5 @@
 """A frame network followed by a layer over time (METHOD 2), for tables across architectures."""
+import torch
 from torch import nn
 
 from .convnet import ConvNet
@@ -24,4 +25,8 @@ class FrameNetwork(nn.Module):
     def forward(self, clips):
         frames = standardize(clips).flatten(0, 1)                          # (B·T, 3, H, W)
         features = self.blocks(frames).flatten(1).unflatten(0, clips.shape[:2])   # (B, T, F)
-        return self.logits(self.recurrent(features)[0][:, -1] if self.recurrent else features.mean(1))
+        if self.recurrent is None:
+            return self.logits(features.mean(1))
+        with torch.autocast(clips.device.type, enabled=False):  # on a GPU it would compute this layer in float16
+            last = self.recurrent(features.float())[0][:, -1]
+        return self.logits(last)

@@ -391,6 +391,11 @@ def test_precision_of_a_gpu(monkeypatch, capability, auto, allowed):
     assert compute.set_precision(gpu, "auto") == auto and not torch.backends.cudnn.allow_tf32 and not torch.backends.cuda.matmul.allow_tf32
     if allowed:
         assert compute.set_precision(gpu, "tf32") == "tf32" and torch.backends.cudnn.allow_tf32 and not torch.backends.cuda.matmul.allow_tf32
+        assert compute.set_precision(gpu, "bf16") == "bf16"
+    else:
+        for precision in ("bf16", "tf32"):
+            with pytest.raises(ValueError, match=f"--precision {precision} needs an NVIDIA GPU of the Ampere generation or later"):
+                compute.set_precision(gpu, precision)
     compute.set_precision(torch.device("cpu"), "fp32")
     assert not torch.backends.cudnn.allow_tf32
     monkeypatch.setattr(torch.version, "hip", "6.2")

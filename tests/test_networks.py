@@ -237,3 +237,12 @@ def test_only_convnet3d_has_a_width():
     for width in (0, 1, 33):
         with pytest.raises(ValueError, match=f"the width {width} of ConvNet3D is not an even number of at least 2"):
             networks.build("ConvNet3D", 5, 8, 48, width=width)
+
+
+def test_recurrent_layers_are_computed_in_float32():
+    """On a GPU autocast would compute them in float16, whatever the precision."""
+    net, found = networks.build("CNN+LSTM", 3, 4, 16), []
+    net.recurrent.register_forward_pre_hook(lambda _, inputs: found.append((inputs[0].dtype, torch.is_autocast_enabled("cpu"))))
+    with torch.autocast("cpu", torch.bfloat16):
+        net(torch.randn(2, 4, 3, 16, 16))
+    assert found == [(torch.float32, False)]

@@ -97,6 +97,20 @@ def test_segments_are_the_networks_own(tmp_path):
         assert {frame for frame in range(8) if gradient[:, frame].any()} == matched
 
 
+def test_networks_are_kept_as_the_memory_budget_allows(clips, monkeypatch):
+    """Kept or made again, they are the same."""
+    plain = DistributionMatching(clips, 2, pool=4)
+    size = distill_DM.parameter_bytes(plain.pool_network(0)[0])
+    monkeypatch.setattr(distill_DM, "memory_budget", lambda device: 2 * size)
+    matching = DistributionMatching(clips, 2, pool=4)
+    for number in (3, 1, 3, 0, 2, 1):
+        net, frames, _ = matching.pool_network(number)
+        other, same_frames, _ = plain.pool_network(number)
+        assert frames == same_frames and all(torch.equal(one, two) for one, two in zip(net.parameters(), other.parameters(), strict=True))
+    assert len(matching.kept) == 2 and len(plain.kept) == 4
+    assert matching.pool_network(next(iter(matching.kept)))[0] is next(iter(matching.kept.values()))[0]
+
+
 # ---------------------------------------------------------------- the file
 
 def test_what_is_there_is_not_computed_again(clips, tmp_path, monkeypatch):
