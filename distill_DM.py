@@ -12,7 +12,14 @@ import networks
 from distill_utils import budget, options
 from distill_utils.augment import NONE, augment, draw_siamese, groups_of
 from distill_utils.clips import draw_flips
-from distill_utils.compute import KnownGradient, autocast, clips_at_once, memory_budget, parameter_bytes
+from distill_utils.compute import (
+    KnownGradient,
+    autocast,
+    clips_at_once,
+    memory_budget,
+    parameter_bytes,
+    total_memory,
+)
 from distill_utils.coreset import add_start_options, choose
 from distill_utils.evaluate import evaluate
 from distill_utils.pool import Pool, pool_path
@@ -81,13 +88,14 @@ class DistributionMatching(nn.Module):
     def pool_network(self, number):
         """As fresh_network, for a network of the pool: returns the same for each call with the same number.
 
-        Networks are kept, as many as the memory budget holds: to draw its weights takes longer than a small step.
+        Networks are kept, within another memory budget: to draw its weights takes longer than a small step.
         """
         if number in self.kept:
             return self.kept[number]
         with random_stream(stream_seed("pool", number)):
             made = self.fresh_network()
-        if (len(self.kept) + 1) * parameter_bytes(made[0]) <= memory_budget(self.clips.device):
+        most = min(memory_budget(self.clips.device), total_memory(self.clips.device) / 16)
+        if (len(self.kept) + 1) * parameter_bytes(made[0]) <= most:
             self.kept[number] = made
         return made
 

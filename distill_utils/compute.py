@@ -18,7 +18,7 @@ def set_precision(device, precision):
     """Set the precision of convolutions in this process, and return the precision to use.
 
     `tf32` allows tf32 convolutions; all other float32 products are exact. `auto` becomes bf16 on a CPU or a CUDA GPU
-    that supports it in hardware, else fp32. ValueError for tf32 without hardware support.
+    that supports it in hardware, else fp32. ValueError for tf32, or bf16 on a GPU, without hardware support.
     """
     if precision == "bf16" and device.type == "cuda" and not is_ampere(device):  # its convolutions would not use cuDNN
         raise ValueError("--precision bf16 needs an NVIDIA GPU of the Ampere generation or later: give fp32")

@@ -33,7 +33,16 @@ from distill_utils.options import (
 )
 from distill_utils.processes import broadcast, error_line, gather, progress, rank, rank_share, run_script
 from distill_utils.record import ACCURACIES, check_figure, finish, logged
-from distill_utils.run import DATA_PATHS, content_digest, digest, file_fingerprint, list_digest, read_config, start_run
+from distill_utils.run import (
+    DATA_PATHS,
+    check_places,
+    content_digest,
+    digest,
+    file_fingerprint,
+    list_digest,
+    read_config,
+    start_run,
+)
 from distill_utils.synset import load_set, regression_labels
 from distill_utils.temporal import random_segment
 from networks.convnet3d import LEAST_FRAMES
@@ -260,6 +269,7 @@ def across_networks(args):
     The results are added to networks.json beside the set; networks that are already there, with the same settings, are
     not trained again.
     """
+    check_places(args)
     synset, content = load_set(args.run)
     test = load_data(args, "test")
     if (content["class_names"] != test.class_names

@@ -235,19 +235,20 @@ def custom(folder, name, pattern=None, ratio=TEST_RATIO, seed=0, out=None):
 def tell_what_is_left_out(folder, level, classes, out):
     """Print the class folders without videos, and how many files are no videos; ValueError for a link to nothing.
 
-    out: the folder of prepared data sets, which is left out without a word.
+    out: the folder of the prepared frames, which is left out without a word.
     """
-    folder, out = (path and pathlib.Path(os.path.abspath(path)) for path in (folder, out))
+    folder, out = pathlib.Path(os.path.realpath(folder)), out and pathlib.Path(os.path.realpath(out))
+    prepared = (out, *out.parents) if out else ()
     above = [folder] if level != 0 else [path for path in folder.iterdir() if path.is_dir() and split_of(path.name)]
     empty = sorted({path.name for place in above for path in place.iterdir() if path.is_dir() and is_visible(path.name)
-                    and path != out and not (level == 1 and split_of(path.name))} - classes)
+                    and path not in prepared and not (level == 1 and split_of(path.name))} - classes)
     if empty:
         print(f"folders without videos, which are no classes: {len(empty)} ({', '.join(empty[:10])}"
               f"{' …' if len(empty) > 10 else ''})")
     others = [path for path in files_below(folder)
               if not path.name.lower().endswith(SUFFIXES) and out not in path.parents]
     for path in others:
-        if not path.suffix and path.is_symlink() and not path.exists():
+        if path.is_symlink() and not path.exists() and not re.fullmatch(r"\.[A-Za-z]\w{1,4}", path.suffix):
             raise ValueError(f"{path} is a link to {os.readlink(path)}, which does not exist: mount its disk, or "
                              "delete the link")
     if others:

@@ -71,8 +71,8 @@ def add_augmentation(group):
                        "set a square of half the side to zero. flip: mirror left-right, with probability 1/2. scale: "
                        "each axis × 1/1.2 to 1.2. rotate: by up to 15 degrees either way. All frames of a clip get the "
                        "same change. DC and DM apply one operator per step, and change the real and synthetic clips of "
-                       "a class alike. Experts, the steps of MTT and FRePo, DC's network and evaluation apply all operators, "
-                       "independently to each clip; the real clips that FRePo predicts are not changed "
+                       "a class alike. Experts, the steps of MTT and FRePo, DC's network and evaluation apply all "
+                       "operators, independently to each clip; the real clips that FRePo predicts are not changed "
                        "(%(default)s, as in the paper)")
 
 
@@ -298,7 +298,7 @@ def check(args, per_class=1, networks=(), still=False, convnet3d=False):
     if getattr(args, "no_test", False) and not args.validation:
         raise ValueError("--no_test needs validation videos to evaluate on: give --validation")
     dataset, device, (T, size) = DATASETS[args.dataset], find_device(args.device), clip_shape(args)
-    args.precision = broadcast(set_precision(device, args.precision))
+    args.precision = set_precision(device, broadcast(set_precision(device, args.precision)))  # rank 0's for all
     language, variable, compiler = ("C++", "CXX", "g++") if device.type == "cpu" else ("C", "CC", "gcc")
     if args.compile and not shutil.which(os.environ.get(variable, compiler)):
         raise ValueError(f"--compile needs a {language} compiler: install {compiler}, or leave out --compile")

@@ -17,6 +17,7 @@ from distill_utils.processes import progress
 from distill_utils.workers import mapped
 from utils import check_space, lock, save_json, with_path
 
+HOST = socket.gethostname()
 MOST_BROKEN = 100  # videos that cannot be read, after which a pack is given up
 
 
@@ -76,12 +77,12 @@ def locked(path):
 def build_pack(path, shape, frames):
     """Decode all videos into `path` by way of a temporary file, which is renamed when complete.
 
-    Each machine has its own temporary file, because on some shared disks a lock holds on one machine only.
+    Each process has its own temporary file, because on some shared disks locks hold on one machine only, or not at all.
     """
-    temporary, start, size = path.with_suffix(f".{socket.gethostname()}.tmp"), time.monotonic(), math.prod(shape)
-    remove_old(path)
+    temporary, start, size = path.with_suffix(f".{HOST}.{os.getpid()}.tmp"), time.monotonic(), math.prod(shape)
     try:
-        with open(temporary, "wb") as file:  # truncates what a killed build left
+        with open(temporary, "wb") as file:
+            remove_left(temporary)
             check_space(path.parent, size, "the pack", "give another --pack_path, or --no_pack")
             file.write(pack_header(shape))
             file.flush()
@@ -99,12 +100,24 @@ def build_pack(path, shape, frames):
         temporary.unlink(missing_ok=True)
 
 
-def remove_old(path):
-    """Remove temporary files of this pack that a killed build left: nothing was written to them for an hour."""
-    for left in path.parent.glob(f"{path.stem}.*tmp"):
+def remove_left(temporary):
+    """Remove what killed builds of this pack left: files of ended processes of this machine, and any a day old."""
+    now = temporary.stat().st_mtime  # by the clock of the disk
+    for left in {*temporary.parent.glob(f"{temporary.name.partition('.')[0]}.*tmp")} - {temporary}:
+        host, _, process = left.name.removesuffix(".tmp").partition(".")[2].rpartition(".")
         with contextlib.suppress(OSError):
-            if time.time() - left.stat().st_mtime > 3600:
+            if host == HOST and not is_running(process) or now - left.stat().st_mtime > 86400:
                 left.unlink()
+
+
+def is_running(process):
+    try:
+        os.kill(int(process), 0)
+    except (ProcessLookupError, ValueError):
+        return False
+    except PermissionError:  # another user's
+        pass
+    return True
 
 
 def write_clips(file, offset, frames, clips, name):

@@ -79,11 +79,8 @@ def main(args):
                    settings | ({"videos": str(args.videos.resolve())} if args.dataset == "custom" else {}))
     files = ({name: [args.videos / name] for name in videos.video} if args.dataset == "custom"
              else lists.find_files(videos, args.videos))
-    if args.dataset == "custom" and (newer := changed(videos, files, frames)):
-        with atomic_write(root / "changed_videos.txt", "w") as file:
-            file.writelines(f"{frames / folder}\n" for folder in newer)
-        print(f"videos that may have changed, because their files are newer than their frames, which stay: "
-              f"{len(newer)}; to make these again, delete the folders in {root / 'changed_videos.txt'}")
+    if args.dataset == "custom":
+        tell_what_changed(root, changed(videos, files, frames), frames)
     everything = set(lists.video_files(args.videos))
     broken = prepare(videos, files, args.videos, frames, picture, T, args.workers or cores())
     unlisted = len(everything.difference(*files.values()))
@@ -226,6 +223,18 @@ def find_short(videos, frames, least):
         return sum(map(is_visible, os.listdir(frames / folder))) if os.path.isdir(frames / folder) else least
     return {folder: f"{number} frames, fewer than {least}"
             for folder, number in zip(videos.folder, in_threads(count, videos.folder)) if number < least}
+
+
+def tell_what_changed(root, folders, frames):
+    """Write changed_videos.txt, or remove it if no video changed."""
+    path = root / "changed_videos.txt"
+    if not folders:
+        path.unlink(missing_ok=True)
+        return
+    with atomic_write(path, "w") as file:
+        file.writelines(f"{frames / folder}\n" for folder in folders)
+    print(f"videos that may have changed, because their files are newer than their frames, which stay: {len(folders)}; to "
+          f"make these again, delete the folders in {path} and the packs of this data set")
 
 
 def changed(videos, files, frames):

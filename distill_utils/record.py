@@ -118,7 +118,7 @@ def tested(run, synset, test, **values):
         best = last
     else:
         chosen, content = load_set(run.folder / BEST)
-        best = evaluate(chosen.to(test.device), test, **values | {"lr": content["lr"]})
+        best = evaluate(chosen.to(test.device), test, **values | {"lr": content["lr"], "keep": None})
     return {**last, "validation": logged(run.result), "best_on_validation": {**run.best, "test": logged(best)}}
 
 

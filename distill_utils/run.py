@@ -60,9 +60,9 @@ WANDB_SECONDS = 120  # longest wait for an upload at the end of a run: without a
 class Run:
     """One run's folder, a function of its settings: config.json, metrics.jsonl, log.txt, checkpoint.pt and results.
 
-    The same settings give the same folder and resume from its checkpoint, on a CPU bitwise as if never interrupted. `settings`
-    are all flags; those in `without_effect` (paths, device, logging) do not change the folder. With several processes,
-    rank 0 reads and writes.
+    The same settings give the same folder and resume from its checkpoint, on a CPU bitwise as if never interrupted.
+    `settings` are all flags; those in `without_effect` (paths, device, logging) do not change the folder. With several
+    processes, rank 0 reads and writes.
     """
 
     COUNTERS = ("iteration", "seconds", "steps", "refused", "logged", "loss", "evaluated", "start", "best", "result",
@@ -419,8 +419,9 @@ def find_run(args, name, same, wanted, launcher, flag) -> pathlib.Path:
                  for word in (f"--{key}", str(mine[key]))]
         raise ValueError(f"no finished {wanted} for these data in {folder}: "
                          f"run `{shlex.join(launcher + given)}` first, or give {flag}")
-    learned = [{name: value for name, value in read_config(each / "config.json")["chosen"].items()
-                if name not in EVALUATION_SETTINGS} for each in found]
+    chosen = [read_config(each / "config.json")["chosen"] for each in found]
+    names, own = set().union(*chosen) - {*EVALUATION_SETTINGS}, default_settings(args.dataset)
+    learned = [[own.get(name) if each.get(name) is None else each[name] for name in sorted(names)] for each in chosen]
     differing = [len(differing_settings(args, each, EVALUATION_SETTINGS, digests)) for each in found]
     nearest = [each for each, number in zip(found, differing) if number == min(differing)]
     if any(each != learned[0] for each in learned) or len(nearest) > 1:
@@ -433,7 +434,7 @@ def find_run(args, name, same, wanted, launcher, flag) -> pathlib.Path:
 
 # Settings that change the evaluation of experts and static memories, but hardly what these learn.
 EVALUATION_SETTINGS = ("precision", "compile", "width", "test_clips", "network", "num_eval", "epoch_eval_train",
-                       "eval_it", "eval_protocol")
+                       "eval_it", "eval_protocol", "ipc", "frames")  # the last two: of static memories
 
 
 def default_settings(dataset):

@@ -1,4 +1,5 @@
 """Lists, the clip rule, decoding, the pack, and what is drawn from it."""
+import contextlib
 import itertools
 import json
 import os
@@ -18,10 +19,12 @@ from distill_DC import GradientMatching
 from distill_DM import DistributionMatching
 from distill_FRePo import FeatureRegression
 from distill_utils import clips as clips_module
+from distill_utils import packs as packs_module
 from distill_utils.clips import denormalize, draw_flips, load_clips, normalize, read_frame
 from distill_utils.datasets import DATASETS, clip_frames, clip_positions, folders_are_clean, read_videos
 from distill_utils.evaluate import RealSet
 from distill_utils.frames import content_digest, find_folders, frame_names
+from distill_utils.packs import HOST, remove_left
 from distill_utils.synset import PixelSet, StillSet
 from networks import ConvNet
 from utils import ROOT
@@ -539,6 +542,41 @@ def test_bad_frames_are_named_and_leave_no_pack(tiny, load, tmp_path, content):
     assert not packs(tmp_path) and not packs(tmp_path, "*.tmp")
     with pytest.raises(ValueError, match="v_rise_train_2/frame"):
         load(pack=False).gather(torch.arange(7))
+
+
+def test_temporary_packs_of_killed_builds_are_removed(tmp_path):
+    """Of ended processes of this machine, and any that nobody wrote to for a day; not those of others that may run."""
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    mine = tmp_path / f"toy_train.{HOST}.{os.getpid()}.tmp"
+    old, stale = tmp_path / "toy_train.other.7.tmp", tmp_path / "toy_train.tmp"
+    gone, others = tmp_path / f"toy_train.{HOST}.{ended.pid}.tmp", [tmp_path / f"toy_train.{HOST}.1.tmp", tmp_path / "toy_train.other.node.9.tmp",
+                                                                    tmp_path / f"toy_test.{HOST}.{ended.pid}.tmp"]
+    for path in (mine, old, stale, gone, *others):
+        path.touch()
+    for path in (old, stale):
+        os.utime(path, (time.time() - 90000,) * 2)
+    remove_left(mine)
+    assert {*tmp_path.iterdir()} == {mine, *others}
+
+
+def test_two_builders_without_a_lock(tiny, load, tmp_path, monkeypatch):
+    """The second one ends first; the first neither mixes its clips with that one's file nor replaces it."""
+    monkeypatch.setattr("distill_utils.packs.locked", lambda path: contextlib.nullcontext())
+    plain = load(pack_path=tmp_path / "plain").draw(torch.arange(7))
+    write, place = packs_module.write_clips, []
+
+    def slow(file, *values):
+        if not place:
+            place.append(1)
+            monkeypatch.setattr("os.getpid", lambda: 99999999)
+            load()
+            monkeypatch.undo()
+            place.append(packs(tmp_path)[0].stat().st_ino)
+        write(file, *values)
+    monkeypatch.setattr("distill_utils.packs.write_clips", slow)
+    assert torch.equal(load().draw(torch.arange(7)), plain)
+    assert packs(tmp_path)[0].stat().st_ino == place[1] and not packs(tmp_path, "*.tmp")
 
 
 def test_all_bad_frames_are_named_in_one_pass(tiny, load, tmp_path, monkeypatch, capsys):

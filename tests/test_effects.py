@@ -83,14 +83,6 @@ def test_an_equal_command_learns_the_same(command, whole, tmp_path, script):
     assert not differ(*(load(folder / file) for folder in (whole(script)[0], only_folder(tmp_path))))
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("script, flags", (("distill_DM", ()), ("distill_FRePo", ()), ("distill_s2d", ("--init_dynamic", "motion"))))
-def test_select_chooses_the_clips(command, whole, tmp_path, script, flags):
-    """By a feature network; that they are another choice than random is left to chance with six clips."""
-    code, output = command(script, tmp_path, *whole(script)[1], *flags, "--select", "k-center", "--feature_epochs", 1)
-    assert code == 0 and "the feature network has" in output, output
-
-
 def test_the_stride_reaches_the_clips(tiny, tmp_path):
     def clips(*flags):
         args = distill_DM.parser().parse_args(["--dataset", "custom", "--data_path", str(tiny), "--pack_path", str(tmp_path / "packs"), "--device", "cpu",

@@ -637,7 +637,12 @@ def test_custom_says_what_it_leaves_out(own, tmp_path, command):
     assert (tmp_path / "out" / "changed_videos.txt").read_text() == f"{frames}\n"
     (own / "old.txt").symlink_to(tmp_path / "nowhere")  # a file, which is left out anyway
     assert command("custom", "--videos", own)[0] == 0
-    (own / "unmounted").symlink_to(tmp_path / "nowhere")
+    shutil.rmtree(frames)
+    code, printed = command("custom", "--videos", own)
+    assert code == 0 and "newer" not in printed and frames.is_dir() and not (tmp_path / "out" / "changed_videos.txt").exists()
+    (own / "No.1").symlink_to(tmp_path / "nowhere")
+    assert f"{own / 'No.1'} is a link to" in refused(command, "custom", "--videos", own)
+    (own / "No.1").rename(own / "unmounted")
     assert f"{own / 'unmounted'} is a link to {tmp_path / 'nowhere'}, which does not exist: mount its disk" in refused(command, "custom", "--videos", own)
 
 

@@ -24,9 +24,10 @@ from PIL import Image
 from test_trajectories import assert_same_gradients, matching_of
 
 import distill_DM
+import distill_s2d
 import networks
 from distill_utils import coreset, dynamics, evaluate, export, pictures, report, table
-from distill_utils.clips import denormalize, draw_flips
+from distill_utils.clips import denormalize, draw_flips, load_clips
 from distill_utils.processes import run_script
 from distill_utils.starts import initial_pixels
 from distill_utils.synset import PixelSet, StaticDynamicSet, StillSet, load, load_set
@@ -434,6 +435,23 @@ def test_a_run_does_not_depend_on_whether_its_feature_network_exists(command, tm
         sets.append(torch.load(run_folder(tmp_path, "DM*") / "distilled.pt")["videos"])
         shutil.rmtree(run_folder(tmp_path, "DM*"))                         # the network's file stays beside it
     assert torch.equal(*sets)
+
+
+def test_the_chosen_clips_start_the_set(command, tiny, tmp_path, monkeypatch):
+    """Pixels, and the stills of --static real, with --select."""
+    chosen = torch.tensor([2, 5])
+    monkeypatch.setattr(coreset, "feature_network", lambda *values: None)
+    monkeypatch.setattr(coreset, "embed_all", lambda *values: None)
+    monkeypatch.setattr(coreset, "select_per_class", lambda clips, ipc, method, features: chosen)
+    clips = load_clips("custom", split="train", data_path=tiny, T=8, size=43, pack_path=tmp_path / "packs").draw(chosen)
+    code, printed = command(distill_DM, "--select", "herding", "--Iteration", 0)
+    assert code == 0, printed
+    assert torch.equal(torch.load(run_folder(tmp_path, "DM*") / "distilled.pt")["videos"], clips)
+    code, printed = command(distill_s2d, "--select", "herding", "--Iteration", 0, "--static", "real", "--static_frame", "middle", "--init_dynamic", "residual")
+    assert code == 0, printed
+    assert torch.equal(torch.load(run_folder(tmp_path, "s2d*") / "distilled.pt")["static"].flatten(0, 1), clips[:, 4])
+    code, printed = command(evaluate, run_folder(tmp_path, "DM*"), "--pack_path", tiny / "mine", "--device", "cpu", data=False)
+    assert code == 2 and f"--pack_path: {tiny / 'mine'} would be a folder in --data_path" in printed and not (tiny / "mine").exists()
 
 
 def test_coreset_and_other_networks_end_to_end(command, tmp_path):
