@@ -388,6 +388,7 @@ def test_every_flag_with_an_effect_chooses_another_folder(command, whole, tmp_pa
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("distill_utils.run.list_videos", lambda args: (pd.DataFrame({"folder": ["a"]}), ["a"]))
     monkeypatch.setattr("distill_utils.run.content_digest", lambda args: "of the same frames")
+    monkeypatch.setattr("distill_utils.run.check_places", lambda args: None)
     common = command.arguments("distill_DM", tmp_path, ["--wandb", "disabled"])
 
     def folder(*flags):

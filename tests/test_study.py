@@ -217,8 +217,6 @@ def test_networks_map_clips_to_logits_whatever_their_batch(name):
 
 def test_names_of_networks():
     assert {"ConvNet3D", "CNN+mean", "CNN+RNN", "CNN+GRU", "CNN+LSTM", "r3d_18", "mc3_18", "r2plus1d_18"} == set(networks.NETWORKS)
-    with pytest.raises(ValueError, match="choose one of mean, RNN, GRU, LSTM"):
-        networks.FrameNetwork(2, 8, 64, "Transformer")
     with pytest.raises(ValueError, match="at least 17 pixels"):
         networks.build("r3d_18", 2, 8, 16)
 
