@@ -55,7 +55,7 @@ def main(arguments):
         sentence, code = f"stopped: {GOES_ON}", 128 + stop.sigval
     else:
         return
-    print(sentence, file=sys.stderr)
+    print(f"\n{sentence}", file=sys.stderr)  # on its own line, where a killed process left its progress bar
     sys.exit(code)
 
 
