@@ -88,7 +88,7 @@ class DistributionMatching(nn.Module):
     def pool_network(self, number):
         """As fresh_network, for a network of the pool: returns the same for each call with the same number.
 
-        Networks are kept, within another memory budget: to draw its weights takes longer than a small step.
+        Networks are kept, up to a memory limit: drawing their weights takes longer than a small step.
         """
         if number in self.kept:
             return self.kept[number]

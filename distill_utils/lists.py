@@ -233,7 +233,7 @@ def custom(folder, name, pattern=None, ratio=TEST_RATIO, seed=0, out=None):
 
 
 def tell_what_is_left_out(folder, level, classes, out):
-    """Print the class folders without videos, and how many files are no videos; ValueError for a link to nothing.
+    """Print the class folders without videos and the number of other files; ValueError for a link to nothing.
 
     out: the folder of the prepared frames, which is left out without a word.
     """
@@ -243,7 +243,7 @@ def tell_what_is_left_out(folder, level, classes, out):
     empty = sorted({path.name for place in above for path in place.iterdir() if path.is_dir() and is_visible(path.name)
                     and path not in prepared and not (level == 1 and split_of(path.name))} - classes)
     if empty:
-        print(f"folders without videos, which are no classes: {len(empty)} ({', '.join(empty[:10])}"
+        print(f"class folders without videos, left out: {len(empty)} ({', '.join(empty[:10])}"
               f"{' …' if len(empty) > 10 else ''})")
     others = [path for path in files_below(folder)
               if not path.name.lower().endswith(SUFFIXES) and out not in path.parents]
@@ -254,7 +254,7 @@ def tell_what_is_left_out(folder, level, classes, out):
     if others:
         counts = collections.Counter(path.suffix.lower() or path.name for path in others).most_common(5)
         kinds = ", ".join(f"{number} {suffix}" for suffix, number in counts)
-        print(f"files that are no videos: {len(others)} ({kinds})")
+        print(f"files other than videos, left out: {len(others)} ({kinds})")
 
 
 def split_level(paths, folder):

@@ -233,8 +233,8 @@ def tell_what_changed(root, folders, frames):
         return
     with atomic_write(path, "w") as file:
         file.writelines(f"{frames / folder}\n" for folder in folders)
-    print(f"videos that may have changed, because their files are newer than their frames, which stay: {len(folders)}; to "
-          f"make these again, delete the folders in {path} and the packs of this data set")
+    print(f"videos newer than their frames: {len(folders)}; the old frames are kept: to replace them, delete the folders "
+          f"listed in {path} and this data set's packs, and run this command again")
 
 
 def changed(videos, files, frames):

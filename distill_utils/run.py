@@ -353,8 +353,8 @@ def check_places(args):
         if place and place.resolve().is_relative_to(root):
             first = place.resolve().relative_to(root).parts[:1]
             if first and is_visible(first[0]) and first[0] != frames.name:
-                raise ValueError(f"--{flag}: {place} would be a folder in --data_path, where the only folder is taken "
-                                 f"for the frames: give another --{flag}, or --frames_path {frames}")
+                raise ValueError(f"--{flag}: {place} would lie in --data_path, which may hold no folder besides that of "
+                                 f"the frames: give another --{flag}, or --frames_path {frames}")
 
 
 def as_setting(value):

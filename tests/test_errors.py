@@ -323,7 +323,7 @@ def test_packs_and_runs_beside_the_frames_of_a_custom_set(refused, tiny):
     """The second start would not know which folder has the frames."""
     for flag in ("save_path", "pack_path"):
         assert refused("DM", f"--{flag}", tiny / "mine").startswith(f"--{flag}: {tiny / 'mine'}")
-    assert f"--save_path: {tiny / 'custom-data'} would be a folder in --data_path, where the only folder is taken" in refused("DM", "--save_path", tiny)
+    assert f"--save_path: {tiny / 'custom-data'} would lie in --data_path, which may hold no folder besides" in refused("DM", "--save_path", tiny)
     for flag, place in (("pack_path", tiny), ("pack_path", tiny / ".packs"), ("save_path", tiny / ".runs"), ("save_path", tiny.parent)):
         args = distill_DM.parser().parse_args(["--dataset", "custom", "--data_path", str(tiny), "--size", "43", f"--{flag}", str(place)])
         check_places(args)

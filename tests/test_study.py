@@ -449,7 +449,7 @@ def test_the_chosen_clips_start_the_set(command, tiny, tmp_path, monkeypatch):
     assert code == 0, printed
     assert torch.equal(torch.load(run_folder(tmp_path, "s2d*") / "distilled.pt")["static"].flatten(0, 1), clips[:, 4])
     code, printed = command(evaluate, run_folder(tmp_path, "DM*"), "--pack_path", tiny / "mine", "--device", "cpu", data=False)
-    assert code == 2 and f"--pack_path: {tiny / 'mine'} would be a folder in --data_path" in printed and not (tiny / "mine").exists()
+    assert code == 2 and f"--pack_path: {tiny / 'mine'} would lie in --data_path" in printed and not (tiny / "mine").exists()
 
 
 def test_coreset_and_other_networks_end_to_end(command, tmp_path):
