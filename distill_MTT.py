@@ -20,10 +20,10 @@ from distill_utils.augment import NONE, augment_each
 from distill_utils.compute import DiskStack, KnownGradient, autocast, clips_at_once, count_kept_steps
 from distill_utils.coreset import add_start_options, choose
 from distill_utils.evaluate import evaluate
+from distill_utils.identity import DATA_PATHS, differing_settings, find_run, start_run
 from distill_utils.last_good import LastGood
 from distill_utils.processes import rank_share, run_script, sum_over_ranks, world_size
 from distill_utils.record import finish, record
-from distill_utils.run import DATA_PATHS, differing_settings, find_run, start_run
 from distill_utils.starts import initial_pixels
 from distill_utils.temporal import random_segment
 from distill_utils.trajectories import Experts, buffer_files

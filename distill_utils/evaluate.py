@@ -21,6 +21,15 @@ from distill_utils.augment import NONE, augment_each
 from distill_utils.clips import draw_flips
 from distill_utils.compute import autocast, clips_at_once
 from distill_utils.datasets import DATASETS
+from distill_utils.identity import (
+    DATA_PATHS,
+    check_places,
+    content_digest,
+    digest,
+    file_fingerprint,
+    list_digest,
+    start_run,
+)
 from distill_utils.options import (
     LR_NET,
     add_evaluation_options,
@@ -33,16 +42,7 @@ from distill_utils.options import (
 )
 from distill_utils.processes import broadcast, error_line, gather, progress, rank, rank_share, run_script
 from distill_utils.record import ACCURACIES, check_figure, finish, logged
-from distill_utils.run import (
-    DATA_PATHS,
-    check_places,
-    content_digest,
-    digest,
-    file_fingerprint,
-    list_digest,
-    read_config,
-    start_run,
-)
+from distill_utils.run import read_config
 from distill_utils.synset import load_set, regression_labels
 from distill_utils.temporal import random_segment
 from networks.convnet3d import LEAST_FRAMES

@@ -22,12 +22,12 @@ from PIL import Image, ImageDraw
 from distill_utils.clips import FrameFolders, select
 from distill_utils.datasets import DATASETS
 from distill_utils.frames import as_rgb, choose_series, find_folder, image_names, numbered_frames, orientation
+from distill_utils.identity import dataset_label
 from distill_utils.lists import FORMAT, PREPARED, split_of
 from distill_utils.machine import cores
 from distill_utils.options import add_data_options, list_videos, seed, selection_values
 from distill_utils.pictures import write
 from distill_utils.processes import progress, run_script
-from distill_utils.run import dataset_label
 from distill_utils.workers import mapped
 from utils import ROOT, atomic_write, read_json
 

@@ -26,8 +26,8 @@ from optuna.trial import TrialState
 
 from distill_utils import options
 from distill_utils.datasets import DATASETS
+from distill_utils.identity import WITHOUT_EFFECT, as_setting, content_digest, dataset_label, list_digest
 from distill_utils.processes import run_script
-from distill_utils.run import WITHOUT_EFFECT, as_setting, content_digest, dataset_label, list_digest
 from distill_utils.trial import run_folder, run_trial
 from utils import ROOT, atomic_write, lock, stream_seed
 

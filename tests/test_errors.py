@@ -21,8 +21,8 @@ import networks
 import utils
 from distill_utils import options
 from distill_utils.compute import KnownGradient
+from distill_utils.identity import check_places
 from distill_utils.processes import run_script
-from distill_utils.run import check_places
 from distill_utils.synset import load_set, load_static
 
 LOOPS = ("--outer_loop", 1, "--inner_loop", 1)

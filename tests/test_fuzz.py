@@ -27,7 +27,7 @@ import distill_s2d
 import networks
 from distill_utils import coreset, evaluate, export, prepare, processes, report, table
 from distill_utils.datasets import DATASETS, read_videos
-from distill_utils.run import differing_settings
+from distill_utils.identity import differing_settings
 from distill_utils.synset import PixelSet, StaticDynamicSet, StillSet, load_static
 from distill_utils.trajectories import Experts, buffer_files
 from networks import Hallucinator

@@ -13,7 +13,7 @@ import pytest
 from conftest import write_frames
 from dry import parse, program_of
 
-from distill_utils.run import start_run
+from distill_utils.identity import start_run
 from utils import ROOT
 
 LAUNCHERS = {path.relative_to(ROOT).as_posix(): path for path in sorted(ROOT.glob("sh/*/*.sh")) if path.parent.name != "study"}

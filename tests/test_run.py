@@ -21,9 +21,10 @@ from PIL import Image
 
 import utils
 from distill_utils.clips import denormalize
+from distill_utils.identity import WITHOUT_EFFECT, start_run
 from distill_utils.pictures import save_pictures
 from distill_utils.record import finish
-from distill_utils.run import WITHOUT_EFFECT, Run, git_commit, start_run
+from distill_utils.run import Run, git_commit
 from distill_utils.synset import PixelSet
 from utils import ROOT, atomic_write
 
@@ -386,9 +387,9 @@ def test_every_flag_with_an_effect_chooses_another_folder(command, whole, tmp_pa
     from distill_DM import parser
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("distill_utils.run.list_videos", lambda args: (pd.DataFrame({"folder": ["a"]}), ["a"]))
-    monkeypatch.setattr("distill_utils.run.content_digest", lambda args: "of the same frames")
-    monkeypatch.setattr("distill_utils.run.check_places", lambda args: None)
+    monkeypatch.setattr("distill_utils.identity.list_videos", lambda args: (pd.DataFrame({"folder": ["a"]}), ["a"]))
+    monkeypatch.setattr("distill_utils.identity.content_digest", lambda args: "of the same frames")
+    monkeypatch.setattr("distill_utils.identity.check_places", lambda args: None)
     common = command.arguments("distill_DM", tmp_path, ["--wandb", "disabled"])
 
     def folder(*flags):

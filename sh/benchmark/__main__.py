@@ -25,8 +25,8 @@ import networks
 import plain
 from distill_utils import options
 from distill_utils.compute import PRECISIONS, has_tf32, is_ampere, set_precision
+from distill_utils.identity import as_setting
 from distill_utils.processes import run_script, world_size
-from distill_utils.run import as_setting
 from distill_utils.workers import CRASHED, alone
 from measure import (
     alternate,
