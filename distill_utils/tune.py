@@ -77,6 +77,9 @@ METHODS = {
         "lr_pool": "log:3e-5:0.003",
         "lr_label": "log:0.0001:0.03",
     }),
+    "compact": Method("sh/s2d/compact.sh", "distill_s2d", ("lr_dynamic", "ipc"), {
+        "lr_dynamic": "log:0.3:300",        # the launcher gives lr_static the same
+    }),
 }
 SAVE_PATH = ROOT / "results" / "tune"
 MOST_FAILURES = 3  # a command whose first trials all fail, this many of them, is itself wrong

@@ -30,6 +30,7 @@ POSITIONALS = {
     "sh/s2d/DM.sh": {"DATASET": ("toy", "dataset"), "LR": ("2.5", "lr_dynamic"), "IPC": ("3", "ipc")},
     "sh/s2d/FRePo.sh": {"DATASET": ("toy", "dataset"), "LR": ("2.5", "lr_dynamic"), "IPC": ("3", "ipc")},
     "sh/s2d/MTT.sh": {"DATASET": ("toy", "dataset"), "LR": ("2.5", "lr_dynamic"), "IPC": ("3", "ipc")},
+    "sh/s2d/compact.sh": {"DATASET": ("toy", "dataset"), "LR": ("2.5", "lr_dynamic"), "IPC": ("3", "ipc")},
 }
 each_launcher = pytest.mark.parametrize("name", LAUNCHERS)
 

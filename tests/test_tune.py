@@ -94,7 +94,7 @@ def started(tmp_path):
 # ---------------------------------------------------------------- flags and ranges
 
 def test_each_methods_ranges_are_its_scripts():
-    assert set(tune.METHODS) == {"coreset", "DM", "MTT", "FRePo", "DC", "s2d-DM", "s2d-MTT", "s2d-FRePo"}
+    assert set(tune.METHODS) == {"coreset", "DM", "MTT", "FRePo", "DC", "s2d-DM", "s2d-MTT", "s2d-FRePo", "compact"}
     for name, method in tune.METHODS.items():
         flags = tune.Flags(name, "toy")
         found, _ = tune.ranges(name, flags, {"train_static": True}, [])

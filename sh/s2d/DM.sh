@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Stage 2 of static-dynamic disentanglement with DM: learn the dynamic memory and the hallucinator.
-# Run sh/s2d/DC.sh with SPC = 2 · IPC first: it makes the static memory.
+# Run sh/s2d/DC.sh with SPC = 2 · IPC first: it makes the static memory (not with --static real; see compact.sh).
 # Usage: bash sh/s2d/DM.sh GPU DATASET LR IPC [any flag of distill_s2d.py]
 # LR is the learning rate of the dynamic memory.
 # Published for miniUCF101: 17.5 % (IPC 1, LR 1e-4, --lr_hal 1e-5), 27.2 % (IPC 5, LR 1e3, --lr_hal 1e-6).
