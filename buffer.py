@@ -23,14 +23,13 @@ from utils import check_space, random_stream, save, stream_seed
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
-def train_expert(net, clips, epochs, lr, batch_size, precision, seeds, segments=1, width=networks.WIDTH, dsa=NONE):
+def train_expert(net, clips, epochs, lr, batch_size, at_once, precision, seeds, segments=1, dsa=NONE):
     """Train `net`; yield the epoch, its mean loss and its top-1 in percent after each epoch.
 
-    seeds: names of the expert's random streams. Each epoch has its own stream, so it depends only on its start and on
-    these names.
+    At most `at_once` clips go through the network together. seeds: names of the expert's random streams. Each epoch
+    has its own stream, so it depends only on its start and on these names.
     """
-    optimizer, at_once = torch.optim.SGD(net.parameters(), lr=lr), clips_at_once(
-        clips.T, clips.size, clips.device, width)
+    optimizer = torch.optim.SGD(net.parameters(), lr=lr)
     for epoch in range(1, epochs + 1):
         with random_stream(stream_seed(*seeds, epoch)):
             loss, top1 = train_epoch(net, RealSet(clips, segments), optimizer, batch_size, at_once, precision, dsa)
@@ -49,7 +48,7 @@ def make_expert(folder, number, train, eval_clips, dtype, args):
     trajectory = [snapshot(net, dtype)]
     with progress(total=args.train_epochs, desc=f"expert {number}", unit="epoch", leave=False) as bar:
         for epoch, loss, top1 in train_expert(net, train.reduced(args.n_real), args.train_epochs, args.lr_teacher,
-                                              args.batch_train, args.precision, seeds, args.segments, args.width,
+                                              args.batch_train, at_once, args.precision, seeds, args.segments,
                                               args.dsa):
             trajectory.append(snapshot(net, dtype))
             check_epoch(*trajectory[-2:])

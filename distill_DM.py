@@ -42,7 +42,7 @@ class DistributionMatching(nn.Module):
     pool, the draw belongs to the network.
 
     The real branch holds at most `clips_at_once` clips. The synthetic branch needs more memory for its graph and holds
-    half as many. So only the synthetic videos and their gradient grow with the number of classes. Several ranks share
+    half as many, but at least the videos of one class. So only the synthetic videos and their gradient grow with the number of classes. Several ranks share
     the classes; they draw the same clips and videos as a single process.
     """
 

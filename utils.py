@@ -253,10 +253,7 @@ def stream_seed(*names) -> int:
 
 def tensors(values):
     """Return all floating-point tensors of a nested state."""
-    if isinstance(values, torch.Tensor):
-        return [values] if values.is_floating_point() else []
-    items = values.values() if isinstance(values, dict) else values if isinstance(values, (list, tuple)) else []
-    return [tensor for item in items for tensor in tensors(item)]
+    return [leaf for leaf in tree_leaves(values) if isinstance(leaf, torch.Tensor) and leaf.is_floating_point()]
 
 
 def finite(tensors) -> bool:

@@ -59,6 +59,9 @@ def read_csv(path):
 
 def read_kinetics(path):
     rows = read_table(path, ("label", "youtube_id", "time_start", "time_end", "split"))
+    for times in (rows.time_start, rows.time_end):
+        if len(wrong := times[~times.str.fullmatch(r"[0-9]{1,6}")]):
+            raise ValueError(f"{path}, row {wrong.index[0] + 1}: {times.name} is {wrong.iloc[0]!r}, not whole seconds")
     columns = rows.split.tolist(), rows.youtube_id.tolist(), rows.time_start.tolist(), rows.time_end.tolist()
     folders = [f"{'train' if split == 'train' else 'val'}/{video}_{start:0>6}_{end:0>6}"
                for split, video, start, end in zip(*columns)]
@@ -100,6 +103,7 @@ class DataSet:
     rule: str = "stride"  # or "all": the clip is spread over all stored frames
     stride: int = 4  # frames between two frames of a clip, if the video is long enough
     reader: Callable = read_csv
+    K: int | None = None  # classes of the official lists
     elsewhere: str = ""  # directory to search for folders that are not where the list puts them
     frame_names: str | None = None  # glob that selects the frames among a folder's images, if names are ambiguous
     headline: str = "top1"  # or "top5": the accuracy to report
@@ -108,18 +112,26 @@ class DataSet:
 
 
 TABLE = (
-    DataSet("UCF101", "UCF101", "jpegs_112", ("ucf101_splits1.csv",), T=16, size=112),
-    DataSet("miniUCF101", "UCF101", "jpegs_112", ("ucf50_splits1.csv|miniucf_splits1.csv",), T=16, size=112),
-    DataSet("HMDB51", "HMDB51", "jpegs_112", ("hmdb51_splits.csv",), T=16, size=112),
-    DataSet("Kinetics400", "Kinetics", "", ("train.csv", "validate.csv"), T=8, size=64, rule="all",
+    DataSet("UCF101", "UCF101", "jpegs_112", ("ucf101_splits1.csv",), T=16, size=112, K=101),
+    DataSet("miniUCF101", "UCF101", "jpegs_112", ("ucf50_splits1.csv|miniucf_splits1.csv",), T=16, size=112,
+            K=50),
+    DataSet("HMDB51", "HMDB51", "jpegs_112", ("hmdb51_splits.csv",), T=16, size=112, K=51),
+    DataSet("Kinetics400", "Kinetics", "", ("train.csv", "validate.csv"), T=8, size=64, K=400, rule="all",
             reader=read_kinetics, elsewhere="replacement", headline="top5"),
-    DataSet("SSv2", "SSv2", "frame", ("annot_train.json", "annot_val.json"), T=8, size=64, rule="all",
-            reader=read_ssv2, elsewhere="jpegs_112", headline="top5", directed=True),
-    DataSet("toy", "toy", "jpegs_64", ("toy_splits1.csv",), T=8, size=64, stride=1,
+    DataSet("SSv2", "SSv2", "frame", ("annot_train.json", "annot_val.json"), T=8, size=64, K=174,
+            rule="all", reader=read_ssv2, elsewhere="jpegs_112", headline="top5", directed=True),
+    DataSet("toy", "toy", "jpegs_64", ("toy_splits1.csv",), T=8, size=64, K=8, stride=1,
             remedy="make it by `python -m distill_utils.toy`"),
     DataSet("custom", "", "", (), T=8, size=64),  # the user's own folder: frames and list are found in it
 )
 DATASETS = {dataset.name: dataset for dataset in TABLE}
+
+
+def warning_of_classes(row, count, where) -> str | None:
+    """Return a warning if a list has another number of classes than the DataSet `row`."""
+    if row.K in (None, count):
+        return None
+    return f"warning: {row.name} has {row.K} classes, {where} {count}: is the list complete, and of this data set?"
 
 
 def find_dataset(name):

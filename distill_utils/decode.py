@@ -233,6 +233,12 @@ class opened:
             raise Broken(reason(error)) from error
 
 
+def seconds_of(path):
+    """Return a video's duration as its container states it; inf if it states none. Broken if it cannot be read."""
+    with opened(path) as (container, _):
+        return (container.duration or math.inf) / av.time_base
+
+
 def open_container(path, **options):
     # Titles may have any encoding.
     # An absolute path, because FFmpeg takes `12:30/a.mp4` for an address.

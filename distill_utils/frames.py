@@ -4,6 +4,7 @@ import glob
 import hashlib
 import json
 import os
+import pathlib
 import re
 import string
 import warnings
@@ -26,6 +27,24 @@ warnings.filterwarnings("ignore", "Corrupt EXIF data")  # the image is readable 
 def is_visible(name):
     """Return whether a file or folder name is user data: not hidden, and not metadata of an operating system."""
     return not name.startswith(".") and name.lower() not in METADATA
+
+
+def files_below(folder, strict=True):
+    """Yield the paths of visible files below `folder`, sorted; follow links.
+
+    strict: OSError for an unreadable folder; otherwise it is left out.
+    """
+    def refuse(error):
+        raise error
+
+    seen = set()
+    for directory, folders, names in os.walk(folder, followlinks=True, onerror=refuse if strict else None):
+        folders[:] = sorted(filter(is_visible, folders))
+        if (real := os.path.realpath(directory)) in seen:  # by a link, which may lead to a folder above
+            folders.clear()
+            continue
+        seen.add(real)
+        yield from (pathlib.Path(directory, name) for name in sorted(filter(is_visible, names)))
 
 
 # ---------------------------------------------------------------- where the frames are

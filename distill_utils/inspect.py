@@ -20,7 +20,7 @@ import pandas as pd
 from PIL import Image, ImageDraw
 
 from distill_utils.clips import FrameFolders, select
-from distill_utils.datasets import DATASETS
+from distill_utils.datasets import DATASETS, warning_of_classes
 from distill_utils.frames import as_rgb, choose_series, find_folder, image_names, numbered_frames, orientation
 from distill_utils.identity import dataset_label
 from distill_utils.lists import FORMAT, PREPARED, split_of
@@ -82,6 +82,8 @@ def describe(args, selections, class_names, good):
     listed = pd.concat([selection.videos for selection in selections.values()])
     print(f"{args.dataset}: {len(class_names)} classes; clips of {row.T} frames of {row.size}×{row.size} pixels, "
           + (f"stride {row.stride} if the video is long enough" if row.rule == "stride" else "spread over the video"))
+    if warning := warning_of_classes(row, len(class_names), "its list"):
+        print(warning)
     print("\nvideos per class")
     counts = pd.crosstab(listed.label, listed.split).rename_axis(index=None, columns=None)
     counts = pd.concat([counts, counts.sum().to_frame("all").T])  # crosstab's margins refuse a class called "all"

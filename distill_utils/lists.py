@@ -8,7 +8,6 @@ import fnmatch
 import os
 import pathlib
 import re
-import unicodedata
 
 import numpy as np
 import pandas as pd
@@ -25,14 +24,13 @@ from distill_utils.datasets import (
     read_kinetics,
     read_table,
 )
-from distill_utils.frames import is_visible
+from distill_utils.frames import files_below, is_visible
+from distill_utils.video_files import SUFFIXES, video_files
 from utils import atomic_write, read_json, save_json
 
 TEST_RATIO = 0.3  # of the user's own videos
 SPLIT_FOLDERS = {**SPLITS, "trn": "train", "training": "train", "tst": "test", "testing": "test", "valid": "validation",
                  "dev": "validation", "eval": "validation", "evaluation": "validation"}
-SUFFIXES = (".avi", ".divx", ".mp4", ".m4v", ".mov", ".qt", ".mkv", ".webm", ".mpg", ".mpeg", ".vob", ".ts", ".mts",
-            ".m2ts", ".wmv", ".asf", ".flv", ".f4v", ".3gp", ".3g2", ".ogv", ".ogg", ".unknown_video")  # of videos
 PREPARED = "prepared.json"  # lies beside our own lists
 FORMAT = 2  # of prepared frames: increase it when the same videos are stored differently
 KINETICS_COLUMNS = ["label", "youtube_id", "time_start", "time_end", "split"]
@@ -89,6 +87,8 @@ def hmdb51(lists, all_train=False):
         paths = official(lists, f"*_test_split{number}.txt")
         if number == 1 and not paths:
             raise ValueError(f"{lists} holds no <class>_test_split1.txt: give HMDB51's lists by --lists")
+        if len({path.name for path in paths}) < len(paths):
+            raise ValueError(f"{lists} holds several copies of HMDB51's lists: give the folder of one by --lists")
         parts = []
         for path in paths:
             rows = []
@@ -106,7 +106,8 @@ def hmdb51(lists, all_train=False):
 
 def kinetics(lists):
     ours = {}
-    for name, names in (("train.csv", ("train.csv",)), ("validate.csv", ("validate.csv", "val.csv"))):
+    for name, names in (("train.csv", ("train.csv", "kinetics_train.csv")),
+                        ("validate.csv", ("validate.csv", "val.csv", "kinetics_val.csv"))):
         path = find(lists, *names)
         videos, official = check_list(read_kinetics(path), path), read_table(path, KINETICS_COLUMNS)
         ours[name] = videos.assign(video=[os.path.basename(folder) for folder in videos.folder],
@@ -153,7 +154,10 @@ def concat_checked(parts, where):
 
 
 def find(lists, *names, needed=True):
-    """Return the only file with one of these names at any depth below the folder `lists`."""
+    """Return the only file with the first of these names that occurs at any depth below the folder `lists`.
+
+    If none occurs: ValueError, or None without `needed`.
+    """
     for name in names:
         paths = official(lists, name)
         if len(paths) > 1:
@@ -287,70 +291,6 @@ def group(path, pattern):
     if not name:
         raise ValueError(f"--groups {pattern} does not match the file name {path.name}")
     return name
-
-
-def video_files(folder):
-    """Return the files below `folder` with a video suffix; ValueError for a name that a list cannot hold."""
-    paths = [path for path in files_below(folder) if path.name.lower().endswith(SUFFIXES)]
-    for path in paths:
-        if any("\udc80" <= letter <= "\udcff" for letter in str(path)):  # surrogates: bytes that are not UTF-8
-            raise ValueError(f"{os.fsencode(path)!r} is not a valid UTF-8 name: rename it")
-        if "\r" in str(path) or "\n" in str(path):
-            raise ValueError(f"{str(path)!r} has a line break in its name: rename it")
-    return paths
-
-
-def find_files(videos, source):
-    """Return {video: its files at any depth of `source`}, best first.
-
-    Files match by plain_name. If several files match, the one in the listed folder is first; replacements are last. A
-    file whose name differs in case is used only if no file matches exactly, and if no other video has that name.
-    """
-    wanted = set(map(plain_name, videos.video))
-    exact, near = {}, {}
-    for path in files_below(source):
-        name = plain_name(path.name)
-        if name in wanted:
-            exact.setdefault(name, []).append(path)
-        elif path.name.lower().endswith(SUFFIXES):
-            near.setdefault(name.casefold(), []).append(path)
-
-    def order(video):
-        return lambda path: (not path.as_posix().endswith("/" + video),
-                             any("replacement" in part for part in path.parts),
-                             path.stem != os.path.basename(video), path)
-    names = {video: plain_name(video) for video in videos.video}
-    return {video: sorted(exact.get(name) or near.get(name.casefold(), ()), key=order(video))
-            for video, name in names.items()}
-
-
-def plain_name(path):
-    """Return a video's name without suffixes, with times in six digits, as in Kinetics.
-
-    Suffixes include those that downloaders add (abc.mp4.mkv, abc.f137.mp4).
-    """
-    name = unicodedata.normalize("NFC", os.path.basename(path))  # macOS stores accents as separate characters
-    while (parts := os.path.splitext(name))[1].lower() in SUFFIXES or re.fullmatch(r"\.f\d+(-\w+)?", parts[1]):
-        name = parts[0]
-    return re.sub(r"_(\d{1,6})_(\d{1,6})$", lambda times: f"_{times[1]:0>6}_{times[2]:0>6}", name)
-
-
-def files_below(folder, strict=True):
-    """Yield the paths of visible files below `folder`, sorted; follow links.
-
-    strict: OSError for an unreadable folder; otherwise it is left out.
-    """
-    def refuse(error):
-        raise error
-
-    seen = set()
-    for directory, folders, names in os.walk(folder, followlinks=True, onerror=refuse if strict else None):
-        folders[:] = sorted(filter(is_visible, folders))
-        if (real := os.path.realpath(directory)) in seen:  # a link to a folder above
-            folders.clear()
-            continue
-        seen.add(real)
-        yield from (pathlib.Path(directory, name) for name in sorted(filter(is_visible, names)))
 
 
 # ---------------------------------------------------------------- our lists

@@ -25,12 +25,13 @@ from typing import Callable
 import pandas as pd
 
 from distill_utils import lists
-from distill_utils.datasets import DATA_PATH, DATASETS
+from distill_utils.datasets import DATA_PATH, DATASETS, warning_of_classes
 from distill_utils.decode import Picture, is_made, make_folder
-from distill_utils.frames import is_visible
+from distill_utils.frames import files_below, is_visible
 from distill_utils.machine import cores
 from distill_utils.options import count, number, positive, seed
 from distill_utils.processes import progress, run_script
+from distill_utils.video_files import find_files, take_untimed, video_files
 from distill_utils.workers import in_processes, in_threads
 from utils import atomic_write, lock_folder, read_json, save_json
 
@@ -58,13 +59,13 @@ def main(args):
     recipe, dataset = RECIPES[args.dataset], DATASETS[args.dataset]
     picture = Picture(args.resize or recipe.resize, recipe.crop if args.crop is None else args.crop or None,
                       args.quality)
-    T = args.frames or recipe.frames
+    T, custom = args.frames or recipe.frames, args.dataset == "custom"
     for flag, given, only in (
             ("--all_train", args.all_train, "HMDB51"), ("--groups", args.groups, "custom"),
             ("--test_ratio", args.test_ratio != lists.TEST_RATIO, "custom"), ("--seed", args.seed, "custom")):
         if given and args.dataset != only:
             raise ValueError(f"{flag} is for {only} only: remove it")
-    if args.lists and args.dataset == "custom":
+    if args.lists and custom:
         raise ValueError("--lists is for data sets with official lists: custom is split by --test_ratio and --groups")
     if not args.videos.is_dir():
         raise ValueError(f"--videos {args.videos} is not a directory")
@@ -76,26 +77,30 @@ def main(args):
     lock = lock_folder(root, ".prepare.lock", "prepares videos")
     settings = {"resize": picture.resize, "crop": picture.crop, "quality": picture.quality, "frames": T}
     check_settings(root, frames, ours,
-                   settings | ({"videos": str(args.videos.resolve())} if args.dataset == "custom" else {}))
-    files = ({name: [args.videos / name] for name in videos.video} if args.dataset == "custom"
-             else lists.find_files(videos, args.videos))
-    if args.dataset == "custom":
+                   settings | ({"videos": str(args.videos.resolve())} if custom else {}))
+    if custom:
+        files, unlisted = {name: [args.videos / name] for name in videos.video}, 0
         tell_what_changed(root, changed(videos, files, frames), frames)
-    everything = set(lists.video_files(args.videos))
+    else:
+        files = find_files(videos, args.videos)
+        if args.dataset == "Kinetics400":
+            take_untimed(files, videos, args.videos)
+        unlisted = len(set(video_files(args.videos)).difference(*files.values()))
+        tell_what_is_absent(ours, files, args.videos)
     broken = prepare(videos, files, args.videos, frames, picture, T, args.workers or cores())
-    unlisted = len(everything.difference(*files.values()))
     least = min(T or dataset.T, dataset.T)
     short = find_short(videos, frames, least)
-    alone = args.dataset == "custom"
-    repaired = report(root / "broken_videos.txt", broken, videos.folder, alone)
-    report(root / "short_videos.txt", short, videos.folder, alone)
+    repaired = report(root / "broken_videos.txt", broken, videos.folder, custom)
+    report(root / "short_videos.txt", short, videos.folder, custom)
     kept = write_lists(root, ours, broken, dataset, recipe.write)
     prepared = len(videos) - len(broken)
     print(f"{len(videos)} videos: {prepared} prepared in {frames} "
           f"({len(short)} have fewer than {least} frames: see short_videos.txt), "
           f"{len(broken)} missing or broken: see broken_videos.txt"
-          + (f"; {unlisted} other files in {args.videos} are in no list" if unlisted else ""))
+          + (f"; {unlisted} other files in {args.videos} are not used by these lists" if unlisted else ""))
     for name, rows in kept.items():
+        if warning := warning_of_classes(dataset, rows.label.nunique(), name):
+            print(warning)
         counts = rows.split.value_counts()
         validation = f", {counts['validation']} validation" if "validation" in counts else ""
         print(f"{root / name}: {counts.get('train', 0)} training{validation} and {counts.get('test', 0)} test videos "
@@ -106,7 +111,7 @@ def main(args):
               "may lack them: prepare their data set again")
     if not any((rows.split == "test").any() for rows in kept.values()):
         print("there are no test videos: the scripts need some for evaluation")
-    where = ["custom", "--data_path", str(root)] if args.dataset == "custom" else [
+    where = ["custom", "--data_path", str(root)] if custom else [
         args.dataset, *(["--data_path", str(args.out)] if args.out else [])]
     print(f"next, check the result: python -m distill_utils.inspect {shlex.join(where)}")
     lock.close()
@@ -181,7 +186,10 @@ def prepare(videos, files, source, frames, picture, T, workers):
         else:
             broken[folder] = f"no file with this name below {source}"
     if not sum(there) and not jobs:
-        raise ValueError(f"none of the {len(videos)} listed videos is below {source}: check --videos and --lists")
+        archives = sorted(path.name for path in files_below(source) if path.name.lower().endswith(ARCHIVES))
+        raise ValueError(f"none of the {len(videos)} listed videos is below {source}: "
+                         + (f"unpack its archives, such as {archives[0]}" if archives else
+                            "check --videos and --lists"))
     directories = {path.parent for _, path, *_ in jobs}
     check_links(*directories)
     remove_partial(directories)  # left by a killed process
@@ -204,6 +212,7 @@ def prepare(videos, files, source, frames, picture, T, workers):
 
 
 PARTIAL = ".preparing-"
+ARCHIVES = (".rar", ".zip", ".tar", ".gz", ".tgz", ".7z")
 
 
 def remove_partial(directories):
@@ -223,6 +232,13 @@ def find_short(videos, frames, least):
         return sum(map(is_visible, os.listdir(frames / folder))) if os.path.isdir(frames / folder) else least
     return {folder: f"{number} frames, fewer than {least}"
             for folder, number in zip(videos.folder, in_threads(count, videos.folder)) if number < least}
+
+
+def tell_what_is_absent(ours, files, source):
+    """Print each list without any file, before days of decoding."""
+    for name, videos in ours.items():
+        if not any(files[video] for video in videos.video):
+            print(f"warning: none of the {len(videos)} videos of {name} is below {source}")
 
 
 def tell_what_changed(root, folders, frames):

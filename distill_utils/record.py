@@ -96,10 +96,9 @@ def finish(run, synset, eval_clips, test, **values):
         run.log_line(f"best on validation, at iteration {best['iteration']} "
                      f"({best['value']:.1f} ± {best['std']:.1f} %): "
                      f"{summary(best['test'], headline)}")
-    last = run.result[headline] if run.result else None
-    if run.start is not None and last is not None and last < run.start:
+    if run.start is not None and run.result[headline] < run.start:
         run.log_line(f"accuracy on {eval_clips.split} fell during learning, from {run.start:.1f} % at the start to "
-                     f"{last:.1f} % at the end: lower the learning rates, or use fewer steps")
+                     f"{run.result[headline]:.1f} % at the end: lower the learning rates, or use fewer steps")
     if run.refused:
         run.log_line(f"{run.refused} of {run.steps} steps were rolled back because the loss after them was not finite: "
                      "lower the learning rates")

@@ -96,6 +96,7 @@ def section(data, rows, plots, most_classes):
         plt.close(figure)
         return f"<h3>{title}</h3><img class=plot alt='{title}' src='{inline(file.getvalue(), 'png')}'>"
 
+    rows = numbered(rows)
     first, others = most_accurate(rows, "method")
     yield plot("frontier", "Accuracy against bytes", plot_frontier(first))
     if not others.empty:
@@ -111,6 +112,12 @@ def section(data, rows, plots, most_classes):
     yield plot("classes", f"Accuracy of each class{marked}", plot_classes(rows, classes))
     yield plot("confusion", "Confusion: rows are the true classes", plot_confusion(rows))
     yield from videos_of(rows, classes, most_classes)
+
+
+def numbered(rows):
+    """Number the methods but full data: a method has the same colour in all plots."""
+    learned = ~rows.method.str.startswith("full")
+    return rows.assign(number=pd.Series(pd.factorize(rows.method[learned])[0], rows.index[learned]))
 
 
 def most_accurate(rows, column):
@@ -204,18 +211,18 @@ def plot_frontier(rows):
     if rows.empty:
         plt.close(figure)
         return None
-    for place, (method, group) in enumerate(rows.groupby("method", sort=False)):
-        turn = place // 10
+    for method, group in rows.groupby("method", sort=False):
+        number = int(group.number.iloc[0])
         axes.errorbar(group.bytes.astype(float), group[headline].astype(float), group[f"{headline}_std"].astype(float),
-                      fmt=MARKERS[turn % len(MARKERS)], ms=6, capsize=2, color=f"C{place % 10}", label=method)
+                      fmt=MARKERS[number // 10 % len(MARKERS)], ms=6, capsize=2, color=f"C{number % 10}", label=method)
     for mark, group in rows.groupby("mark"):
         frontier = frontier_of(group)
         axes.step(frontier.bytes.astype(float), frontier[headline].astype(float), where="post", color="0.6", lw=1,
                   zorder=0, label=f"frontier{mark}")
     axes.set(xscale="log", xlabel="size of the set", ylabel=f"{headline}, %")
     axes.xaxis.set_minor_locator(LogLocator(subs=(2, 5)))
-    for place in (axes.xaxis.set_major_formatter, axes.xaxis.set_minor_formatter):
-        place(EngFormatter("B"))  # the default writes powers as LaTeX
+    for set_formatter in (axes.xaxis.set_major_formatter, axes.xaxis.set_minor_formatter):
+        set_formatter(EngFormatter("B"))  # the default writes powers as LaTeX
     axes.tick_params("x", which="both", rotation=30)
     axes.grid(alpha=0.3)
     figure.legend(fontsize=9, loc="outside lower center", ncols=2)
@@ -264,11 +271,10 @@ def plot_classes(rows, classes, most=10):
     shown = rows.drop_duplicates(["method", "ipc"], keep="last").tail(most)
     figure, axes = plt.subplots(figsize=(max(9, 0.12 * len(names) * len(shown)), 5.5), layout="constrained")
     width = 0.85 / len(shown)
-    methods = list(rows.method[~rows.method.str.startswith("full")].unique())  # colours are those of plot_frontier
     for place, row in enumerate(shown.itertuples()):
         values = np.array(row.per_class, dtype=float)[order]
         axes.bar(np.arange(len(order)) - 0.425 + (place + 0.5) * width, values, width, label=label(row),
-                 color=f"C{methods.index(row.method) % 10}" if row.method in methods else "0.3",
+                 color="0.3" if pd.isna(row.number) else f"C{int(row.number) % 10}",  # as in plot_frontier
                  hatch=HATCHES[sum(shown.method[:place] == row.method) % len(HATCHES)], edgecolor="white")
     ticks = [names[number] for number in order]
     if classes is not None:

@@ -220,8 +220,9 @@ class Run:
         if world_size() == 1:
             return
         found = [tensor for thing in self.stateful.values() for tensor in tensors(thing.state_dict())]
-        sums = gather([[int(tensor.reshape(-1).view(torch.uint8).sum(dtype=torch.int64)) for tensor in found]])
-        if any(each != sums[0] for each in sums):
+        digests = gather([[hashlib.sha256(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy()).hexdigest()
+                           for tensor in found]])
+        if any(each != digests[0] for each in digests):
             raise ValueError(f"the processes do not have the same state at iteration {self.iteration}: "
                              f"start again from the checkpoint in {self.folder}")
 

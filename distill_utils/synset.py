@@ -329,13 +329,9 @@ def load_static(path, num_classes, spc, size) -> torch.Tensor:
     if image.shape != (num_classes * spc, 3, size, size):
         raise ValueError(f"{path} has frames of shape {tuple(image.shape)}, but {num_classes} classes with --spc {spc} "
                          f"at {size} pixels need {(num_classes * spc, 3, size, size)}")
-    labels = torch.arange(num_classes).repeat_interleave(spc)
+    labels = torch.arange(num_classes).repeat_interleave(spc).tolist()
     label = content.get("label", labels)
-    if isinstance(label, torch.Tensor):
-        in_order = label.shape == labels.shape and label.tolist() == labels.tolist()
-    else:
-        in_order = label == labels.tolist()
-    if not in_order:
+    if (label.tolist() if isinstance(label, torch.Tensor) else label) != labels:
         raise ValueError(f"{path} does not have {spc} frames of each class in class order")
     if not image.isfinite().all():
         raise ValueError(f"{path} has frames that are not finite: run distill_DC.py again with a lower learning rate")

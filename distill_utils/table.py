@@ -16,8 +16,8 @@ import numpy as np
 import pandas as pd
 
 from distill_utils.datasets import DATASETS
+from distill_utils.frames import files_below
 from distill_utils.identity import default_settings
-from distill_utils.lists import files_below
 from distill_utils.processes import run_script
 from distill_utils.record import FIGURES, check_figure, read_result
 from distill_utils.run import read_config

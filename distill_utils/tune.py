@@ -222,10 +222,11 @@ class Study:
         with self.alone():
             self.take_up_killed()
             trials = self.optuna.get_trials(deepcopy=False)
+            killed = restarted(trials)
             finished = [trial.number for trial in trials if trial.state == TrialState.COMPLETE]
             first = min(finished, default=len(trials))
             begun = [trial for trial in trials
-                     if trial.state != TrialState.WAITING and trial.number not in again(trials)
+                     if trial.state != TrialState.WAITING and trial.number not in killed
                      and not (trial.state == TrialState.FAIL and trial.number < first)]
             if len(begun) >= most:
                 return None
@@ -257,7 +258,8 @@ class Study:
                     lock(file, wait=False)
                 except BlockingIOError:
                     continue
-                if trial.number not in again(self.optuna.get_trials(deepcopy=False)):  # a kill came between these two
+                if trial.number not in restarted(self.optuna.get_trials(deepcopy=False)):
+                    # Otherwise it was enqueued before, by a process that was killed before the next line.
                     self.optuna.enqueue_trial(trial.params, user_attrs={"again": trial.number})
                 self.optuna.tell(trial.number, state=TrialState.FAIL)
 
@@ -276,8 +278,9 @@ class Study:
         """Write trials.csv: all trials, the best first."""
         with self.alone():
             trials = self.optuna.get_trials(deepcopy=False)
+            killed = restarted(trials)
             rows = [{"trial": trial.number,
-                     "state": "killed" if trial.number in again(trials) else state_name(trial.state),
+                     "state": "killed" if trial.number in killed else state_name(trial.state),
                      "validation": trial.value, **{name: trial.params.get(name) for name in self.ranges},
                      "evaluations": len(trial.intermediate_values),
                      "minutes": trial.duration and trial.duration.total_seconds() / 60,
@@ -292,7 +295,7 @@ def state_name(state):
     return "failed" if state == TrialState.FAIL else state.name.lower()
 
 
-def again(trials):
+def restarted(trials):
     """Return the numbers of killed trials that were restarted under another number."""
     return {trial.user_attrs.get("again") for trial in trials}
 
@@ -344,9 +347,8 @@ def run_next(study, trial, words, file, args, flags):
 
 def study_folder(args, settings, texts):
     """Return the study's folder: a function of the data, the method, all settings with an effect, and the ranges."""
-    paths = {"path_static", "buffer_path"}
-    chosen = {name: as_setting(value) for name, value in vars(settings).items()
-              if name not in set(WITHOUT_EFFECT) - paths - {"bytes"}}
+    left_out = set(WITHOUT_EFFECT) - {"path_static", "buffer_path", "bytes"}
+    chosen = {name: as_setting(value) for name, value in vars(settings).items() if name not in left_out}
     name = stream_seed(args.method, sorted(chosen.items()), sorted(texts.items()), list_digest(settings),
                        content_digest(settings))
     return args.save_path.absolute() / dataset_label(settings) / f"tune_{args.method}_{f'{name:015x}'[:8]}"

@@ -18,7 +18,7 @@ import torch
 from PIL import Image, ImageOps
 from videos import CODECS, box, boxes, double, edited, grey, turned, with_matrix, write_streams, write_video
 
-from distill_utils import decode, inspect, lists, prepare, workers
+from distill_utils import decode, inspect, lists, prepare, video_files, workers
 from distill_utils.clips import load_clips
 from distill_utils.datasets import choose_groups, clip_frames, read_videos
 from distill_utils.decode import Broken, Picture, extract, frames
@@ -605,7 +605,7 @@ def test_custom(own, tmp_path, command):
     write(own / "füll" / "notes.txt", "not a video")
     write_video(own / ".hidden" / "x.mp4", 1)
     code, printed = command("custom", "--videos", own, "--groups", r"^(\w)_")
-    assert code == 0 and "8 videos: 8 prepared in " in printed and "in no list" not in printed
+    assert code == 0 and "8 videos: 8 prepared in " in printed and "not used by these lists" not in printed
     videos, class_names = read_videos("custom", tmp_path / "out")
     assert class_names == ["füll", "rise up"]
     people = videos.folder.str.extract(r"(\w)_1$")[0]
@@ -794,7 +794,7 @@ def test_other_systems_files_are_not_anybodys_data(tmp_path, command, place):
     for name in JUNK:
         write(tmp_path / "all" / place / name, "\0\5\26\7\0Mac OS X\xff", encoding="latin-1")
     code, printed = command("HMDB51", "--videos", tmp_path / "all")
-    assert code == 0 and "3 videos: 3 prepared in " in printed and "0 missing or broken" in printed and "in no list" not in printed, printed
+    assert code == 0 and "3 videos: 3 prepared in " in printed and "0 missing or broken" in printed and "not used by these lists" not in printed, printed
 
 
 def test_other_systems_files_beside_frames_and_lists(tmp_path, command):
@@ -832,7 +832,7 @@ def test_downloaders_names(tmp_path, fits, name):
     path = tmp_path / name
     path.parent.mkdir(parents=True, exist_ok=True)
     path.touch()
-    assert lists.find_files(pd.DataFrame({"video": ["abc_000001_000011"]}), tmp_path) == {"abc_000001_000011": [path] if fits else []}
+    assert video_files.find_files(pd.DataFrame({"video": ["abc_000001_000011"]}), tmp_path) == {"abc_000001_000011": [path] if fits else []}
 
 
 def test_a_downloaded_file_is_decoded_by_what_is_in_it(tmp_path, command):
@@ -841,7 +841,7 @@ def test_a_downloaded_file_is_decoded_by_what_is_in_it(tmp_path, command):
     write(tmp_path / "train.csv", KINETICS, "run,abc,1,11,train")
     write(tmp_path / "validate.csv", KINETICS, "run,-_x,4,14,validate")
     code, printed = command("Kinetics400", "--videos", tmp_path)
-    assert code == 0 and "2 videos: 2 prepared in " in printed and "in no list" not in printed
+    assert code == 0 and "2 videos: 2 prepared in " in printed and "not used by these lists" not in printed
 
 
 @pytest.mark.parametrize("listed, files, found", (
@@ -860,12 +860,62 @@ def test_which_files_are_a_videos(tmp_path, listed, files, found):
     for path in paths:
         path.parent.mkdir(exist_ok=True)
         path.touch()
-    assert lists.find_files(pd.DataFrame({"video": listed}), tmp_path) == {listed[0]: [paths[number] for number in found]}
+    assert video_files.find_files(pd.DataFrame({"video": listed}), tmp_path) == {listed[0]: [paths[number] for number in found]}
+
+
+def test_kinetics_files_that_are_called_by_their_id(tmp_path, command):
+    """As the academic torrent's validation files: taken if they are not longer than listed, and the id is listed once."""
+    write_video(tmp_path / "train" / "t_000001_000011.mp4", 9)
+    for name, count in (("short", 40), ("long", 80), ("twice", 9), ("-_000001", 9)):
+        write_video(tmp_path / "val" / f"{name}.mp4", count)
+    write(tmp_path / "val" / "broken.mp4", "no video")
+    write(tmp_path / "train.csv", KINETICS, "run,t,1,11,train")
+    write(tmp_path / "validate.csv", KINETICS, *(f"run,{name},{start},{start + 2},validate"
+                                                 for name, start in (("short", 1), ("long", 1), ("twice", 1), ("twice", 5), ("broken", 1), ("-_000001", 3))))
+    code, printed = command("Kinetics400", "--videos", tmp_path)
+    assert code == 0 and "2 files are called by the id alone, such as " in printed and "2 files are called by the id alone, such as " + str(tmp_path / "val" / "broken.mp4") in printed
+    assert {path.name for path in (tmp_path / "out" / "Kinetics" / "val").iterdir()} == {"short_000001_000003", "-_000001_000003_000005"}
+    assert len(report(tmp_path / "out" / "Kinetics" / "broken_videos.txt")) == 4
+
+
+def test_a_list_without_any_file_is_named_before_decoding(tmp_path, command):
+    write_video(tmp_path / "train" / "t_000001_000011.mp4", 9)
+    write(tmp_path / "kinetics_train.csv", KINETICS, "run,t,1,11,train")
+    write(tmp_path / "kinetics_val.csv", KINETICS, "run,v,1,11,validate", "run,w,1,11,validate")
+    code, printed = command("Kinetics400", "--videos", tmp_path)
+    assert code == 0 and printed.startswith(f"warning: none of the 2 videos of validate.csv is below {tmp_path}\n")
+
+
+def test_lists_with_another_number_of_classes(tmp_path, command):
+    for video in ("a", "b"):
+        write_video(tmp_path / "videos" / f"{video}.avi")
+    write(tmp_path / "lists" / "run_test_split1.txt", "a.avi 1", "b.avi 2")
+    code, printed = command("HMDB51", "--videos", tmp_path / "videos", "--lists", tmp_path / "lists")
+    assert code == 0 and "warning: HMDB51 has 51 classes, hmdb51_splits.csv 1: is the list complete, and of this data set?" in printed
+    code, printed = command("HMDB51", "--data_path", tmp_path / "out", "--out", tmp_path / "look", module=inspect)
+    assert code == 0 and "warning: HMDB51 has 51 classes, its list 1: is" in printed
+
+
+def test_packed_archives_and_copies_of_lists(tmp_path, command):
+    write(tmp_path / "videos" / "run.rar", "")
+    write(tmp_path / "lists" / "run_test_split1.txt", "a.avi 1", "b.avi 2")
+    assert "is below " + str(tmp_path / "videos") + ": unpack its archives, such as run.rar" in refused(command, "HMDB51", "--videos", tmp_path / "videos",
+                                                                                                       "--lists", tmp_path / "lists")
+    write(tmp_path / "lists" / "copy" / "run_test_split1.txt", "a.avi 1", "b.avi 2")
+    assert "several copies of HMDB51's lists" in refused(command, "HMDB51", "--videos", tmp_path / "videos", "--lists", tmp_path / "lists")
+
+
+@pytest.mark.parametrize("times", ("1.0,11", "1,", "x,11", "1,1234567"))
+def test_kinetics_times_are_whole_seconds(tmp_path, command, times):
+    write(tmp_path / "train.csv", KINETICS, "run,t,1,11,train", f"run,u,{times},train")
+    write(tmp_path / "validate.csv", KINETICS, "run,v,1,11,validate")
+    sentence = refused(command, "Kinetics400", "--videos", tmp_path)
+    assert re.search(r"train.csv, row 2: time_(start|end) is '.*', not whole seconds$", sentence.strip()), sentence
 
 
 def test_another_listed_videos_file_is_not_taken(tmp_path):
     (tmp_path / "aBc_000001_000011.mp4").touch()
-    found = lists.find_files(pd.DataFrame({"video": ["abc_000001_000011", "aBc_000001_000011"]}), tmp_path)
+    found = video_files.find_files(pd.DataFrame({"video": ["abc_000001_000011", "aBc_000001_000011"]}), tmp_path)
     assert [len(paths) for paths in found.values()] == [0, 1]
 
 
@@ -982,7 +1032,7 @@ def test_links_are_followed_but_not_in_circles(own, tmp_path):
     (tmp_path / "links").mkdir()
     os.symlink(own / "füll", tmp_path / "links" / "linked")
     os.symlink(tmp_path / "links", own / "füll" / "circle")
-    assert len(lists.video_files(tmp_path / "links")) == 4
+    assert len(video_files.video_files(tmp_path / "links")) == 4
 
 
 # ---------------------------------------------------------------- what goes wrong on the way

@@ -597,7 +597,7 @@ def test_names_that_are_markup(command, tmp_path):
 
 
 def test_plots_show_class_names_as_they_are():
-    rows = pd.DataFrame({"class_names": [MARKUP], "per_class": [[1.0] * len(MARKUP)], "method": ["DM"], "ipc": [1], "headline": ["top1"], "top1": [1.0], "top1_std": [0.0],
+    rows = pd.DataFrame({"class_names": [MARKUP], "per_class": [[1.0] * len(MARKUP)], "method": ["DM"], "number": [0], "ipc": [1], "headline": ["top1"], "top1": [1.0], "top1_std": [0.0],
                          "confusion": [np.eye(len(MARKUP)).tolist()]})
     for figure in (report.plot_classes(rows, None), report.plot_confusion(rows)):
         figure.savefig(io.BytesIO(), format="png")
@@ -609,10 +609,13 @@ def test_a_method_has_one_colour():
     """In both plots, whatever its number of videos; full data have none."""
     rows = pd.DataFrame({"class_names": [("a", "b")] * 6, "per_class": [[1.0, 2.0]] * 6, "run": ["full_a", *["DM"] * 5], "n_real": None, "mark": "",
                          "method": ["full data", "DM", "MTT", "DM", "MTT", "random"], "ipc": [0, 1, 1, 5, 5, 1], "headline": "top1", "top1": 1.0, "top1_std": 0.0, "bytes": 9})
+    rows = report.numbered(rows)
     points = {each.get_label(): each.lines[0].get_color() for each in report.plot_frontier(rows).axes[0].containers}
     bars = [each.patches[0] for each in report.plot_classes(rows, None).axes[0].containers]
     assert [to_hex(bar.get_facecolor()) for bar in bars] == [to_hex(colour) for colour in ("0.3", *(points[method] for method in rows.method[1:]))]
     assert len(points) == len(set(points.values())) == 3 and bars[1].get_hatch() != bars[3].get_hatch()
+    later = report.plot_frontier(rows[rows.method != "DM"]).axes[0].containers     # the plot of the less accurate methods
+    assert {each.get_label(): each.lines[0].get_color() for each in later}.items() <= points.items()
 
 
 def test_dynamic_classes_are_the_upper_half():
@@ -650,7 +653,7 @@ def test_the_frontier_shows_every_method_by_a_mark_of_its_own():
     count = 37
     rows = pd.DataFrame({"run": "DM", "method": [f"m{number}" for number in range(count)], "headline": "top1", "top1": 1.0, "top1_std": 0.0,
                          "bytes": range(1, count + 1), "mark": "", "n_real": None})
-    axes = report.plot_frontier(rows).axes[0]
+    axes = report.plot_frontier(report.numbered(rows)).axes[0]
     lines = {each.get_label(): each.lines[0] for each in axes.containers}
     assert list(lines) == rows.method.tolist()
     assert len({(line.get_marker(), line.get_color()) for line in lines.values()}) == count
