@@ -14,9 +14,9 @@ import networks
 from distill_utils import options
 from distill_utils.augment import NONE
 from distill_utils.compute import clips_at_once
-from distill_utils.evaluate import RealSet, predict, score, train_epoch
 from distill_utils.identity import start_run
 from distill_utils.processes import gather, progress, rank, run_script, world_size
+from distill_utils.protocol import RealSet, predict, score, train_epoch
 from distill_utils.trajectories import check_epoch, expert_bytes, snapshot
 from utils import check_space, random_stream, save, stream_seed
 

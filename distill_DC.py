@@ -12,9 +12,9 @@ from distill_utils import budget, options
 from distill_utils.augment import NONE, augment, augment_each, draw_siamese
 from distill_utils.clips import draw_flips
 from distill_utils.compute import autocast
-from distill_utils.evaluate import evaluate
 from distill_utils.identity import start_run
 from distill_utils.processes import rank_share, run_script, sum_gradients, sum_over_ranks
+from distill_utils.protocol import evaluate
 from distill_utils.record import finish, record
 from distill_utils.starts import initial_static
 from distill_utils.synset import StillSet, check_divides

@@ -21,10 +21,10 @@ from distill_utils.compute import (
     total_memory,
 )
 from distill_utils.coreset import add_start_options, choose
-from distill_utils.evaluate import evaluate
 from distill_utils.identity import start_run
 from distill_utils.pool import Pool, pool_path
 from distill_utils.processes import rank_share, run_script, sum_over_ranks
+from distill_utils.protocol import evaluate
 from distill_utils.record import finish, record
 from distill_utils.starts import initial_pixels
 from distill_utils.temporal import random_segment

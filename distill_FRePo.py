@@ -20,9 +20,9 @@ from distill_utils.augment import NONE, augment_each
 from distill_utils.clips import draw_flips
 from distill_utils.compute import KnownGradient, autocast, clips_at_once
 from distill_utils.coreset import add_start_options, choose
-from distill_utils.evaluate import evaluate
 from distill_utils.identity import start_run
 from distill_utils.processes import progress, rank_share, run_script, sum_gradients, sum_over_ranks
+from distill_utils.protocol import evaluate
 from distill_utils.record import finish, record
 from distill_utils.starts import initial_pixels
 from utils import finite, seed_everything

@@ -9,7 +9,6 @@ Loss = ‖θ_n − θ*_{t+M}‖² / ‖θ*_t − θ*_{t+M}‖², M = expert_epoc
 import argparse
 import pathlib
 
-import pandas as pd
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -19,20 +18,20 @@ from distill_utils import budget, options
 from distill_utils.augment import NONE, augment_each
 from distill_utils.compute import DiskStack, KnownGradient, autocast, clips_at_once, count_kept_steps
 from distill_utils.coreset import add_start_options, choose
-from distill_utils.evaluate import evaluate
-from distill_utils.identity import DATA_PATHS, differing_settings, find_run, start_run
+from distill_utils.experts import check_experts, find_experts, mean_expert_top1, open_experts
+from distill_utils.identity import start_run
 from distill_utils.last_good import LastGood
 from distill_utils.processes import rank_share, run_script, sum_over_ranks, world_size
+from distill_utils.protocol import evaluate
 from distill_utils.record import finish, record
 from distill_utils.starts import initial_pixels
 from distill_utils.temporal import random_segment
-from distill_utils.trajectories import Experts, buffer_files
+from distill_utils.trajectories import buffer_files
 from networks import FlatNetwork
 from networks.convnet3d import LEAST_FRAMES
 from utils import random_stream, seed_everything
 
 LEAST_STEP_SIZE = 0.001  # lower limit of α
-SAME = ("frames", "size", "n_real", "segments", "width", "validation", "mirror", "dsa")  # as the experts were trained
 REPLAYS = ("auto", "all", "none")  # which inner steps the backward pass computes again
 
 
@@ -234,29 +233,6 @@ def check_epochs(args):
         raise ValueError("--current_max_start_epoch is the start value of --expand: give --expand too")
 
 
-def find_experts(args):
-    """Return the folder of the experts that buffer.py trained on the same clips."""
-    epochs = args.max_start_epoch + args.expert_epochs - 1
-    return find_run(args, "buffer", (*SAME, "stride", "train_clips", "frame_names", *DATA_PATHS), "buffer of experts",
-                    ["bash", "sh/baseline/buffer.sh", "GPU", args.dataset,
-                     *(["--train_epochs", str(epochs)] if epochs > 10 else [])],  # its default is 10
-                    "--buffer_path")
-
-
-def check_experts(args):
-    """ValueError if the experts of --buffer_path are unfinished or were trained with other settings."""
-    if other := differing_settings(args, args.buffer_path, SAME):
-        raise ValueError(f"the experts in {args.buffer_path} were trained with a different {' and '.join(other)}: give "
-                         "the same settings, or another --buffer_path")
-    if not (args.buffer_path / "result.json").exists():
-        raise ValueError(f"the experts in {args.buffer_path} are not finished: let buffer.py finish first")
-
-
-def open_experts(args, net):
-    return Experts(buffer_files(args.buffer_path), [parameter.shape for parameter in net.parameters()],
-                   args.max_start_epoch + args.expert_epochs, args.seed, args.min_start_epoch)
-
-
 def make_matching(args, clips):
     net = networks.build("ConvNet3D", clips.K, clips.T, clips.size, args.width).to(clips.device)
     if args.trajectories_per_step < world_size():
@@ -270,22 +246,8 @@ def make_matching(args, clips):
                               trajectories=args.trajectories_per_step, width=args.width, replay=args.replay,
                               min_start_epoch=args.min_start_epoch, expand=args.expand,
                               current_max_start_epoch=args.current_max_start_epoch,
-                              experts_top1=experts_top1(args, args.max_start_epoch + args.expert_epochs - 1),
+                              experts_top1=mean_expert_top1(args, args.max_start_epoch + args.expert_epochs - 1),
                               dsa=args.dsa).to(clips.device)
-
-
-def experts_top1(args, epoch):
-    """Return the mean top-1 of the experts after `epoch`, in percent, or None if their run folder does not have it.
-
-    It is on the videos of the intermediate evaluations: validation videos with --validation, else test videos.
-    """
-    path, split = args.buffer_path / "metrics.jsonl", "validation" if args.validation else "test"
-    try:
-        metrics = pd.read_json(path, lines=True)
-        top1 = metrics.top1[(metrics.epoch == epoch) & (metrics.split == split)].mean()
-    except (OSError, ValueError, AttributeError, TypeError):
-        return None
-    return None if pd.isna(top1) else float(top1)
 
 
 def make_optimizer(args, synset, groups, momentum):

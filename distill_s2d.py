@@ -13,10 +13,10 @@ import distill_FRePo
 import distill_MTT
 from distill_utils import budget, options
 from distill_utils.coreset import add_start_options, choose
-from distill_utils.evaluate import evaluate
 from distill_utils.identity import differing_settings, find_run, start_run
 from distill_utils.last_good import LastGood
 from distill_utils.processes import run_script
+from distill_utils.protocol import evaluate
 from distill_utils.record import finish, record
 from distill_utils.run import read_config
 from distill_utils.starts import initial_dynamic, real_memories

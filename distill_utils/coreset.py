@@ -13,9 +13,9 @@ import networks
 from distill_utils import budget, options
 from distill_utils.augment import groups_of
 from distill_utils.compute import autocast, clips_at_once
-from distill_utils.evaluate import RealSet, evaluate, train
 from distill_utils.identity import content_digest, list_digest, start_run
 from distill_utils.processes import broadcast, progress, rank, run_script
+from distill_utils.protocol import RealSet, evaluate, train
 from distill_utils.record import finish, record
 from distill_utils.starts import choose_random
 from distill_utils.storage import PIXELS

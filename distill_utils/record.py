@@ -4,6 +4,7 @@ import itertools
 from distill_utils.datasets import DATASETS
 from distill_utils.pictures import save_pictures
 from distill_utils.processes import broadcast, gather, rank
+from distill_utils.protocol import evaluate
 from distill_utils.synset import load_set
 from utils import read_json, save
 
@@ -110,8 +111,6 @@ def tested(run, synset, test, **values):
     It holds the test figures of the last set; `validation`, the last validation figures; and `best_on_validation`: the
     best iteration, its validation accuracy, and the test figures of its set.
     """
-    from distill_utils.evaluate import evaluate  # here, because evaluate imports this module
-
     last = evaluate(synset, test, **values)
     if run.best["iteration"] == run.iteration:
         best = last

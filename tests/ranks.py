@@ -18,8 +18,8 @@ from distill_FRePo import FeatureRegression
 from distill_MTT import TrajectoryMatching
 from distill_utils import clips as clips_module
 from distill_utils.augment import GROUPS, NONE
-from distill_utils.evaluate import evaluate
 from distill_utils.processes import broadcast, rank, sum_gradients
+from distill_utils.protocol import evaluate
 from distill_utils.run import Run
 from distill_utils.synset import PixelSet, StaticDynamicSet, StillSet
 from networks import ConvNet, FlatNetwork, Hallucinator

@@ -19,9 +19,9 @@ import networks
 from distill_DM import DistributionMatching
 from distill_utils import augment as augmentation
 from distill_utils.augment import GROUPS, augment, augment_each, draw_each, draw_siamese, groups_of
-from distill_utils.evaluate import RealSet, evaluate, train_epoch
 from distill_utils.identity import differing_settings
 from distill_utils.pool import pool_path
+from distill_utils.protocol import RealSet, evaluate, train_epoch
 from distill_utils.synset import PixelSet, StaticDynamicSet, StillSet
 from networks import Hallucinator
 from utils import load, random_stream, stream_seed

@@ -22,9 +22,9 @@ from distill_utils import clips as clips_module
 from distill_utils import packs as packs_module
 from distill_utils.clips import denormalize, draw_flips, load_clips, normalize, read_frame
 from distill_utils.datasets import DATASETS, clip_frames, clip_positions, folders_are_clean, read_videos
-from distill_utils.evaluate import RealSet
 from distill_utils.frames import content_digest, find_folders, frame_names
 from distill_utils.packs import HOST, remove_left
+from distill_utils.protocol import RealSet
 from distill_utils.synset import PixelSet, StillSet
 from networks import ConvNet
 from utils import ROOT

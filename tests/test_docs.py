@@ -11,7 +11,7 @@ from dry import dry_run, program_of
 
 from distill_utils import synset, table
 from distill_utils.datasets import DATASETS
-from distill_utils.tune import METHODS
+from distill_utils.search_space import METHODS
 from utils import ROOT
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "distill_utils" / "data" / "README.md"]

@@ -10,7 +10,7 @@ from fakes import random_clips
 import buffer
 import distill_DM
 import distill_MTT
-from distill_utils import coreset, evaluate, options
+from distill_utils import coreset, experts, options, protocol
 from distill_utils.augment import GROUPS
 from distill_utils.pool import pool_path
 from utils import load
@@ -132,10 +132,10 @@ def test_evaluation_passes_its_settings_on(monkeypatch):
     def train(net, videos, epochs, lr, batch_size, at_once, precision, bar, dsa, protocol):
         calls.append((epochs, lr, batch_size, precision, dsa, protocol))
         return 100.0
-    monkeypatch.setattr(evaluate, "train", train)
+    monkeypatch.setattr(protocol, "train", train)
     clips = random_clips([0, 1, 2], 3, T=8, size=43)
     clips.videos, clips.split = torch.arange(3), "test"
-    evaluate.evaluate(evaluate.RealSet(clips), clips, num_eval=2, epochs=7, lr=0.3, batch_size=5, precision="fp32", width=8, dsa="flip", protocol="frepo")
+    protocol.evaluate(protocol.RealSet(clips), clips, num_eval=2, epochs=7, lr=0.3, batch_size=5, precision="fp32", width=8, dsa="flip", protocol="frepo")
     assert calls == [(7, 0.3, 5, "fp32", "flip", "frepo")] * 2
 
 
@@ -143,19 +143,19 @@ def test_a_stopped_evaluation_keeps_its_finished_networks(monkeypatch, tmp_path)
     clips = random_clips([0, 1, 2], 3, T=8, size=43)
     clips.videos, clips.split = torch.arange(3), "test"
     settings = {"num_eval": 3, "epochs": 1, "width": 8, "batch_size": 3}
-    whole = evaluate.evaluate(evaluate.RealSet(clips), clips, **settings)
-    trained, train = [], evaluate.train
+    whole = protocol.evaluate(protocol.RealSet(clips), clips, **settings)
+    trained, train = [], protocol.train
 
     def stop_at_the_second(*values):
         if len(trained) == 1:
             raise KeyboardInterrupt
         trained.append(1)
         return train(*values)
-    monkeypatch.setattr(evaluate, "train", stop_at_the_second)
+    monkeypatch.setattr(protocol, "train", stop_at_the_second)
     with pytest.raises(KeyboardInterrupt):
-        evaluate.evaluate(evaluate.RealSet(clips), clips, **settings, keep=tmp_path)
-    monkeypatch.setattr(evaluate, "train", lambda *values: trained.append(1) or train(*values))
-    again = evaluate.evaluate(evaluate.RealSet(clips), clips, **settings, keep=tmp_path)
+        protocol.evaluate(protocol.RealSet(clips), clips, **settings, keep=tmp_path)
+    monkeypatch.setattr(protocol, "train", lambda *values: trained.append(1) or train(*values))
+    again = protocol.evaluate(protocol.RealSet(clips), clips, **settings, keep=tmp_path)
     assert len(trained) == 3 and str(again | {"seconds": 0}) == str(whole | {"seconds": 0})
 
 
@@ -172,11 +172,11 @@ def test_experts_accuracy_at_the_last_matched_epoch(tmp_path):
              for number in (0, 2) for epoch in (1, 2, 3) for split in ("validation", "test")]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     args = distill_MTT.parser().parse_args(["--dataset", "toy", "--buffer_path", str(tmp_path)])
-    assert distill_MTT.experts_top1(args, 2) == 121 and distill_MTT.experts_top1(args, 4) is None
+    assert experts.mean_expert_top1(args, 2) == 121 and experts.mean_expert_top1(args, 4) is None
     args.validation = 0.25
-    assert distill_MTT.experts_top1(args, 2) == 21
+    assert experts.mean_expert_top1(args, 2) == 21
     args.buffer_path = tmp_path / "none"
-    assert distill_MTT.experts_top1(args, 2) is None
+    assert experts.mean_expert_top1(args, 2) is None
 
 
 # ---------------------------------------------------------------- optimizers

@@ -12,9 +12,9 @@ from torch import nn
 
 import networks
 from distill_DM import DistributionMatching
-from distill_utils import evaluate as evaluation
+from distill_utils import protocol
 from distill_utils.clips import normalize
-from distill_utils.evaluate import RealSet, evaluate, predict, score, train
+from distill_utils.protocol import RealSet, evaluate, predict, score, train
 from distill_utils.record import learned_too_little
 from distill_utils.synset import PixelSet, StaticDynamicSet
 from networks import Hallucinator
@@ -102,7 +102,7 @@ def test_a_video_is_judged_by_the_mean_of_its_clips_logits_not_by_votes():
 def test_the_width_counts_only_for_the_network_that_has_one(monkeypatch):
     """The memory of the others does not shrink with --width."""
     seen = []
-    monkeypatch.setattr(evaluation, "clips_at_once", lambda *values: seen.append(values[3]) or 4)
+    monkeypatch.setattr(protocol, "clips_at_once", lambda *values: seen.append(values[3]) or 4)
     monkeypatch.setattr(networks, "build", lambda *_: TinyNet(K, T, SIZE))
     for network in ("ConvNet3D", "CNN+mean"):
         evaluate(pixels(), some_test_clips(), network=network, num_eval=1, epochs=1, width=32)
@@ -201,8 +201,8 @@ def without_seconds(result):
 
 def test_an_evaluation_is_the_mean_and_deviation_over_fresh_networks(monkeypatch):
     scores, nets = [], []
-    monkeypatch.setattr(evaluation, "score", lambda logits, test: scores.append(score(logits, test)) or scores[-1])
-    monkeypatch.setattr(evaluation, "predict", lambda net, *values: nets.append(net) or predict(net, *values))
+    monkeypatch.setattr(protocol, "score", lambda logits, test: scores.append(score(logits, test)) or scores[-1])
+    monkeypatch.setattr(protocol, "predict", lambda net, *values: nets.append(net) or predict(net, *values))
     test, synset = some_test_clips(7, 26), PixelSet(torch.randn(7, T, 3, SIZE, SIZE), 7)
     result = evaluate(synset, test, **settings())
     assert len(scores) == 3 and len({net.logits.weight.sum().item() for net in nets}) == 3
@@ -223,7 +223,7 @@ def test_each_network_of_an_evaluation_is_trained_by_the_protocol(monkeypatch):
     def spy(net, synset, epochs, lr, batch_size, *others):
         calls.append((epochs, lr, batch_size))
         return train(net, synset, epochs, lr, batch_size, *others)
-    monkeypatch.setattr(evaluation, "train", spy)
+    monkeypatch.setattr(protocol, "train", spy)
     evaluate(pixels(), some_test_clips(), network="Tiny", num_eval=2, epochs=3)
     assert calls == [(3, 0.01, 256)] * 2
 

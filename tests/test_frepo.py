@@ -13,7 +13,7 @@ import distill_FRePo
 import networks
 from distill_FRePo import CosineAdam, FeatureRegression, margin, predict
 from distill_utils import export
-from distill_utils.evaluate import RealSet, evaluate, train_epoch
+from distill_utils.protocol import RealSet, evaluate, train_epoch
 from distill_utils.synset import PixelSet, StaticDynamicSet, load_set
 from networks import Hallucinator
 from utils import save

@@ -26,7 +26,7 @@ from test_trajectories import assert_same_gradients, matching_of
 import distill_DM
 import distill_s2d
 import networks
-from distill_utils import coreset, dynamics, evaluate, export, pictures, report, table
+from distill_utils import coreset, dynamics, evaluate, export, pictures, plots, report, table
 from distill_utils.clips import denormalize, draw_flips, load_clips
 from distill_utils.processes import run_script
 from distill_utils.starts import initial_pixels
@@ -540,7 +540,7 @@ def test_dynamics_and_report(command, tmp_path):
         bold, cells = lines[row.method]
         assert cells[-2:] == [f"{value:.1f}" for value in row.per_class] and cells[2].startswith(f"{row.top1:.1f} ±")  # fall is the dynamic class, rise the static one
         assert bool(bold) == (row.top1 == best and not row.method.startswith("full"))
-    figure = report.plot_confusion(marked.head(1).assign(confusion=[[[3, 1], [0, 4]]]))
+    figure = plots.plot_confusion(marked.head(1).assign(confusion=[[[3, 1], [0, 4]]]))
     assert figure.axes[0].images[0].get_array().tolist() == [[75, 25], [0, 100]]  # percent of each true class
     sources = re.findall(r"src='([^']*)'", page)
     assert all(source.startswith("data:image/") for source in sources) and "http" not in re.sub(r"base64,[^']*", "", page)
@@ -599,7 +599,7 @@ def test_names_that_are_markup(command, tmp_path):
 def test_plots_show_class_names_as_they_are():
     rows = pd.DataFrame({"class_names": [MARKUP], "per_class": [[1.0] * len(MARKUP)], "method": ["DM"], "number": [0], "ipc": [1], "headline": ["top1"], "top1": [1.0], "top1_std": [0.0],
                          "confusion": [np.eye(len(MARKUP)).tolist()]})
-    for figure in (report.plot_classes(rows, None), report.plot_confusion(rows)):
+    for figure in (plots.plot_classes(rows, None), plots.plot_confusion(rows)):
         figure.savefig(io.BytesIO(), format="png")
         ticks = figure.axes[0].get_xticklabels()
         assert [tick.get_text() for tick in ticks] == list(MARKUP) and not any(tick.get_parse_math() or tick.get_usetex() for tick in ticks)
@@ -610,11 +610,11 @@ def test_a_method_has_one_colour():
     rows = pd.DataFrame({"class_names": [("a", "b")] * 6, "per_class": [[1.0, 2.0]] * 6, "run": ["full_a", *["DM"] * 5], "n_real": None, "mark": "",
                          "method": ["full data", "DM", "MTT", "DM", "MTT", "random"], "ipc": [0, 1, 1, 5, 5, 1], "headline": "top1", "top1": 1.0, "top1_std": 0.0, "bytes": 9})
     rows = report.numbered(rows)
-    points = {each.get_label(): each.lines[0].get_color() for each in report.plot_frontier(rows).axes[0].containers}
-    bars = [each.patches[0] for each in report.plot_classes(rows, None).axes[0].containers]
+    points = {each.get_label(): each.lines[0].get_color() for each in plots.plot_frontier(rows).axes[0].containers}
+    bars = [each.patches[0] for each in plots.plot_classes(rows, None).axes[0].containers]
     assert [to_hex(bar.get_facecolor()) for bar in bars] == [to_hex(colour) for colour in ("0.3", *(points[method] for method in rows.method[1:]))]
     assert len(points) == len(set(points.values())) == 3 and bars[1].get_hatch() != bars[3].get_hatch()
-    later = report.plot_frontier(rows[rows.method != "DM"]).axes[0].containers     # the plot of the less accurate methods
+    later = plots.plot_frontier(rows[rows.method != "DM"]).axes[0].containers     # the plot of the less accurate methods
     assert {each.get_label(): each.lines[0].get_color() for each in later}.items() <= points.items()
 
 
@@ -653,7 +653,7 @@ def test_the_frontier_shows_every_method_by_a_mark_of_its_own():
     count = 37
     rows = pd.DataFrame({"run": "DM", "method": [f"m{number}" for number in range(count)], "headline": "top1", "top1": 1.0, "top1_std": 0.0,
                          "bytes": range(1, count + 1), "mark": "", "n_real": None})
-    axes = report.plot_frontier(report.numbered(rows)).axes[0]
+    axes = plots.plot_frontier(report.numbered(rows)).axes[0]
     lines = {each.get_label(): each.lines[0] for each in axes.containers}
     assert list(lines) == rows.method.tolist()
     assert len({(line.get_marker(), line.get_color()) for line in lines.values()}) == count
@@ -681,7 +681,7 @@ def test_a_plot_has_the_ten_most_accurate_methods_and_full_data():
 
 def test_frontier_is_what_nothing_smaller_exceeds():
     rows = pd.DataFrame({"headline": "top1", "bytes": [5, 1, 3, 3, 9, 4], "top1": [50., 10, 30, 40, 45, 40]})
-    assert report.frontier_of(rows)["bytes"].tolist() == [1, 3, 5] and report.frontier_of(rows).top1.tolist() == [10, 40, 50]
+    assert plots.frontier_of(rows)["bytes"].tolist() == [1, 3, 5] and plots.frontier_of(rows).top1.tolist() == [10, 40, 50]
 
 
 # ---------------------------------------------------------------- flags

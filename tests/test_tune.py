@@ -12,7 +12,7 @@ import pytest
 import torch
 from commands import only_folder
 
-from distill_utils import trial, tune
+from distill_utils import search_space, trial, tune
 from distill_utils.last_good import LastGood
 from distill_utils.processes import run_script
 from distill_utils.run import Run
@@ -45,7 +45,7 @@ def study(tmp_path, tiny, capfd, monkeypatch):
     """study(*flags) runs a search with the fake launcher -> exit code, what it printed; study.start(*flags) in a process of its own."""
     launcher = tmp_path / "fake.sh"
     launcher.write_text(FAKE)
-    monkeypatch.setitem(tune.METHODS, "DM", tune.METHODS["DM"]._replace(launcher=str(launcher)))
+    monkeypatch.setitem(search_space.METHODS, "DM", search_space.METHODS["DM"]._replace(launcher=str(launcher)))
     for name, value in (("FAKE", "learn"), ("FAKE_SECONDS", "0")):
         monkeypatch.setenv(name, value)
     line = ["cpu", "custom", "DM", "--data_path", tiny, "--save_path", tmp_path / "tune"]
@@ -94,22 +94,22 @@ def started(tmp_path):
 # ---------------------------------------------------------------- flags and ranges
 
 def test_each_methods_ranges_are_its_scripts():
-    assert set(tune.METHODS) == {"coreset", "DM", "MTT", "FRePo", "DC", "s2d-DM", "s2d-MTT", "s2d-FRePo", "compact"}
-    for name, method in tune.METHODS.items():
-        flags = tune.Flags(name, "toy")
-        found, _ = tune.ranges(name, flags, {"train_static": True}, [])
+    assert set(search_space.METHODS) == {"coreset", "DM", "MTT", "FRePo", "DC", "s2d-DM", "s2d-MTT", "s2d-FRePo", "compact"}
+    for name, method in search_space.METHODS.items():
+        flags = search_space.Flags(name, "toy")
+        found, _ = search_space.ranges(name, flags, {"train_static": True}, [])
         assert set(found) == set(method.search) and set(method.positionals) <= set(flags.read([]))
-        assert set(tune.ranges(name, flags, {}, [])[0]) == set(method.search) - {"lr_static"}
+        assert set(search_space.ranges(name, flags, {}, [])[0]) == set(method.search) - {"lr_static"}
         line = re.search(rf"^# Usage: bash {method.launcher} (.*?) \[", (ROOT / method.launcher).read_text(), re.MULTILINE)
         assert line[1].split()[2:] == [{"lr_img": "LR", "lr_dynamic": "LR"}.get(flag, flag.upper()) for flag in method.positionals]
 
 
 @pytest.mark.parametrize("method, given, without", (("FRePo", {"learn_label": False}, "lr_label"), ("DM", {"select": "herding"}, "init")))
 def test_flags_without_effect_are_not_searched(method, given, without):
-    found, _ = tune.ranges(method, tune.Flags(method, "toy"), given, [])
-    assert set(found) == set(tune.METHODS[method].search) - {without}
-    assert "init" not in tune.ranges("DM", tune.Flags("DM", "toy"), {}, ["select=random,herding"])[0]
-    assert not tune.has_effect("feature_lr", {"method": "random"}) and tune.has_effect("feature_lr", {"method": "herding"})
+    found, _ = search_space.ranges(method, search_space.Flags(method, "toy"), given, [])
+    assert set(found) == set(search_space.METHODS[method].search) - {without}
+    assert "init" not in search_space.ranges("DM", search_space.Flags("DM", "toy"), {}, ["select=random,herding"])[0]
+    assert not search_space.has_effect("feature_lr", {"method": "random"}) and search_space.has_effect("feature_lr", {"method": "herding"})
 
 
 @pytest.mark.parametrize("search, sentence", (
@@ -133,7 +133,7 @@ def test_flags_that_are_refused(study, tmp_path, flags, sentence):
 
 
 def test_what_is_suggested_is_within_its_range_and_short():
-    flags = tune.Flags("DM", "toy")
+    flags = search_space.Flags("DM", "toy")
 
     class Trial:
         """Suggests the upper end."""
@@ -147,18 +147,18 @@ def test_what_is_suggested_is_within_its_range_and_short():
             return choices[-1]
     for text, word in (("lr_img=log:1:1000", "333"), ("lr_img=linear:0:0.25", "0.25"), ("n_syn=log:1:8", "8"), ("ipc=linear:1:5", "5"), ("init=real,mean", "mean")):
         name, text = text.split("=")
-        assert tune.Range(name, text, flags).suggest(Trial()) == word
+        assert search_space.Range(name, text, flags).suggest(Trial()) == word
         flags.value(name, word)
 
 
 def test_the_trials_command_is_the_launchers(monkeypatch):
     """All searched flags and all given ones, once; trials alone have --validation and --no_test."""
     monkeypatch.chdir(ROOT)
-    flags = tune.Flags("s2d-MTT", "toy")
-    command = tune.command_of("s2d-MTT", "1", "toy", flags, {"lr_dynamic": "150", "lr_hal": "0.001"}, ["--ipc", "5", "--size", "48"])
+    flags = search_space.Flags("s2d-MTT", "toy")
+    command = search_space.command_of("s2d-MTT", "1", "toy", flags, {"lr_dynamic": "150", "lr_hal": "0.001"}, ["--ipc", "5", "--size", "48"])
     assert command == ["bash", "sh/s2d/MTT.sh", "1", "toy", "150", "5", "--lr_hal", "0.001", "--ipc", "5", "--size", "48"]
-    assert tune.command_of("DM", "cpu", "toy", tune.Flags("DM", "toy"), {"init": "mean"}, ["--lr_img", "3"])[2:7] == ["cpu", "toy", "3", "1", "--init"]
-    assert tune.command_of("coreset", "cpu", "toy", tune.Flags("coreset", "toy"), {"method": "herding"}, [])[2:] == ["cpu", "toy", "herding", "1"]
+    assert search_space.command_of("DM", "cpu", "toy", search_space.Flags("DM", "toy"), {"init": "mean"}, ["--lr_img", "3"])[2:7] == ["cpu", "toy", "3", "1", "--init"]
+    assert search_space.command_of("coreset", "cpu", "toy", search_space.Flags("coreset", "toy"), {"method": "herding"}, [])[2:] == ["cpu", "toy", "herding", "1"]
 
 
 # ---------------------------------------------------------------- studies
@@ -185,8 +185,8 @@ def test_pruning(study, tmp_path, monkeypatch):
     flags = "--startup", 2, "--Iteration", 50, "--search", "lr_img=log:99:101", "--init", "real"
     assert study("--trials", 2, *flags)[0] == 0
     monkeypatch.setenv("FAKE_SECONDS", "0.3")
-    suggest = tune.Range.suggest
-    monkeypatch.setattr(tune.Range, "suggest", lambda self, trial: f"{50 * float(suggest(self, trial)):.3g}")
+    suggest = search_space.Range.suggest
+    monkeypatch.setattr(search_space.Range, "suggest", lambda self, trial: f"{50 * float(suggest(self, trial)):.3g}")
     code, printed = study("--trials", 3, *flags)
     assert code == 0 and "trial 2: pruned below the median at iteration 1:" in printed, printed
     rows = table(tmp_path)

@@ -12,7 +12,7 @@ from conftest import write_frames
 from distill_utils import table
 from distill_utils.clips import load_clips
 from distill_utils.datasets import DATASETS, hold_out, read_videos
-from distill_utils.evaluate import evaluate
+from distill_utils.protocol import evaluate
 from distill_utils.synset import load_set
 
 

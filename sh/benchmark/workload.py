@@ -18,9 +18,9 @@ from distill_utils.clips import draw_flips, select
 from distill_utils.compute import clips_at_once
 from distill_utils.datasets import read_lists
 from distill_utils.decode import Picture, make_folder
-from distill_utils.evaluate import evaluate
 from distill_utils.identity import list_digest
 from distill_utils.packs import pack_header
+from distill_utils.protocol import evaluate
 from distill_utils.starts import initial_pixels
 from distill_utils.trajectories import snapshot
 from utils import check_space, save
