@@ -153,8 +153,9 @@ def prepare(args):
 
 
 def make_matching(args, clips):
+    pool = args.pool if args.Iteration else 0  # a set that is not learned needs none
     return DistributionMatching(clips.reduced(args.n_real), args.batch_real, args.precision, args.segments, args.width,
-                                args.compile, args.pool, args.dsa)
+                                args.compile, pool, args.dsa)
 
 
 def make_optimizer(args, synset, groups, momentum):

@@ -230,3 +230,9 @@ def test_a_pool_without_a_pack_is_refused(tiny, tmp_path, capsys, script, flags)
             *flags, *(("--path_static", str(tmp_path / "static.pt")) if script == "distill_s2d" else ()), "--pool", "2", "--no_pack"])
     assert "error: --pool stores its class means beside the packed clips: leave out --no_pack, or --pool" in capsys.readouterr().err
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_set_that_is_not_learned_needs_no_pool(command, tmp_path):
+    before = pools(command.folder / "packs")
+    code, output = command("distill_DM", tmp_path, "--Iteration", 0, "--pool", 2)
+    assert code == 0 and pools(command.folder / "packs") == before, output
