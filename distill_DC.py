@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from distill_utils import budget, options
 from distill_utils.augment import NONE, augment, augment_each, draw_siamese
 from distill_utils.clips import draw_flips
-from distill_utils.compute import autocast
+from distill_utils.compute import apply_network
 from distill_utils.identity import start_run
 from distill_utils.processes import rank_share, run_script, sum_gradients, sum_over_ranks
 from distill_utils.protocol import evaluate
@@ -75,9 +75,7 @@ class GradientMatching:
         weights = [parameter for parameter in net.parameters() if parameter.dim() > 1]
         labels = torch.full((len(frames),), label)
         frames = augment(frames, draw, labels)
-        with autocast(frames.device, self.precision):
-            logits = net(frames).to(frames.dtype)
-        loss = F.cross_entropy(logits, labels.to(frames.device))
+        loss = F.cross_entropy(apply_network(net, frames, self.precision), labels.to(frames.device))
         return torch.autograd.grad(loss, weights, create_graph=create_graph)
 
     def train(self, net, optimizer, synset):
@@ -88,9 +86,7 @@ class GradientMatching:
             for part in torch.randperm(len(frames)).split(self.batch_train):
                 optimizer.zero_grad()
                 shown = augment_each(frames[part], self.dsa)
-                with autocast(frames.device, self.precision):
-                    logits = net(shown).float()
-                F.cross_entropy(logits, labels[part]).backward()
+                F.cross_entropy(apply_network(net, shown, self.precision), labels[part]).backward()
                 optimizer.step()
 
 

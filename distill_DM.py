@@ -14,7 +14,7 @@ from distill_utils.augment import NONE, augment, draw_siamese, groups_of
 from distill_utils.clips import draw_flips
 from distill_utils.compute import (
     KnownGradient,
-    autocast,
+    apply_network,
     clips_at_once,
     memory_budget,
     parameter_bytes,
@@ -42,8 +42,8 @@ class DistributionMatching(nn.Module):
     pool, the draw belongs to the network.
 
     The real branch holds at most `clips_at_once` clips. The synthetic branch needs more memory for its graph and holds
-    half as many, but at least the videos of one class. So only the synthetic videos and their gradient grow with the number of classes. Several ranks share
-    the classes; they draw the same clips and videos as a single process.
+    half as many, but at least the videos of one class. So only the synthetic videos and their gradient grow with the
+    number of classes. Several ranks share the classes; they draw the same clips and videos as a single process.
     """
 
     def __init__(self, clips, batch_real, precision="fp32", segments=1, width=networks.WIDTH, compile=False, pool=0,
@@ -134,8 +134,7 @@ class DistributionMatching(nn.Module):
                                      minlength=len(classes))[:, None].to(self.clips.device)
 
     def embed(self, net, clips):
-        with autocast(clips.device, self.precision):
-            return net.embed(clips).to(clips.dtype)
+        return apply_network(net.embed, clips, self.precision)
 
     def eval_lr(self):
         """Return the evaluation's learning rate if no flag gives one."""

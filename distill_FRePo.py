@@ -18,7 +18,7 @@ import networks
 from distill_utils import budget, options
 from distill_utils.augment import NONE, augment_each
 from distill_utils.clips import draw_flips
-from distill_utils.compute import KnownGradient, autocast, clips_at_once
+from distill_utils.compute import KnownGradient, apply_network, clips_at_once
 from distill_utils.coreset import add_start_options, choose
 from distill_utils.identity import start_run
 from distill_utils.processes import progress, rank_share, run_script, sum_gradients, sum_over_ranks
@@ -120,7 +120,8 @@ class FeatureRegression(nn.Module):
         gradient = torch.zeros_like(videos)
         for part in self.parts(rank_share(n)):
             piece = videos[part].detach().requires_grad_()
-            gradient[part], = torch.autograd.grad(self.embed(net, piece), piece, by_features[part])
+            gradient[part], = torch.autograd.grad(
+                apply_network(net.embed, piece, self.precision), piece, by_features[part])
         self.behind = number
         total = sum_over_ranks(loss.detach().to(videos))
         return KnownGradient.apply(total, [gradient, by_labels.to(labels)], videos, labels)
@@ -142,8 +143,7 @@ class FeatureRegression(nn.Module):
         videos, labels = self.show(synset).detach(), synset.scores().detach().to(self.clips.device)
         learner.optimizer.zero_grad()
         for part in self.parts(rank_share(len(synset))):
-            with autocast(videos.device, self.precision):
-                logits = learner.net(videos[part]).to(videos.dtype)
+            logits = apply_network(learner.net, videos[part], self.precision)
             (F.mse_loss(logits, labels[part], reduction="sum") / labels.numel()).backward()
         sum_gradients(learner.optimizer)
         # Otherwise the set is bad: its own step will be rolled back, or the run ends.
@@ -173,11 +173,7 @@ class FeatureRegression(nn.Module):
     @torch.no_grad()
     def features(self, net, pieces):
         """Return the embeddings of all clips in `pieces`, (B, F)."""
-        return torch.cat([self.embed(net, piece) for piece in pieces])
-
-    def embed(self, net, clips):
-        with autocast(clips.device, self.precision):
-            return net.embed(clips).to(clips.dtype)
+        return torch.cat([apply_network(net.embed, piece, self.precision) for piece in pieces])
 
     def eval_lr(self):
         """Return the evaluation's learning rate if no flag gives one."""

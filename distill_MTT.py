@@ -16,7 +16,7 @@ from torch import nn
 import networks
 from distill_utils import budget, options
 from distill_utils.augment import NONE, augment_each
-from distill_utils.compute import DiskStack, KnownGradient, autocast, clips_at_once, count_kept_steps
+from distill_utils.compute import DiskStack, KnownGradient, apply_network, clips_at_once, count_kept_steps
 from distill_utils.coreset import add_start_options, choose
 from distill_utils.experts import check_experts, find_experts, mean_expert_top1, open_experts
 from distill_utils.identity import start_run
@@ -198,8 +198,7 @@ class TrajectoryMatching(nn.Module):
     def losses(self, theta, videos, labels):
         """Yield the mean cross-entropy of the batch in pieces that add up to it, each of at most `at_once` videos."""
         for part, target in zip(videos.split(self.at_once), labels.split(self.at_once)):
-            with autocast(videos.device, self.precision):
-                logits = self.student(theta, part).to(theta.dtype)
+            logits = apply_network(lambda videos: self.student(theta, videos), part, self.precision)
             yield F.cross_entropy(logits, target, reduction="sum") / len(videos)
 
 

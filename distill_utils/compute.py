@@ -48,6 +48,12 @@ def autocast(device, precision):
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
 
 
+def apply_network(function, clips, precision):
+    """Return function(clips) in the dtype of the clips; its convolutions are in `precision`, see autocast."""
+    with autocast(clips.device, precision):
+        return function(clips).to(clips.dtype)
+
+
 def total_memory(device):
     """Return the total memory in bytes of a GPU, or of the machine or its container (the smaller), used or free."""
     if device.type != "cpu":

@@ -12,7 +12,7 @@ import torch
 import networks
 from distill_utils import budget, options
 from distill_utils.augment import groups_of
-from distill_utils.compute import autocast, clips_at_once
+from distill_utils.compute import apply_network, clips_at_once
 from distill_utils.identity import content_digest, list_digest, start_run
 from distill_utils.processes import broadcast, progress, rank, run_script
 from distill_utils.protocol import RealSet, evaluate, train
@@ -80,8 +80,7 @@ def embed_all(net, clips, precision, width=networks.WIDTH):
     net.eval()
     features = []
     for index in torch.arange(len(clips)).split(clips_at_once(clips.T, clips.size, clips.device, width)):
-        with autocast(clips.device, precision):
-            features.append(net.embed(clips.draw(index)).float().cpu())
+        features.append(apply_network(net.embed, clips.draw(index), precision).cpu())
     if not finite(features):
         raise ValueError("the feature network's embeddings are not finite: lower --feature_lr")
     return torch.cat(features)

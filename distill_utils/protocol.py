@@ -7,7 +7,7 @@ import torch.nn.functional as F
 import networks
 from distill_utils.augment import NONE, augment_each
 from distill_utils.clips import draw_flips
-from distill_utils.compute import autocast, clips_at_once
+from distill_utils.compute import apply_network, clips_at_once
 from distill_utils.options import LR_NET
 from distill_utils.processes import gather, progress, rank_share
 from distill_utils.synset import regression_labels
@@ -109,8 +109,7 @@ def train_epoch(net, synset, optimizer, batch_size, at_once, precision, dsa=NONE
         for part in index.split(at_once):
             videos, labels = synset(part)
             videos = augment_each(videos, dsa)
-            with autocast(videos.device, precision):
-                logits = net(videos).float()
+            logits = apply_network(net, videos, precision)
             if targets is not None:
                 loss = F.mse_loss(logits, targets[part].to(logits), reduction="sum")
             else:
@@ -135,8 +134,7 @@ def predict(net, test, at_once, precision="fp32") -> torch.Tensor:
     net.eval()
     logits = []
     for index in torch.arange(len(test)).split(at_once):
-        with autocast(test.device, precision):
-            logits.append(net(test.draw(index)).float().cpu())
+        logits.append(apply_network(net, test.draw(index), precision).float().cpu())
     return torch.cat(logits)
 
 

@@ -144,7 +144,7 @@ class Workload:
     def experts(self, precision):
         net = networks.build("ConvNet3D", self.train.K, self.train.T, self.train.size).to(self.train.device)
         return lambda: list(buffer.train_expert(
-            net, self.train, 1, 0.0, self.args.batch_train, precision, ("benchmark",)))
+            net, self.train, 1, 0.0, self.args.batch_train, self.at_once, precision, ("benchmark",)))
 
     # ---------------------------------------------------------------- costs that grow with the number of clips
 
