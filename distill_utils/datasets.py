@@ -131,7 +131,7 @@ def warning_of_classes(row, count, where) -> str | None:
     """Return a warning if a list has another number of classes than the DataSet `row`."""
     if row.K in (None, count):
         return None
-    return f"warning: {row.name} has {row.K} classes, {where} {count}: is the list complete, and of this data set?"
+    return f"warning: {row.name} has {row.K} classes, but {where} has {count}: is it this data set's complete list?"
 
 
 def find_dataset(name):

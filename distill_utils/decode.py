@@ -234,9 +234,12 @@ class opened:
 
 
 def seconds_of(path):
-    """Return a video's duration as its container states it; inf if it states none. Broken if it cannot be read."""
-    with opened(path) as (container, _):
-        return (container.duration or math.inf) / av.time_base
+    """Return a video's duration as its container states it; inf if it states none, or cannot be read."""
+    try:
+        with opened(path) as (container, _):
+            return (container.duration or math.inf) / av.time_base
+    except Broken:
+        return math.inf
 
 
 def open_container(path, **options):

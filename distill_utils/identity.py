@@ -1,4 +1,4 @@
-"""The identity of a run: the hash of its settings, list and frames; and how finished runs are found by these."""
+"""The identity of a run: the hash of its settings, list and frames. Finished runs are found by the same."""
 import csv
 import glob
 import hashlib

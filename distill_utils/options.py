@@ -129,9 +129,9 @@ def add_evaluation_options(parser, eval_it=None, lr_net=LR_NET):
                        help="training epochs of each network (%(default)s)")
     group.add_argument("--eval_protocol", default="standard", choices=PROTOCOLS,
                        help="how the networks are trained. standard: cross-entropy and SGD, used for all results of "
-                       "other methods. frepo: after FRePo, squared error on learned labels, AdamW with PyTorch's "
-                       "defaults and a cosine schedule (use it with --lr_net 3e-4 --epoch_eval_train 1000); tables "
-                       "mark it (%(default)s)")
+                       "other methods. frepo: modelled on FRePo's, squared error on learned labels, AdamW with "
+                       "PyTorch's defaults and a cosine schedule (use it with --lr_net 3e-4 --epoch_eval_train 1000); "
+                       "tables mark it (%(default)s)")
     group.add_argument("--lr_net", type=rate, default=lr_net,
                        help="learning rate of the networks, divided by 10 after half of the epochs; DC also trains "
                        "its own network between two steps with it "

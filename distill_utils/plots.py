@@ -100,7 +100,7 @@ def plot_classes(rows, classes):
         values = np.array(row.per_class, dtype=float)[order]
         axes.bar(np.arange(len(order)) - 0.425 + (place + 0.5) * width, values, width, label=label(row),
                  color="0.3" if pd.isna(row.number) else f"C{int(row.number) % 10}",  # as in plot_frontier
-                 hatch=HATCHES[sum(shown.method[:place] == row.method) % len(HATCHES)], edgecolor="white")
+                 hatch=HATCHES[hatch_of(shown, place) % len(HATCHES)], edgecolor="white")
     ticks = [names[number] for number in order]
     if classes is not None:
         ticks = [f"{name} ({classes.dynamics[name]:+.0f})" for name in classes.index]
@@ -111,6 +111,12 @@ def plot_classes(rows, classes):
     axes.grid(axis="y", alpha=0.3)
     figure.legend(fontsize=9, loc="outside lower center", ncols=2)
     return figure
+
+
+def hatch_of(rows, place):
+    """Return the number of a bar's hatch: bars of one method differ, and so do methods of the same colour."""
+    row = rows.iloc[place]
+    return sum(rows.method[:place] == row.method) + (0 if pd.isna(row.number) else int(row.number) // 10)
 
 
 def plot_confusion(rows):

@@ -31,7 +31,8 @@ from distill_utils.frames import files_below, is_visible
 from distill_utils.machine import cores
 from distill_utils.options import count, number, positive, seed
 from distill_utils.processes import progress, run_script
-from distill_utils.video_files import find_files, take_untimed, video_files
+from distill_utils.untimed import take_untimed
+from distill_utils.video_files import find_files, video_files
 from distill_utils.workers import in_processes, in_threads
 from utils import atomic_write, lock_folder, read_json, save_json
 
@@ -84,9 +85,9 @@ def main(args):
     else:
         files = find_files(videos, args.videos)
         if args.dataset == "Kinetics400":
-            take_untimed(files, videos, args.videos)
+            take_untimed(files, videos, frames, args.videos)
         unlisted = len(set(video_files(args.videos)).difference(*files.values()))
-        tell_what_is_absent(ours, files, args.videos)
+        tell_what_is_absent(ours, files, frames, args.videos)
     broken = prepare(videos, files, args.videos, frames, picture, T, args.workers or cores())
     least = min(T or dataset.T, dataset.T)
     short = find_short(videos, frames, least)
@@ -97,9 +98,9 @@ def main(args):
     print(f"{len(videos)} videos: {prepared} prepared in {frames} "
           f"({len(short)} have fewer than {least} frames: see short_videos.txt), "
           f"{len(broken)} missing or broken: see broken_videos.txt"
-          + (f"; {unlisted} other files in {args.videos} are not used by these lists" if unlisted else ""))
+          + (f"; {unlisted} other files in {args.videos} are not used" if unlisted else ""))
     for name, rows in kept.items():
-        if warning := warning_of_classes(dataset, rows.label.nunique(), name):
+        if warning := warning_of_classes(dataset, ours[name].label.nunique(), name):
             print(warning)
         counts = rows.split.value_counts()
         validation = f", {counts['validation']} validation" if "validation" in counts else ""
@@ -187,9 +188,8 @@ def prepare(videos, files, source, frames, picture, T, workers):
             broken[folder] = f"no file with this name below {source}"
     if not sum(there) and not jobs:
         archives = sorted(path.name for path in files_below(source) if path.name.lower().endswith(ARCHIVES))
-        raise ValueError(f"none of the {len(videos)} listed videos is below {source}: "
-                         + (f"unpack its archives, such as {archives[0]}" if archives else
-                            "check --videos and --lists"))
+        raise ValueError(f"none of the {len(videos)} listed videos is below {source}: check --videos and --lists"
+                         + (f", or unpack archives such as {archives[0]}" if archives else ""))
     directories = {path.parent for _, path, *_ in jobs}
     check_links(*directories)
     remove_partial(directories)  # left by a killed process
@@ -234,10 +234,11 @@ def find_short(videos, frames, least):
             for folder, number in zip(videos.folder, in_threads(count, videos.folder)) if number < least}
 
 
-def tell_what_is_absent(ours, files, source):
-    """Print each list without any file, before days of decoding."""
+def tell_what_is_absent(ours, files, frames, source):
+    """Print each list without any file or prepared folder, before days of decoding."""
     for name, videos in ours.items():
-        if not any(files[video] for video in videos.video):
+        # A list may spell the path of a video in another way than the list before: then `files` lacks it.
+        if not any(files.get(row.video, True) or is_made(frames / row.folder) for row in videos.itertuples()):
             print(f"warning: none of the {len(videos)} videos of {name} is below {source}")
 
 

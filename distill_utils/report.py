@@ -79,7 +79,7 @@ def section(data, rows, plots, most_classes):
         file = io.BytesIO()
         figure.savefig(file, format="png", dpi=110, bbox_inches="tight")
         plots[f"{data}_{name}.png"] = file.getvalue()
-        plt.close(figure)
+        plt.close(figure)  # plt is from plots, which sets the backend before it imports matplotlib
         return f"<h3>{title}</h3><img class=plot alt='{title}' src='{inline(file.getvalue(), 'png')}'>"
 
     rows = numbered(rows)
@@ -101,7 +101,7 @@ def section(data, rows, plots, most_classes):
 
 
 def numbered(rows):
-    """Number the methods but full data: a method has the same colour in all plots."""
+    """Number the methods but full data: a method has the same colour in the plots of bytes and of classes."""
     learned = ~rows.method.str.startswith("full")
     return rows.assign(number=pd.Series(pd.factorize(rows.method[learned])[0], rows.index[learned]))
 

@@ -1,4 +1,4 @@
-"""What a search searches: the flags of each method, their ranges, and the command of a trial."""
+"""The search space of each method: its flags, their ranges, and the command of a trial."""
 import argparse
 import collections
 import importlib

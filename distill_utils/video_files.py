@@ -3,7 +3,6 @@ import os
 import re
 import unicodedata
 
-from distill_utils.decode import Broken, seconds_of
 from distill_utils.frames import files_below
 
 SUFFIXES = (".avi", ".divx", ".mp4", ".m4v", ".mov", ".qt", ".mkv", ".webm", ".mpg", ".mpeg", ".vob", ".ts", ".mts",
@@ -38,37 +37,16 @@ def find_files(videos, source):
 
     def order(video):
         return lambda path: (not path.as_posix().endswith("/" + video),
-                             any("replacement" in part for part in path.parts),
+                             is_replacement(path),
                              path.stem != os.path.basename(video), path)
     names = {video: plain_name(video) for video in videos.video}
     return {video: sorted(exact.get(name) or near.get(name.casefold(), ()), key=order(video))
             for video, name in names.items()}
 
 
-def take_untimed(files, videos, source):
-    """Give each video of Kinetics without a file the one called `<id>` instead of `<id>_<start>_<end>`.
-
-    The validation files of the academic torrent are called so. Such a file is also what a whole YouTube video is called. So it is taken only if it lasts no longer than 1.5 times
-    the listed seconds, and if the id is listed once. Prints how many are taken, and how many are not.
-    """
-    single = videos[~videos.youtube_id.duplicated(keep=False)]
-    wanted = {row.youtube_id: row for row in single.itertuples() if not files[row.video]}
-    taken, left = [], []
-    for path in video_files(source) if wanted else ():
-        if row := wanted.get(plain_name(path.name)):
-            try:
-                short = seconds_of(path) <= 1.5 * (int(row.time_end) - int(row.time_start))
-            except Broken:
-                short = False
-            (taken if short else left).append(path)
-            if short:
-                files[row.video].append(path)
-    if taken:
-        print(f"{len(taken)} files are called by the id alone, such as {taken[0]}: taken, since they last no longer than "
-              "the listed seconds")
-    if left:
-        print(f"{len(left)} files are called by the id alone, such as {left[0]}, and last longer than the listed "
-              "seconds, or cannot be read: not taken; cut them to these seconds")
+def is_replacement(path):
+    """Return whether a file lies in a folder of replacements, as in the CVD Foundation's copy of Kinetics."""
+    return any("replacement" in part for part in path.parts)
 
 
 def plain_name(path):

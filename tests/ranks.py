@@ -110,7 +110,7 @@ def results(folder):
 
 
 def part(folder):
-    """What is learned differs between the processes, as it never should, by its order only; it is compared at each evaluation."""
+    """What is learned differs between the processes in its order, as it never should; it is compared at each evaluation."""
     run, layer = Run.__new__(Run), torch.nn.Linear(2, 1)
     layer.load_state_dict({"weight": torch.tensor([[1.0, 2.0]]).roll(rank(), 1), "bias": torch.zeros(1)})
     run.stateful, run.iteration, run.folder = {"set": layer}, 7, folder

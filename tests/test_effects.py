@@ -240,7 +240,7 @@ SCHEDULES = {  # METHOD 8; the launcher's arguments besides the GPU and the data
     ("s2d/MTT.sh", "1e4 1"): "--method MTT --Iteration 10000 --syn_steps 10 --eval_it 400 --lr_hal 1e-3 --max_start_epoch 10",
     ("s2d/MTT.sh", "1e4 4"): "--syn_steps 10 --eval_it 400",
     ("s2d/MTT.sh", "1e4 5"): "--syn_steps 5 --eval_it 200",
-    ("s2d/compact.sh", "7.5 8"): "--lr_static 7.5 --lr_dynamic 7.5 --spc 8 --dpc 8 --static_size 14 --dynamic_size 14",   # of 112 pixels
+    ("s2d/compact.sh", "7.5 8"): "--ipc 8 --lr_static 7.5 --lr_dynamic 7.5 --static_size 14 --dynamic_size 14",   # of 112 pixels
 }
 
 

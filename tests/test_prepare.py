@@ -18,7 +18,7 @@ import torch
 from PIL import Image, ImageOps
 from videos import CODECS, box, boxes, double, edited, grey, turned, with_matrix, write_streams, write_video
 
-from distill_utils import decode, inspect, lists, prepare, video_files, workers
+from distill_utils import decode, inspect, lists, prepare, untimed, video_files, workers
 from distill_utils.clips import load_clips
 from distill_utils.datasets import choose_groups, clip_frames, read_videos
 from distill_utils.decode import Broken, Picture, extract, frames
@@ -605,7 +605,7 @@ def test_custom(own, tmp_path, command):
     write(own / "füll" / "notes.txt", "not a video")
     write_video(own / ".hidden" / "x.mp4", 1)
     code, printed = command("custom", "--videos", own, "--groups", r"^(\w)_")
-    assert code == 0 and "8 videos: 8 prepared in " in printed and "not used by these lists" not in printed
+    assert code == 0 and "8 videos: 8 prepared in " in printed and "are not used" not in printed
     videos, class_names = read_videos("custom", tmp_path / "out")
     assert class_names == ["füll", "rise up"]
     people = videos.folder.str.extract(r"(\w)_1$")[0]
@@ -794,7 +794,7 @@ def test_other_systems_files_are_not_anybodys_data(tmp_path, command, place):
     for name in JUNK:
         write(tmp_path / "all" / place / name, "\0\5\26\7\0Mac OS X\xff", encoding="latin-1")
     code, printed = command("HMDB51", "--videos", tmp_path / "all")
-    assert code == 0 and "3 videos: 3 prepared in " in printed and "0 missing or broken" in printed and "not used by these lists" not in printed, printed
+    assert code == 0 and "3 videos: 3 prepared in " in printed and "0 missing or broken" in printed and "are not used" not in printed, printed
 
 
 def test_other_systems_files_beside_frames_and_lists(tmp_path, command):
@@ -841,7 +841,7 @@ def test_a_downloaded_file_is_decoded_by_what_is_in_it(tmp_path, command):
     write(tmp_path / "train.csv", KINETICS, "run,abc,1,11,train")
     write(tmp_path / "validate.csv", KINETICS, "run,-_x,4,14,validate")
     code, printed = command("Kinetics400", "--videos", tmp_path)
-    assert code == 0 and "2 videos: 2 prepared in " in printed and "not used by these lists" not in printed
+    assert code == 0 and "2 videos: 2 prepared in " in printed and "are not used" not in printed
 
 
 @pytest.mark.parametrize("listed, files, found", (
@@ -873,9 +873,31 @@ def test_kinetics_files_that_are_called_by_their_id(tmp_path, command):
     write(tmp_path / "validate.csv", KINETICS, *(f"run,{name},{start},{start + 2},validate"
                                                  for name, start in (("short", 1), ("long", 1), ("twice", 1), ("twice", 5), ("broken", 1), ("-_000001", 3))))
     code, printed = command("Kinetics400", "--videos", tmp_path)
-    assert code == 0 and "2 files are called by the id alone, such as " in printed and "2 files are called by the id alone, such as " + str(tmp_path / "val" / "broken.mp4") in printed
+    assert code == 0 and f"files named by the id only: 2 taken, such as {tmp_path / 'val' / '-_000001.mp4'}; each" in printed, printed
+    assert f"files named by the id only: 2 not taken, such as {tmp_path / 'val' / 'broken.mp4'}; they" in printed
     assert {path.name for path in (tmp_path / "out" / "Kinetics" / "val").iterdir()} == {"short_000001_000003", "-_000001_000003_000005"}
     assert len(report(tmp_path / "out" / "Kinetics" / "broken_videos.txt")) == 4
+    assert "2 taken" not in command("Kinetics400", "--videos", tmp_path)[1]      # their folders are made
+
+
+def test_untimed_files_of_replacements_are_last(tmp_path):
+    for folder in ("a_replacement", "val"):
+        write_video(tmp_path / folder / "x_12_345.mp4", 9)
+    videos = pd.DataFrame({"video": ["x_12_345_000001_000003"], "folder": ["val/x_12_345_000001_000003"], "youtube_id": ["x_12_345"], "time_start": ["1"], "time_end": ["3"]})
+    files = {"x_12_345_000001_000003": []}
+    untimed.take_untimed(files, videos, tmp_path / "frames", tmp_path)
+    assert list(files.values()) == [[tmp_path / folder / "x_12_345.mp4" for folder in ("val", "a_replacement")]]
+
+
+def test_lists_that_spell_a_path_differently(tmp_path, command):
+    for number in (1, 2):
+        write_video(tmp_path / "videos" / f"v_Biking_g0{number}_c01.avi")
+    for number, folder in ((1, "Biking"), (2, "biking")):
+        write(tmp_path / "lists" / f"trainlist0{number}.txt", f"{folder}/v_Biking_g01_c01.avi 1")
+        write(tmp_path / "lists" / f"testlist0{number}.txt", f"{folder}/v_Biking_g02_c01.avi")
+    write(tmp_path / "lists" / "classInd.txt", "1 Biking", "2 biking")
+    code, printed = command("UCF101", "--videos", tmp_path / "videos", "--lists", tmp_path / "lists")
+    assert code == 0 and "2 videos: 2 prepared" in printed and "none of" not in printed, printed
 
 
 def test_a_list_without_any_file_is_named_before_decoding(tmp_path, command):
@@ -883,7 +905,13 @@ def test_a_list_without_any_file_is_named_before_decoding(tmp_path, command):
     write(tmp_path / "kinetics_train.csv", KINETICS, "run,t,1,11,train")
     write(tmp_path / "kinetics_val.csv", KINETICS, "run,v,1,11,validate", "run,w,1,11,validate")
     code, printed = command("Kinetics400", "--videos", tmp_path)
-    assert code == 0 and printed.startswith(f"warning: none of the 2 videos of validate.csv is below {tmp_path}\n")
+    warning = f"warning: none of the 2 videos of validate.csv is below {tmp_path}\n"
+    assert code == 0 and printed.startswith(warning)
+    (tmp_path / "train" / "t_000001_000011.mp4").unlink()
+    (tmp_path / "out" / "Kinetics" / "val" / "v_000001_000011").mkdir(parents=True)
+    (tmp_path / "out" / "Kinetics" / "val" / "v_000001_000011" / "frame000001.jpg").touch()
+    code, printed = command("Kinetics400", "--videos", tmp_path)     # the frames of both lists are there
+    assert code == 0 and warning not in printed, printed
 
 
 def test_lists_with_another_number_of_classes(tmp_path, command):
@@ -891,15 +919,15 @@ def test_lists_with_another_number_of_classes(tmp_path, command):
         write_video(tmp_path / "videos" / f"{video}.avi")
     write(tmp_path / "lists" / "run_test_split1.txt", "a.avi 1", "b.avi 2")
     code, printed = command("HMDB51", "--videos", tmp_path / "videos", "--lists", tmp_path / "lists")
-    assert code == 0 and "warning: HMDB51 has 51 classes, hmdb51_splits.csv 1: is the list complete, and of this data set?" in printed
+    assert code == 0 and "warning: HMDB51 has 51 classes, but hmdb51_splits.csv has 1: is it this data set's complete list?" in printed
     code, printed = command("HMDB51", "--data_path", tmp_path / "out", "--out", tmp_path / "look", module=inspect)
-    assert code == 0 and "warning: HMDB51 has 51 classes, its list 1: is" in printed
+    assert code == 0 and "warning: HMDB51 has 51 classes, but its list has 1: is" in printed
 
 
 def test_packed_archives_and_copies_of_lists(tmp_path, command):
     write(tmp_path / "videos" / "run.rar", "")
     write(tmp_path / "lists" / "run_test_split1.txt", "a.avi 1", "b.avi 2")
-    assert "is below " + str(tmp_path / "videos") + ": unpack its archives, such as run.rar" in refused(command, "HMDB51", "--videos", tmp_path / "videos",
+    assert ": check --videos and --lists, or unpack archives such as run.rar" in refused(command, "HMDB51", "--videos", tmp_path / "videos",
                                                                                                        "--lists", tmp_path / "lists")
     write(tmp_path / "lists" / "copy" / "run_test_split1.txt", "a.avi 1", "b.avi 2")
     assert "several copies of HMDB51's lists" in refused(command, "HMDB51", "--videos", tmp_path / "videos", "--lists", tmp_path / "lists")
