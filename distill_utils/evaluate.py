@@ -79,8 +79,9 @@ def full_data(args):
 def across_networks(args):
     """Evaluate a distilled set with several networks, and print a table.
 
-    The results are added to networks.json beside the set; networks that are already there, with the same settings, are
-    not trained again.
+    The results are added to networks.json beside the set; results that are already there, with the same settings, are
+    not computed again. Nor are finished networks, whose scores are kept below scores/: after a kill, or with a larger
+    --num_eval.
     """
     check_places(args)
     synset, content = load_set(args.run)
@@ -105,16 +106,20 @@ def across_networks(args):
         if result is None:
             if rank() == 0 and not path.exists():
                 save_json({}, path)  # an error now, before hours of training, if nothing can be written there
-            result = {"settings": settings, **evaluate(synset.to(test.device), test, **values)}
+            keep = path.parent / "scores" / settings_key({**settings, "num_eval": None})
+            result = {"settings": settings, **evaluate(synset.to(test.device), test, **values, keep=keep)}
             if rank() == 0:  # read again: another command may have added results
-                key = digest([json.dumps(settings, sort_keys=True).encode()])[:8]
-                save_json(read_networks(path) | {f"{name}_{key}": result}, path)
+                save_json(read_networks(path) | {f"{name}_{settings_key(settings)}": result}, path)
         rows.append({"network": name,
                      **{top: f"{result[top]:.1f} ± {result[top + '_std']:.1f}"
                         for top in ("top1", "top5", "video_top1")},
                      "train top1": f"{result['train_top1']:.1f}", "seconds": f"{result['seconds']:.0f}"})
     print(pd.DataFrame(rows).to_string(index=False))
     print(f"all figures: {path}")
+
+
+def settings_key(settings):
+    return digest([json.dumps(settings, sort_keys=True).encode()])[:8]
 
 
 def read_networks(path):

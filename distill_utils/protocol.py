@@ -27,8 +27,8 @@ def evaluate(synset, test, *, network="ConvNet3D", num_eval=3, epochs=500, lr=LR
         width: width of ConvNet3D.
         dsa: augmentation strategy for the drawn videos of the set; test clips are not augmented.
         protocol: "standard" or "frepo", see `train`.
-        keep: folder for the scores of finished networks, which are not trained again after a kill; for this set, these
-            test clips and settings only.
+        keep: folder for the scores of finished networks, which are not trained again; for this set, these test clips
+            and these settings only.
 
     Several ranks share the networks; all ranks return the same result, except for the seconds.
 

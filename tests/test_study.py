@@ -452,6 +452,10 @@ def test_the_chosen_clips_start_the_set(command, tiny, tmp_path, monkeypatch):
     assert code == 2 and f"--pack_path: {tiny / 'mine'} would lie in --data_path" in printed and not (tiny / "mine").exists()
 
 
+def result_count(result):
+    return len(result["networks"])
+
+
 def test_coreset_and_other_networks_end_to_end(command, tmp_path):
     for method in ("random", "herding", "k-center"):
         code, printed = command(coreset, "--method", method, "--ipc", 2, "--feature_epochs", 2)
@@ -486,6 +490,17 @@ def test_coreset_and_other_networks_end_to_end(command, tmp_path):
     assert code == 2 and "differ in classes, number of frames or size" in printed
     code, printed = command(evaluate, folder, "--networks", "VGG", data=False)
     assert code == 2 and "unknown network 'VGG': choose from ConvNet3D, " in printed
+    kept = sorted((folder / "scores").rglob("network*.pt"))
+    code, printed = command(evaluate, folder, "--networks", "CNN+GRU", "--num_eval", 3, "--pack_path", tmp_path / "packs", "--device", "cpu", data=False)
+    assert code == 0 and len(set((folder / "scores").rglob("network*.pt")) - set(kept)) == 3 - result_count(other)
+    more = list(json.loads((folder / "networks.json").read_text()).values())[-1]
+    assert more["networks"][:result_count(other)] == other["networks"] and result_count(more) == 3
+    shutil.rmtree(folder / "scores")
+    save_json({}, folder / "networks.json")
+    assert command(evaluate, folder, "--networks", "CNN+GRU", "--num_eval", 3, "--pack_path", tmp_path / "packs", "--device", "cpu", data=False)[0] == 0
+    again, = json.loads((folder / "networks.json").read_text()).values()
+    assert again | {"seconds": 0} == more | {"seconds": 0}                   # as if all three were trained together
+    save_json(table, folder / "networks.json")
     content = torch.load(folder / "distilled.pt")
     content["videos"]["pixels"] ^= 1
     save(content, folder / "distilled.pt")  # the run went on: computed again
