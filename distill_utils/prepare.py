@@ -83,10 +83,10 @@ def main(args):
         files, unlisted = {name: [args.videos / name] for name in videos.video}, 0
         tell_what_changed(root, changed(videos, files, frames), frames)
     else:
-        files = find_files(videos, args.videos)
+        files, present = find_files(videos, args.videos), video_files(args.videos)
         if args.dataset == "Kinetics400":
-            take_untimed(files, videos, frames, args.videos)
-        unlisted = len(set(video_files(args.videos)).difference(*files.values()))
+            take_untimed(files, videos, frames, present)
+        unlisted = len(set(present).difference(*files.values()))
         tell_what_is_absent(ours, files, frames, args.videos)
     broken = prepare(videos, files, args.videos, frames, picture, T, args.workers or cores())
     least = min(T or dataset.T, dataset.T)

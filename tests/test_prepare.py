@@ -885,7 +885,7 @@ def test_untimed_files_of_replacements_are_last(tmp_path):
         write_video(tmp_path / folder / "x_12_345.mp4", 9)
     videos = pd.DataFrame({"video": ["x_12_345_000001_000003"], "folder": ["val/x_12_345_000001_000003"], "youtube_id": ["x_12_345"], "time_start": ["1"], "time_end": ["3"]})
     files = {"x_12_345_000001_000003": []}
-    untimed.take_untimed(files, videos, tmp_path / "frames", tmp_path)
+    untimed.take_untimed(files, videos, tmp_path / "frames", video_files.video_files(tmp_path))
     assert list(files.values()) == [[tmp_path / folder / "x_12_345.mp4" for folder in ("val", "a_replacement")]]
 
 
