@@ -246,7 +246,12 @@ def random_stream(seed):
 
 def stream_seed(*names) -> int:
     """Return a seed for random_stream: a function of `names` (words and numbers) only."""
-    return int(hashlib.sha256(json.dumps(names).encode()).hexdigest()[:15], 16)
+    return int(json_digest(names)[:15], 16)
+
+
+def json_digest(values) -> str:
+    """Return the SHA-256 of a nest of plain values as JSON, in hexadecimal."""
+    return hashlib.sha256(json.dumps(values).encode()).hexdigest()
 
 
 # ---------------------------------------------------------------- tensors

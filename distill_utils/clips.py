@@ -7,7 +7,6 @@ import copy
 import dataclasses
 import functools
 import hashlib
-import json
 import os
 import pathlib
 
@@ -23,7 +22,7 @@ from distill_utils.machine import cores
 from distill_utils.packs import open_pack
 from distill_utils.temporal import repeated_frames
 from distill_utils.workers import mapped
-from utils import has_own_memory, read_json
+from utils import has_own_memory, json_digest, read_json
 
 MEAN = torch.tensor((0.485, 0.456, 0.406)).view(3, 1, 1)
 STD = torch.tensor((0.229, 0.224, 0.225)).view(3, 1, 1)
@@ -166,14 +165,14 @@ class Selection:
     @property
     def listed(self):
         """Digest of the list's rows for these videos, independent of where their folders are."""
-        return digest(self.class_names, relative(self.videos.folder), self.videos.label.tolist())
+        return json_digest([self.class_names, relative(self.videos.folder), self.videos.label.tolist()])[:16]
 
     def pack(self, folder=None):
         """Return the path of the pack, built or not: a function of the list, the clip rule and the frames' content."""
         row = self.row
         seed = self.seed if self.split == "train" and row.rule == "stride" else None  # other clips do not depend on it
-        key = digest(PACK_FORMAT, row.T, row.size, row.stride, row.rule, row.frame_names, self.positions.shape[1], seed,
-                     self.listed)
+        key = json_digest([PACK_FORMAT, row.T, row.size, row.stride, row.rule, row.frame_names,
+                           self.positions.shape[1], seed, self.listed])[:16]
         return pack_folder(folder) / f"{row.name}_{self.split}_T{row.T}_{row.size}px_{key}_{self.content(folder)}.npy"
 
     def content(self, folder=None):
@@ -195,10 +194,6 @@ def relative(folders):
     """Return the paths relative to the last directory that all share."""
     above = os.path.commonprefix([folders.min(), folders.max()]).rpartition("/")[0]
     return folders.str.removeprefix(above).tolist()
-
-
-def digest(*values):
-    return hashlib.sha256(json.dumps(values).encode()).hexdigest()[:16]
 
 
 def select(dataset, *, split, data_path=None, list_path=None, frames_path=None, T=None, size=None, stride=None,

@@ -2,7 +2,6 @@
 import fnmatch
 import glob
 import hashlib
-import json
 import os
 import pathlib
 import re
@@ -13,6 +12,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from distill_utils.workers import in_threads
+from utils import json_digest
 
 IMAGES = (".jpg", ".jpeg", ".png")
 RGB = {"img", "image", "images", "frame", "frames", "rgb", "color", "colour"}  # words in names; not flow, depth, masks
@@ -187,7 +187,7 @@ def content_digest(folders, elsewhere="", pattern=None):
     """
     sample = ([describe(folders[number * len(folders) // SAMPLE], elsewhere, pattern) for number in range(SAMPLE)]
               if len(folders) > SAMPLE else [describe(folder, elsewhere, pattern) for folder in folders])
-    return hashlib.sha256(json.dumps(sample).encode()).hexdigest()[:16] if any(sample) else None
+    return json_digest(sample)[:16] if any(sample) else None
 
 
 def describe(folder, elsewhere, pattern):

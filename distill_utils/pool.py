@@ -3,8 +3,6 @@
 They are computed once and stored beside the packed clips.
 """
 import contextlib
-import hashlib
-import json
 import os
 
 import numpy as np
@@ -12,7 +10,7 @@ import torch
 
 from distill_utils.packs import locked
 from distill_utils.processes import broadcast, gather, progress, rank, world_size
-from utils import check_space, with_path
+from utils import check_space, json_digest, with_path
 
 POOL_FORMAT = 1  # change it to invalidate all stored pools
 
@@ -27,7 +25,7 @@ def pool_path(clips, *settings):
     shown = clips.shown.tolist() if isinstance(clips.shown, torch.Tensor) else None
     content = [POOL_FORMAT, pack.name, pack.stat().st_mtime_ns, digest, shown, clips.mirror, torch.__version__,
                *settings]
-    return pack.with_name(f"pool_{pack.stem}_{hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]}.f32")
+    return pack.with_name(f"pool_{pack.stem}_{json_digest(content)[:16]}.f32")
 
 
 class Pool:

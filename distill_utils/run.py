@@ -18,6 +18,7 @@ from utils import (
     ROOT,
     append,
     finite,
+    json_digest,
     load,
     lock_folder,
     peak_memory,
@@ -47,7 +48,7 @@ class Run:
     def __init__(self, settings, save_path, name, without_effect=(), wandb_mode="disabled", checkpoint_seconds=60,
                  device="cpu"):
         chosen = {key: value for key, value in sorted(settings.items()) if key not in without_effect}
-        self.id = hashlib.sha256(json.dumps(chosen).encode()).hexdigest()[:8]
+        self.id = json_digest(chosen)[:8]
         self.folder = pathlib.Path(save_path).absolute() / f"{name}_{self.id}"
         self.metrics, self.wandb = self.folder / "metrics.jsonl", None
         self.iteration, self.seconds, self.steps, self.refused, self.logged, self.loss = 0, 0.0, 0, 0, 0, None
