@@ -14,8 +14,7 @@ from distill_utils.clips import draw_flips
 from distill_utils.compute import apply_network
 from distill_utils.identity import start_run
 from distill_utils.processes import rank_share, run_script, sum_gradients, sum_over_ranks
-from distill_utils.protocol import evaluate
-from distill_utils.record import finish, record
+from distill_utils.record import evaluate_and_record, finish
 from distill_utils.starts import initial_static
 from distill_utils.synset import StillSet, check_divides
 from networks import ConvNet
@@ -125,7 +124,7 @@ def main(args):
 
     for _ in run.iterations(args.Iteration):
         if run.due(args.eval_it, args.Iteration):
-            record(run, synset, eval_clips, evaluate(synset, eval_clips, **options.evaluation_values(args)))
+            evaluate_and_record(run, synset, eval_clips, **options.evaluation_values(args))
         if run.iteration == args.Iteration:
             break
         with run.timed_step():

@@ -24,8 +24,7 @@ from distill_utils.coreset import add_start_options, choose
 from distill_utils.identity import start_run
 from distill_utils.pool import Pool, pool_path
 from distill_utils.processes import rank_share, run_script, sum_over_ranks
-from distill_utils.protocol import evaluate
-from distill_utils.record import finish, record
+from distill_utils.record import evaluate_and_record, finish
 from distill_utils.starts import initial_pixels
 from distill_utils.temporal import random_segment
 from networks.convnet3d import LEAST_FRAMES
@@ -189,7 +188,7 @@ def main(args):
 
     for _ in run.iterations(args.Iteration):
         if run.due(args.eval_it, args.Iteration):
-            record(run, synset, eval_clips, evaluate(synset, eval_clips, **options.evaluation_values(args)))
+            evaluate_and_record(run, synset, eval_clips, **options.evaluation_values(args))
         if run.iteration == args.Iteration:
             break
         run.step(lambda: matching(synset), optimizer)

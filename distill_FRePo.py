@@ -22,8 +22,7 @@ from distill_utils.compute import KnownGradient, apply_network, clips_at_once
 from distill_utils.coreset import add_start_options, choose
 from distill_utils.identity import start_run
 from distill_utils.processes import progress, rank_share, run_script, sum_gradients, sum_over_ranks
-from distill_utils.protocol import evaluate
-from distill_utils.record import finish, record
+from distill_utils.record import evaluate_and_record, finish
 from distill_utils.starts import initial_pixels
 from utils import finite, seed_everything
 
@@ -266,7 +265,7 @@ def main(args):
 
     for _ in run.iterations(args.Iteration):
         if run.due(args.eval_it, args.Iteration):
-            record(run, synset, eval_clips, evaluate(synset, eval_clips, **options.evaluation_values(args)))
+            evaluate_and_record(run, synset, eval_clips, **options.evaluation_values(args))
         if run.iteration == args.Iteration:
             break
         run.step(lambda: matching(synset), optimizer)

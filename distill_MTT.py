@@ -22,8 +22,7 @@ from distill_utils.experts import check_experts, find_experts, mean_expert_top1,
 from distill_utils.identity import start_run
 from distill_utils.last_good import LastGood
 from distill_utils.processes import rank_share, run_script, sum_over_ranks, world_size
-from distill_utils.protocol import evaluate
-from distill_utils.record import finish, record
+from distill_utils.record import evaluate_and_record, finish
 from distill_utils.starts import initial_pixels
 from distill_utils.temporal import random_segment
 from distill_utils.trajectories import buffer_files
@@ -310,8 +309,8 @@ def main(args):
 
     for _ in run.iterations(args.Iteration):
         if run.due(args.eval_it, args.Iteration):
-            record(run, synset, eval_clips,
-                   evaluate(synset, eval_clips, **options.evaluation_values(args, matching.eval_lr())), matching)
+            evaluate_and_record(run, synset, eval_clips, matching,
+                                **options.evaluation_values(args, matching.eval_lr()))
         if run.iteration == args.Iteration:
             break
         run.step(lambda: matching(synset), optimizer, last_good)

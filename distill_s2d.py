@@ -16,8 +16,7 @@ from distill_utils.coreset import add_start_options, choose
 from distill_utils.identity import differing_settings, find_run, start_run
 from distill_utils.last_good import LastGood
 from distill_utils.processes import run_script
-from distill_utils.protocol import evaluate
-from distill_utils.record import finish, record
+from distill_utils.record import evaluate_and_record, finish
 from distill_utils.run import read_config
 from distill_utils.starts import initial_dynamic, real_memories
 from distill_utils.synset import StaticDynamicSet, check_divides, load_static
@@ -158,8 +157,8 @@ def main(args):
 
     for _ in run.iterations(args.Iteration):
         if run.due(args.eval_it, args.Iteration):
-            record(run, synset, eval_clips,
-                   evaluate(synset, eval_clips, **options.evaluation_values(args, matching.eval_lr())), matching)
+            evaluate_and_record(run, synset, eval_clips, matching,
+                                **options.evaluation_values(args, matching.eval_lr()))
         if run.iteration == args.Iteration:
             break
         run.step(lambda: matching(synset), optimizer, last_good)

@@ -15,8 +15,8 @@ from distill_utils.augment import groups_of
 from distill_utils.compute import apply_network, clips_at_once
 from distill_utils.identity import content_digest, list_digest, start_run
 from distill_utils.processes import broadcast, progress, rank, run_script
-from distill_utils.protocol import RealSet, evaluate, train
-from distill_utils.record import finish, record
+from distill_utils.protocol import RealSet, train
+from distill_utils.record import evaluate_and_record, finish
 from distill_utils.starts import choose_random
 from distill_utils.storage import PIXELS
 from distill_utils.synset import PixelSet, load_set
@@ -123,7 +123,7 @@ def main(args):
     else:
         chosen = choose(run, args, clips, args.ipc, args.method)
         synset = PixelSet(clips.draw(chosen), clips.K, storage=PIXELS)
-        record(run, synset, eval_clips, evaluate(synset, eval_clips, **options.evaluation_values(args)))
+        evaluate_and_record(run, synset, eval_clips, **options.evaluation_values(args))
     finish(run, synset.to(eval_clips.device), eval_clips, test, **options.evaluation_values(args))
 
 

@@ -1,5 +1,6 @@
-"""Record an evaluation of a run: metrics, the distilled set, its pictures, a checkpoint; at the end, the result."""
+"""Evaluate a run and record it: metrics, the distilled set, its pictures, a checkpoint; at the end, the result."""
 import itertools
+import shutil
 
 from distill_utils.datasets import DATASETS
 from distill_utils.pictures import save_pictures
@@ -12,11 +13,31 @@ ACCURACIES = ("top1", "top1_std", "top5", "top5_std", "video_top1", "video_top1_
 FIGURES = (*ACCURACIES, "bytes", "bytes_fp32", "seconds_per_iteration", "steps", "peak_memory", "seconds")
 
 
-def record(run, synset, clips, result, matching=None):
-    """Log the evaluation `result` on the Clips `clips`; save the current set with the parameters that matching learned.
+def evaluate_and_record(run, synset, clips, matching=None, **values):
+    """Evaluate the current set on the Clips `clips`, log the result, and save the set with what `matching` learned.
 
-    The set with the best accuracy on validation clips also goes to a separate file.
+    `values` are arguments of `evaluate`. The set with the best accuracy on validation clips also goes to a separate
+    file. After a kill, networks that had finished are not trained again.
     """
+    run.checkpoint()  # the set from which a killed run goes on is then that of the scores
+    keep = scores_folder(run) / f"{clips.split}_{run.iteration}"
+    result = evaluate(synset, clips, **values, keep=keep)
+    log_and_save(run, synset, clips, result, matching)
+    remove_scores(run)
+
+
+def scores_folder(run):
+    """Return the folder for the scores of networks that are finished in an evaluation that is not."""
+    return run.folder / "scores"
+
+
+def remove_scores(run):
+    if rank() == 0:
+        shutil.rmtree(scores_folder(run), ignore_errors=True)
+
+
+def log_and_save(run, synset, clips, result, matching):
+    """Log a result; write the set, its pictures and a checkpoint."""
     learned = {"step_size": matching.eval_lr()} if matching and list(matching.parameters()) else {}
     headline = DATASETS[clips.dataset].headline
     best = run.keep_best(result[headline], std=result[f"{headline}_std"])
@@ -88,6 +109,7 @@ def finish(run, synset, eval_clips, test, **values):
         result |= {"start": run.start, "class_names": test.class_names,
                    "peak_memory": max(gather([run.update_peak_memory()]))}  # largest of all ranks
         run.finish(**result)
+    remove_scores(run)
     run.log_line(f"result: {summary(result, headline)}; {run.seconds / max(run.steps, 1):.3f} s per iteration, "
                  f"peak memory {result['peak_memory'] / 2 ** 30:.2f} GB; {run.folder}")
     if warning := learned_too_little(result):
@@ -111,12 +133,12 @@ def tested(run, synset, test, **values):
     It holds the test figures of the last set; `validation`, the last validation figures; and `best_on_validation`: the
     best iteration, its validation accuracy, and the test figures of its set.
     """
-    last = evaluate(synset, test, **values)
+    last = evaluate(synset, test, **values, keep=scores_folder(run) / "test_last")
     if run.best["iteration"] == run.iteration:
         best = last
     else:
         chosen, content = load_set(run.folder / BEST)
-        best = evaluate(chosen.to(test.device), test, **values | {"lr": content["lr"], "keep": None})
+        best = evaluate(chosen.to(test.device), test, **values | {"lr": content["lr"]}, keep=scores_folder(run) / "test_best")
     return {**last, "validation": logged(run.result), "best_on_validation": {**run.best, "test": logged(best)}}
 
 

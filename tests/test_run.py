@@ -97,7 +97,7 @@ SCRIPTS = ("distill_DM", "distill_DC", "distill_MTT", "distill_s2d", "distill_s2
 def test_killed_at_each_kind_of_write(command, whole, tmp_path):
     """Each process dies before (positive) or after (negative) its n-th renaming of a file.
 
-    An evaluation renames the set, two pictures and the checkpoint: a round hits each of them and passes a checkpoint.
+    An evaluation renames the checkpoint, each network's scores, the set, two pictures and the checkpoint again.
     """
     died, rounds = 0, itertools.cycle((1, -2, 3, -4, 6, -7))
     while (code := (answer := command("distill_DM", tmp_path, "--checkpoint_seconds", 0, replace=next(rounds)))[0]) != 0:
@@ -247,6 +247,16 @@ def test_a_finished_run_started_again_changes_nothing(command, whole):
     assert code == 0 and "resumed at iteration 3" in output and "result: top1" in output
     assert before == {path.name: path.read_bytes() for path in files}
     assert written == {name: (folder / name).stat().st_mtime_ns for name in written}
+
+
+def test_an_evaluation_goes_on_with_its_finished_networks(command, tmp_path):
+    flags = ("--num_eval", 2, "--Iteration", 0)
+    while not (kept := list(tmp_path.glob("*/*/scores/test_0/network0.pt"))):
+        assert command("distill_DM", tmp_path, *flags, replace=-2)[0] == -signal.SIGKILL
+    utils.save(torch.load(kept[0], weights_only=True) | {"top1": 12.5}, kept[0])  # seen again: not trained again
+    assert command("distill_DM", tmp_path, *flags)[0] == 0
+    first, second = json.loads((only_folder(tmp_path) / "result.json").read_text())["networks"]
+    assert first == 12.5 != second and not (only_folder(tmp_path) / "scores").exists()
 
 
 def test_stopped_by_the_keyboard(command, tmp_path):
