@@ -44,24 +44,40 @@ def main(args):
         return write_memories(args, synset, names, folder)
     if args.format not in WRITERS and (args.fps, args.scale) != (FPS, 1):
         raise ValueError(f"--fps and --scale are for {' and '.join(WRITERS)}: leave them out, or give such a --format")
+    folder.mkdir(parents=True, exist_ok=True)
+    count = (write_videos if args.format in WRITERS else write_arrays)(args, synset, names, folder)
+    print(f"{count} videos of {len(names)} classes: {folder}")
+
+
+def write_videos(args, synset, names, folder):
+    """Write a file for each video, one class in memory at a time; return the number of videos."""
+    count = 0
+    for label, name in enumerate(file_names(names)):
+        videos, _ = synset.every(slice(label, label + 1))
+        for number, video in enumerate(as_pixels(videos)):
+            with atomic_write(folder / f"{name}_{number}.{args.format}") as file:
+                file.write(WRITERS[args.format](video.repeat(args.scale, 1).repeat(args.scale, 2), args.fps))
+        count += len(videos)
+    return count
+
+
+def write_arrays(args, synset, names, folder):
+    """Write all videos to one file, with their labels; return the number of videos."""
     videos, labels = synset.every()
     learned = {} if synset.soft_labels is None else {
         "soft_labels": synset.scores().repeat_interleave(len(videos) // len(synset), 0)}
-    folder.mkdir(parents=True, exist_ok=True)
-    pixels = denormalize(videos).permute(0, 1, 3, 4, 2).numpy()            # (n, T, H, W, 3) uint8
     if args.format == "pt":
         save({"videos": videos.clone(), "labels": labels, "class_names": names, **learned}, folder / "distilled.pt")
-    elif args.format == "npz":
-        with atomic_write(folder / "distilled.npz") as file:
-            np.savez_compressed(file, videos=pixels, labels=labels.numpy(), class_names=np.array(names),
-                                **{name: values.numpy() for name, values in learned.items()})
     else:
-        numbers = [int((labels[:place] == label).sum()) for place, label in enumerate(labels)]
-        files = file_names(names)
-        for video, label, number in zip(pixels, labels.tolist(), numbers):
-            with atomic_write(folder / f"{files[label]}_{number}.{args.format}") as file:
-                file.write(WRITERS[args.format](video.repeat(args.scale, 1).repeat(args.scale, 2), args.fps))
-    print(f"{len(videos)} videos of {len(names)} classes: {folder}")
+        with atomic_write(folder / "distilled.npz") as file:
+            np.savez_compressed(file, videos=as_pixels(videos), labels=labels.numpy(), class_names=np.array(names),
+                                **{name: values.numpy() for name, values in learned.items()})
+    return len(videos)
+
+
+def as_pixels(videos):
+    """Return videos (n, T, 3, H, W) as uint8 (n, T, H, W, 3)."""
+    return denormalize(videos).permute(0, 1, 3, 4, 2).numpy()
 
 
 def write_memories(args, synset, names, folder):

@@ -64,9 +64,10 @@ class SyntheticSet(nn.Module):
         """Return a copy for training networks: the same draws, but no gradients."""
         return copy.deepcopy(self).requires_grad_(False)
 
-    def every(self):
-        """Return all videos that the set can show, with each pair of memories once, and their classes (n,)."""
-        return self(torch.arange(len(self)))[0], self.labels
+    def every(self, classes=slice(None)):
+        """Return all videos that the set can show of `classes`, with each pair of memories once, and their labels (n,)."""
+        index = torch.arange(len(self)).view(self.K, self.N)[classes].flatten()
+        return self(index)[0], self.labels[index]
 
     def bytes(self):
         """Return the bytes that must be kept to use the set, in its storage format."""
@@ -146,10 +147,10 @@ class StillSet(SyntheticSet):
         """Return the frames (B, 3, H, W) of static memories (B, 3, h, h)."""
         return self.enlarge(as_stored(static, self.storage))
 
-    def every(self):
-        K, spc = self.static.shape[:2]
-        return (self.decode(self.static.flatten(0, 1)).unsqueeze(1).expand(-1, self.T, -1, -1, -1),
-                torch.arange(K).repeat_interleave(spc))
+    def every(self, classes=slice(None)):
+        static = self.static[classes]                                      # (classes, spc, 3, h, h)
+        return (self.decode(static.flatten(0, 1)).unsqueeze(1).expand(-1, self.T, -1, -1, -1),
+                torch.arange(self.K)[classes].repeat_interleave(static.shape[1]))
 
     def content(self):
         """Return the content of a static memory file: "image" (K·spc, 3, h, h) and "label" (K·spc,)."""
@@ -190,13 +191,13 @@ class StaticDynamicSet(SyntheticSet):
     def decode_dynamic(self, dynamic):
         return self.stretch(self.enlarge_dynamic(as_stored(dynamic, self.storage)))
 
-    def every(self):
+    def every(self, classes=slice(None)):
         """Return videos (K·N·spc/N·dpc/N, T, 3, H, W), ordered by slot, then static memory, then dynamic memory."""
-        static, dynamic = (memory.unflatten(1, (self.N, -1))               # (K, N, group, …)
+        static, dynamic = (memory[classes].unflatten(1, (self.N, -1))      # (K, N, group, …)
                            for memory in (self.static, self.dynamic))
         s, d = static.shape[2], dynamic.shape[2]
         pairs = static.repeat_interleave(d, 2).flatten(0, 2), dynamic.repeat(1, 1, s, 1, 1, 1, 1).flatten(0, 2)
-        return self.decode(*pairs), torch.arange(self.K).repeat_interleave(self.N * s * d)
+        return self.decode(*pairs), torch.arange(self.K)[classes].repeat_interleave(self.N * s * d)
 
     def param_groups(self, lr_dynamic, lr_hal, lr_static=0.0):
         """Return the optimizer's parameter groups; S is frozen unless `lr_static` is positive."""

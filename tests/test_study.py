@@ -278,6 +278,10 @@ def test_every_video_of_a_set():
                         assert torch.allclose(videos[place], synset.hallucinator(*pair)[0], atol=1e-5)
                         place += 1
         assert sets()["still"].every()[0].shape == (12, 5, 3, 8, 8) and sets()["pixels"].every()[0].shape == (6, 5, 3, 8, 8)
+        for each in sets().values():
+            videos, labels = each.every()
+            parts = [each.every(slice(label, label + 1)) for label in range(K)]
+            assert torch.equal(torch.cat([part[0] for part in parts]), videos) and torch.equal(torch.cat([part[1] for part in parts]), labels)
 
 
 def test_files_that_hold_no_set(tmp_path):
