@@ -256,6 +256,11 @@ def json_digest(values) -> str:
 
 # ---------------------------------------------------------------- tensors
 
+def tensor_digest(tensor) -> str:
+    """Return the SHA-256 of a tensor's bytes, in hexadecimal."""
+    return hashlib.sha256(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy()).hexdigest()
+
+
 def tensors(values):
     """Return all floating-point tensors of a nested state."""
     return [leaf for leaf in tree_leaves(values) if isinstance(leaf, torch.Tensor) and leaf.is_floating_point()]

@@ -121,7 +121,8 @@ def main(args):
     if run.result:
         synset, _ = load_set(run.folder / "distilled.pt")
     else:
-        chosen = choose(run, args, clips, args.ipc, args.method)
+        with random_stream(args.seed):  # after a kill, resume has set another random state
+            chosen = choose(run, args, clips, args.ipc, args.method)
         synset = PixelSet(clips.draw(chosen), clips.K, storage=PIXELS)
         evaluate_and_record(run, synset, eval_clips, **options.evaluation_values(args))
     finish(run, synset.to(eval_clips.device), eval_clips, test, **options.evaluation_values(args))

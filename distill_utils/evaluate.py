@@ -32,7 +32,7 @@ from distill_utils.options import (
 )
 from distill_utils.processes import broadcast, error_line, rank, run_script
 from distill_utils.protocol import RealSet, evaluate
-from distill_utils.record import ACCURACIES, check_figure, finish, logged, scores_folder
+from distill_utils.record import ACCURACIES, check_figure, evaluate_and_keep, finish, logged, remove_scores
 from distill_utils.run import read_config
 from distill_utils.synset import load_set
 from utils import read_json, save_json, seed_everything
@@ -64,11 +64,12 @@ def full_data(args):
     synset, values = RealSet(train_clips), evaluation_values(args, LR_NET)
     run.resume()
     if run.result is None:
-        run.result = evaluate(synset, eval_clips, **values, keep=scores_folder(run) / eval_clips.split)
+        run.result = evaluate_and_keep(run, synset, eval_clips, **values)
         headline = DATASETS[args.dataset].headline
         run.keep_best(run.result[headline], std=run.result[f"{headline}_std"])
         run.log(split=eval_clips.split, **logged(run.result))
         run.checkpoint()
+        remove_scores(run)
     finish(run, synset, eval_clips, test, **values)
 
 
@@ -76,7 +77,7 @@ def across_networks(args):
     """Evaluate a distilled set with several networks, and print a table.
 
     The results are added to networks.json beside the set; results that are already there, with the same settings, are
-    not computed again. Nor are finished networks, whose scores are kept below networks/: after a kill, or with a larger
+    not computed again. Nor are finished networks, whose scores are kept below scores/: after a kill, or with a larger
     --num_eval.
     """
     check_places(args)
@@ -102,7 +103,7 @@ def across_networks(args):
         if result is None:
             if rank() == 0 and not path.exists():
                 save_json({}, path)  # an error now, before hours of training, if nothing can be written there
-            keep = path.parent / "networks" / settings_key({**settings, "num_eval": None})
+            keep = path.parent / "scores" / settings_key({**settings, "num_eval": None})
             result = {"settings": settings, **evaluate(synset.to(test.device), test, **values, keep=keep)}
             if rank() == 0:  # read again: another command may have added results
                 save_json(read_networks(path) | {f"{name}_{settings_key(settings)}": result}, path)

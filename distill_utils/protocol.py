@@ -180,6 +180,9 @@ class RealSet:
     def frozen(self):
         return self
 
+    def state_dict(self):
+        return {}
+
     def bytes(self):
         """Return the size of the uint8 clips, with each of their frames once."""
         frames = torch.arange(self.clips.T, device=self.clips.device)[self.clips.shown].unique()

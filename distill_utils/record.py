@@ -7,7 +7,7 @@ from distill_utils.pictures import save_pictures
 from distill_utils.processes import broadcast, gather, rank
 from distill_utils.protocol import evaluate
 from distill_utils.synset import load_set
-from utils import read_json, save
+from utils import json_digest, read_json, save, tensor_digest
 
 ACCURACIES = ("top1", "top1_std", "top5", "top5_std", "video_top1", "video_top1_std")
 FIGURES = (*ACCURACIES, "bytes", "bytes_fp32", "seconds_per_iteration", "steps", "peak_memory", "seconds")
@@ -16,28 +16,32 @@ FIGURES = (*ACCURACIES, "bytes", "bytes_fp32", "seconds_per_iteration", "steps",
 def evaluate_and_record(run, synset, clips, matching=None, **values):
     """Evaluate the current set on the Clips `clips`, log the result, and save the set with what `matching` learned.
 
-    `values` are arguments of `evaluate`. The set with the best accuracy on validation clips also goes to a separate
-    file. After a kill, networks that had finished are not trained again.
+    `values` are arguments of `evaluate`. After a kill, networks that had finished are not trained again.
     """
-    run.checkpoint()  # the set from which a killed run goes on is then that of the scores
-    keep = scores_folder(run) / f"{clips.split}_{run.iteration}"
-    result = evaluate(synset, clips, **values, keep=keep)
-    log_and_save(run, synset, clips, result, matching)
+    run.checkpoint()  # so that a resumed run evaluates this very set, on a GPU too
+    log_and_save(run, synset, clips, evaluate_and_keep(run, synset, clips, **values), matching)
     remove_scores(run)
 
 
-def scores_folder(run):
-    """Return the folder for the scores of networks that are finished in an evaluation that is not."""
-    return run.folder / "scores"
+def evaluate_and_keep(run, synset, clips, **values):
+    """Evaluate, and keep the scores of finished networks until `remove_scores`.
+
+    The name of their folder depends on the set and the settings, so no other evaluation finds them.
+    """
+    content = [values, list(map(tensor_digest, synset.state_dict().values()))]
+    return evaluate(synset, clips, **values, keep=run.folder / UNFINISHED / f"{clips.split}_{json_digest(content)[:16]}")
 
 
 def remove_scores(run):
     if rank() == 0:
-        shutil.rmtree(scores_folder(run), ignore_errors=True)
+        shutil.rmtree(run.folder / UNFINISHED, ignore_errors=True)
 
 
 def log_and_save(run, synset, clips, result, matching):
-    """Log a result; write the set, its pictures and a checkpoint."""
+    """Log a result; write the set, its pictures and a checkpoint.
+
+    The set with the best accuracy on validation clips also goes to a separate file.
+    """
     learned = {"step_size": matching.eval_lr()} if matching and list(matching.parameters()) else {}
     headline = DATASETS[clips.dataset].headline
     best = run.keep_best(result[headline], std=result[f"{headline}_std"])
@@ -61,6 +65,7 @@ def log_and_save(run, synset, clips, result, matching):
 
 
 BEST = "best_on_validation.pt"  # the set with the best accuracy on validation clips
+UNFINISHED = "unfinished_evaluation"  # folder
 
 
 def logged(result):
@@ -100,6 +105,7 @@ def finish(run, synset, eval_clips, test, **values):
     `evaluate`: on the current set, and on the best set on validation. Without test Clips there is no result.
     """
     if test is None:
+        remove_scores(run)
         return run.log_line(f"not tested: run the same command without --no_test for the result; {run.folder}")
     headline, path = DATASETS[test.dataset].headline, run.folder / "result.json"
     result = broadcast(read_result(path) if rank() == 0 and path.exists() else None)
@@ -133,12 +139,12 @@ def tested(run, synset, test, **values):
     It holds the test figures of the last set; `validation`, the last validation figures; and `best_on_validation`: the
     best iteration, its validation accuracy, and the test figures of its set.
     """
-    last = evaluate(synset, test, **values, keep=scores_folder(run) / "test_last")
+    last = evaluate_and_keep(run, synset, test, **values)
     if run.best["iteration"] == run.iteration:
         best = last
     else:
         chosen, content = load_set(run.folder / BEST)
-        best = evaluate(chosen.to(test.device), test, **values | {"lr": content["lr"]}, keep=scores_folder(run) / "test_best")
+        best = evaluate_and_keep(run, chosen.to(test.device), test, **values | {"lr": content["lr"]})
     return {**last, "validation": logged(run.result), "best_on_validation": {**run.best, "test": logged(best)}}
 
 

@@ -1,6 +1,5 @@
 """The run folder: what a run writes, and how it resumes."""
 import contextlib
-import hashlib
 import importlib.metadata
 import json
 import math
@@ -28,6 +27,7 @@ from utils import (
     save_json,
     set_random_state,
     synchronize,
+    tensor_digest,
     tensors,
 )
 
@@ -39,7 +39,7 @@ class Run:
 
     The same settings give the same folder and resume from its checkpoint, on a CPU bitwise as if never interrupted.
     `settings` are all flags; those in `without_effect` (paths, device, logging) do not change the folder. With several
-    processes, rank 0 reads and writes.
+    processes, rank 0 reads and writes, except the scores of an evaluation's networks.
     """
 
     COUNTERS = ("iteration", "seconds", "steps", "refused", "logged", "loss", "evaluated", "start", "best", "result",
@@ -221,8 +221,7 @@ class Run:
         if world_size() == 1:
             return
         found = [tensor for thing in self.stateful.values() for tensor in tensors(thing.state_dict())]
-        digests = gather([[hashlib.sha256(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy()).hexdigest()
-                           for tensor in found]])
+        digests = gather([list(map(tensor_digest, found))])
         if any(each != digests[0] for each in digests):
             raise ValueError(f"the processes do not have the same state at iteration {self.iteration}: "
                              f"start again from the checkpoint in {self.folder}")

@@ -65,7 +65,7 @@ class SyntheticSet(nn.Module):
         return copy.deepcopy(self).requires_grad_(False)
 
     def every(self, classes=slice(None)):
-        """Return all videos that the set can show of `classes`, with each pair of memories once, and their labels (n,)."""
+        """Return all videos that the set can show of `classes`, each pair of memories once, and their labels (n,)."""
         index = torch.arange(len(self)).view(self.K, self.N)[classes].flatten()
         return self(index)[0], self.labels[index]
 

@@ -235,7 +235,7 @@ def test_goes_on_from_a_checkpoint(command, on_device, tmp_path, script):
     """Killed after the checkpoint that follows the first step, bitwise as if it never had been."""
     whole, extra = on_device(script)
     flags = *DEVICE, *extra, "--checkpoint_seconds", 0
-    assert command(script, tmp_path, *flags, replace=-3 if script == "buffer" else -6)[0] == -9
+    assert command(script, tmp_path, *flags, replace=-3 if script == "buffer" else -8)[0] == -9
     code, printed = command(script, tmp_path, *flags)
     assert code == 0 and "resumed at iteration 1" in printed, printed
     folder = only_folder(tmp_path)
@@ -275,7 +275,7 @@ def test_options_that_round_or_draw_otherwise(command, on_device, tmp_path, scri
 def test_goes_on_on_another_device(command, on_device, tmp_path, first, then):
     """The device does not choose the run's folder; where the precision is the same, so is the run."""
     (whole, _), flags = on_device("distill_DM"), ("--precision", "fp32", "--checkpoint_seconds", 0)
-    assert command("distill_DM", tmp_path, *flags, "--device", first, replace=-6)[0] == -9
+    assert command("distill_DM", tmp_path, *flags, "--device", first, replace=-8)[0] == -9
     code, printed = command("distill_DM", tmp_path, *flags, "--device", then)
     assert code == 0 and "resumed at iteration 1" in printed, printed
     folder = only_folder(tmp_path)
@@ -309,7 +309,7 @@ def test_a_selection_that_was_stopped_before_its_test(command, tmp_path):
     """It is read from its file, and tested on the device."""
     flags = *DEVICE, "--validation", 0.34
     run(command, "distill_utils.coreset", tmp_path / "whole", *flags)  # and makes the packs
-    assert command("distill_utils.coreset", tmp_path / "stopped", *flags, replace=-6)[0] == -9
+    assert command("distill_utils.coreset", tmp_path / "stopped", *flags, replace=-8)[0] == -9
     found = [run(command, "distill_utils.coreset", tmp_path / name, *flags) for name in ("stopped", "whole")]
     assert outcome(found[0]) == outcome(found[1])
 

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+import types
 
 import numpy as np
 import pandas as pd
@@ -20,6 +21,7 @@ from fakes import random_clips
 from PIL import Image
 
 import utils
+from distill_utils import record
 from distill_utils.clips import denormalize
 from distill_utils.identity import WITHOUT_EFFECT, start_run
 from distill_utils.pictures import save_pictures
@@ -249,14 +251,40 @@ def test_a_finished_run_started_again_changes_nothing(command, whole):
     assert written == {name: (folder / name).stat().st_mtime_ns for name in written}
 
 
-def test_an_evaluation_goes_on_with_its_finished_networks(command, tmp_path):
-    flags = ("--num_eval", 2, "--Iteration", 0)
-    while not (kept := list(tmp_path.glob("*/*/scores/test_0/network0.pt"))):
-        assert command("distill_DM", tmp_path, *flags, replace=-2)[0] == -signal.SIGKILL
-    utils.save(torch.load(kept[0], weights_only=True) | {"top1": 12.5}, kept[0])  # seen again: not trained again
-    assert command("distill_DM", tmp_path, *flags)[0] == 0
-    first, second = json.loads((only_folder(tmp_path) / "result.json").read_text())["networks"]
-    assert first == 12.5 != second and not (only_folder(tmp_path) / "scores").exists()
+@pytest.mark.parametrize("script, flags", (("distill_DM", ("--Iteration", 0)), ("distill_utils.coreset", ()), ("distill_utils.coreset", ("--validation", 0.34))))
+def test_an_evaluation_goes_on_with_its_finished_networks(command, tmp_path, script, flags):
+    flags = ("--num_eval", 2, *flags)
+    assert command(script, tmp_path / "whole", *flags)[0] == 0
+    whole = only_folder(tmp_path / "whole")
+    while not (kept := list(tmp_path.glob("killed/*/*/unfinished_evaluation/*/network0.pt"))):
+        assert command(script, tmp_path / "killed", *flags, replace=-2)[0] == -signal.SIGKILL
+    score = torch.load(kept[0], weights_only=True)
+    utils.save(score | {"top1": 12.5}, kept[0])  # seen again: not trained again
+    assert command(script, tmp_path / "killed", *flags)[0] == 0
+    folder = only_folder(tmp_path / "killed")
+    found, expected = (json.loads((place / "metrics.jsonl").read_text().splitlines()[0])["networks"] for place in (folder, whole))
+    assert found == [12.5, expected[1]] and score["top1"] == expected[0]
+    assert (folder / "distilled.pt").read_bytes() == (whole / "distilled.pt").read_bytes()
+    assert {path.name for path in folder.iterdir()} == {path.name for path in whole.iterdir()}
+
+
+def test_no_evaluation_finds_the_scores_of_another(tmp_path, monkeypatch):
+    """Of another set, split or setting; the same one does, whatever was computed in between."""
+    monkeypatch.setattr(record, "evaluate", lambda *arguments, keep, **values: keep)
+    run, clips = types.SimpleNamespace(folder=tmp_path), {name: types.SimpleNamespace(split=name) for name in ("test", "validation")}
+    synset = PixelSet(torch.zeros(2, 2, 3, 4, 4), 2)
+
+    def folder(split="test", **values):
+        return record.evaluate_and_keep(run, synset, clips[split], **{"lr": 0.01, "num_eval": 2} | values)
+
+    first = folder()
+    others = [folder("validation"), folder(lr=0.02), folder(num_eval=3)]
+    with torch.no_grad():
+        synset.videos[1, 0, 0, 0, 0] = 1e-30
+    assert len({first, folder(), *others}) == 5
+    with torch.no_grad():
+        synset.videos[1, 0, 0, 0, 0] = 0
+    assert folder() == first
 
 
 def test_stopped_by_the_keyboard(command, tmp_path):

@@ -494,12 +494,12 @@ def test_coreset_and_other_networks_end_to_end(command, tmp_path):
     assert code == 2 and "differ in classes, number of frames or size" in printed
     code, printed = command(evaluate, folder, "--networks", "VGG", data=False)
     assert code == 2 and "unknown network 'VGG': choose from ConvNet3D, " in printed
-    kept = sorted((folder / "networks").rglob("network*.pt"))
+    kept = sorted((folder / "scores").rglob("network*.pt"))
     code, printed = command(evaluate, folder, "--networks", "CNN+GRU", "--num_eval", 3, "--pack_path", tmp_path / "packs", "--device", "cpu", data=False)
-    assert code == 0 and len(set((folder / "networks").rglob("network*.pt")) - set(kept)) == 3 - result_count(other)
+    assert code == 0 and len(set((folder / "scores").rglob("network*.pt")) - set(kept)) == 3 - result_count(other)
     more = list(json.loads((folder / "networks.json").read_text()).values())[-1]
     assert more["networks"][:result_count(other)] == other["networks"] and result_count(more) == 3
-    shutil.rmtree(folder / "networks")
+    shutil.rmtree(folder / "scores")
     save_json({}, folder / "networks.json")
     assert command(evaluate, folder, "--networks", "CNN+GRU", "--num_eval", 3, "--pack_path", tmp_path / "packs", "--device", "cpu", data=False)[0] == 0
     again, = json.loads((folder / "networks.json").read_text()).values()
