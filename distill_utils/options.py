@@ -46,8 +46,8 @@ def add_run_options(parser):
     group.add_argument("--seed", default=0, type=seed, help="random seed of the run (%(default)s)")
     group.add_argument("--checkpoint_seconds", default=60, type=rate, metavar="S",
                        help="seconds between checkpoints, up to ten times more if saving takes over 1/20 of it; 0: "
-                       "after each step; a killed run loses at most about this much learning, and of an "
-                       "evaluation, of buffer.py and of a selection the network in training (%(default)s)")
+                       "after each step; a killed run loses at most about this much learning, or the "
+                       "network that was in training in an evaluation, buffer.py or a selection (%(default)s)")
     group.add_argument("--wandb", default=os.environ.get("WANDB_MODE") or "offline", choices=WANDB_MODES,
                        help="Weights & Biases mode (WANDB_MODE, else offline)")
 

@@ -19,8 +19,8 @@ from distill_utils.machine import limit_threads
 from utils import TEXT, find_device, save_json
 
 # All ranks run the same program with the same random numbers, and each takes a share of the work. Sums over ranks are
-# bitwise equal on all ranks, so that their sets stay equal. Only rank 0 writes the run's files, but
-# each rank the scores of its networks in an evaluation.
+# bitwise equal on all ranks, so that their sets stay equal. Only rank 0 writes the run's files,
+# except the scores of networks in an evaluation, which the rank that trained them writes.
 
 PEER_ENDED = 3  # exit code of a process that ended because of another one, as far as it knows
 OUTPUT_CLOSED = 141  # exit code of a program whose output nobody reads, as the shell gives it for SIGPIPE

@@ -65,7 +65,7 @@ def log_and_save(run, synset, clips, result, matching):
 
 
 BEST = "best_on_validation.pt"  # the set with the best accuracy on validation clips
-UNFINISHED = "unfinished_evaluation"  # folder
+UNFINISHED = "unfinished_evaluation"  # folder for the scores of its finished networks
 
 
 def logged(result):

@@ -39,7 +39,7 @@ class Run:
 
     The same settings give the same folder and resume from its checkpoint, on a CPU bitwise as if never interrupted.
     `settings` are all flags; those in `without_effect` (paths, device, logging) do not change the folder. With several
-    processes, rank 0 reads and writes, except the scores of an evaluation's networks.
+    processes, rank 0 reads and writes; `evaluate` keeps the scores of each rank's networks.
     """
 
     COUNTERS = ("iteration", "seconds", "steps", "refused", "logged", "loss", "evaluated", "start", "best", "result",
