@@ -38,7 +38,6 @@ class GradientMatching:
     def iterate(self, synset, optimizer, check_loss):
         """Take `outer_loop` steps on the frames; call `check_loss` with the loss of each."""
         net = ConvNet(self.clips.K, self.clips.size).to(self.clips.device)
-        net_optimizer = torch.optim.SGD(net.parameters(), lr=self.lr_net, momentum=0.5)
         for step in range(self.outer_loop):
             optimizer.zero_grad()
             loss = self.match(net, synset)
@@ -46,7 +45,7 @@ class GradientMatching:
             sum_gradients(optimizer)
             optimizer.step()
             if step < self.outer_loop - 1:  # the network is not used after the last step
-                self.train(net, net_optimizer, synset)
+                self.train(net, synset)
 
     def match(self, net, synset):
         """Return the distance summed over classes, and add its gradient to the frames.
@@ -77,8 +76,9 @@ class GradientMatching:
         loss = F.cross_entropy(apply_network(net, frames, self.precision), labels.to(frames.device))
         return torch.autograd.grad(loss, weights, create_graph=create_graph)
 
-    def train(self, net, optimizer, synset):
-        """Train the network for `inner_loop` epochs on the frames; each frame is augmented independently."""
+    def train(self, net, synset):
+        """Train the network for `inner_loop` epochs on the frames, by SGD without momentum."""
+        optimizer = torch.optim.SGD(net.parameters(), lr=self.lr_net)
         frames = synset.decode(synset.static.detach().flatten(0, 1))
         labels = torch.arange(synset.K, device=frames.device).repeat_interleave(len(frames) // synset.K)
         for _ in range(self.inner_loop):

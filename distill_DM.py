@@ -147,6 +147,7 @@ def prepare(args):
     """Check the flags, and return the files that the matching reads besides the clips: none."""
     if args.pool and not args.pack:
         raise ValueError("--pool stores its class means beside the packed clips: leave out --no_pack, or --pool")
+    options.check_effect(args, parser(), {"batch_real": "--pool 0"} if args.pool else {})
     return []
 
 

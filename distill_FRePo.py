@@ -111,7 +111,9 @@ class FeatureRegression(nn.Module):
         known = to_float64(labels).detach().requires_grad_()
         errors = predict(of_set, of_real, known) - (
             F.one_hot(self.clips.labels[index[ours]], self.clips.K) - 1 / self.clips.K)
-        loss = errors.square().sum() / len(index) - margin(known) * len(errors) / len(index)   # this rank's share
+        loss = errors.square().sum() / len(index)                          # this rank's share
+        if labels.requires_grad:                                           # the margin of fixed labels is constant
+            loss = loss - margin(known) * len(errors) / len(index)
         by_features, by_labels = torch.autograd.grad(loss, (of_set, known))
         by_features = sum_over_ranks(by_features.to(videos))
 
@@ -216,7 +218,8 @@ class CosineAdam(torch.optim.Adam):
 
 
 def prepare(args):
-    """Return the files that the matching reads besides the clips: none."""
+    """Check the flags, and return the files that the matching reads besides the clips: none."""
+    options.check_effect(args, parser(), {} if args.learn_label else {"lr_label": "--learn_label"})
     return []
 
 

@@ -207,6 +207,7 @@ def prepare(args):
     Sets --buffer_path to the folder that is found, if it was not given.
     """
     check_epochs(args)
+    options.check_effect(args, parser(), {} if args.train_lr else {"lr_lr": "--train_lr"})
     if not args.buffer_path:
         args.buffer_path = find_experts(args)
     elif (args.buffer_path / "config.json").exists():

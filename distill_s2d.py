@@ -72,20 +72,10 @@ def check_effect(args):
     if args.select == "random":
         select = "--select herding or k-center" if chooses else "--static real and --select herding or k-center"
         needed |= dict.fromkeys(("feature_epochs", "feature_lr", "feature_batch"), select)
-    if args.pool:
-        needed["batch_real"] = "--pool 0"
-    if not args.train_lr:
-        needed["lr_lr"] = "--train_lr"
-    if not args.learn_label:
-        needed["lr_label"] = "--learn_label"
     flags = {method: matching_flags(method) for method in METHODS}
     for flag in sorted(set().union(*flags.values()) - flags[args.method]):
         needed[flag] = f"--method {' or '.join(method for method in METHODS if flag in flags[method])}"
-    start = parser().parse_args(["--dataset", args.dataset])
-    for flag, other in needed.items():
-        if (value := getattr(args, flag)) != getattr(start, flag):
-            given = f"--no-{flag}" if value is False else f"--{flag}"
-            raise ValueError(f"{given} has no effect without {other}: give {other}, or leave out {given}")
+    options.check_effect(args, parser(), needed)
 
 
 def matching_flags(method) -> set[str]:

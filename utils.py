@@ -170,7 +170,7 @@ def find_device(name) -> torch.device:
         device = None
     if device is None or device.type != "cpu" and f"{device.type}:{device.index or 0}" not in here:
         raise ValueError(f"--device {name}: PyTorch {torch.__version__} finds no such device here: "
-                         f"give one of {', '.join(here)}")
+                         f"give one of {', '.join(here)} (to a launcher, as its first argument)")
     if device.type != "cpu":
         try:
             torch.accelerator.set_device_index(device.index or 0)
@@ -198,7 +198,12 @@ def accelerator_memory(device) -> tuple[int, int]:
     if device.type == "mps":
         total = torch.mps.recommended_max_memory()
         return total - torch.mps.driver_allocated_memory(), total
-    return torch.get_device_module(device).mem_get_info(device)
+    module = torch.get_device_module(device)
+    try:
+        return module.mem_get_info(device)
+    except RuntimeError:  # Intel's integrated GPUs do not tell how much is free
+        total = module.get_device_properties(device).total_memory
+        return total - module.memory_reserved(device), total
 
 
 def peak_memory(device) -> int:

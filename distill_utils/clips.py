@@ -19,7 +19,7 @@ from distill_utils.compute import stays_on_device
 from distill_utils.datasets import DATA_PATH, LIST, DataSet, clip_frames, clip_positions, find_dataset, read_videos
 from distill_utils.frames import as_rgb, content_digest, find_folders, frame_names
 from distill_utils.machine import cores
-from distill_utils.packs import open_pack
+from distill_utils.packs import open_pack, pack_counts
 from distill_utils.temporal import repeated_frames
 from distill_utils.workers import mapped
 from utils import has_own_memory, json_digest, read_json
@@ -118,12 +118,15 @@ def load_clips(dataset, *, split, pack=True, pack_path=None, device="cpu", worke
     if pack:
         path = selection.pack(pack_path)
         packed = open_pack(path, selection.shape, lambda: FrameFolders(selection, workers))
+        stretched, repeated = pack_counts(path)
         if stays_on_device(packed.clips[0].numel() * int(used.sum()), device):
-            resident = (packed.clips if used.all() else packed.clips[used]).to(device)  # indexing copies to RAM first
+            resident = copy_to(device, packed, used.nonzero().flatten())
         else:
             take = packed.take
     else:
-        take = FrameFolders(selection, workers).take
+        folders = FrameFolders(selection, workers)
+        take, stretched, repeated = folders.take, folders.stretched, folders.repeated
+    report(selection, stretched, repeated)
     if take and not used.all():
         take = taking(take, used.nonzero().flatten())
     origin = (path, hashlib.sha256(used.numpy().tobytes()).hexdigest()[:16]) if path else None
@@ -133,6 +136,25 @@ def load_clips(dataset, *, split, pack=True, pack_path=None, device="cpu", worke
     videos = torch.arange(len(labels) // per_video).repeat_interleave(per_video)
     return Clips(take, resident, labels, videos, selection.class_names, dataset, row.T, row.size, device, split, origin,
                  mirror)
+
+
+def copy_to(device, packed, numbers, at_once=256):
+    """Return the clips `numbers` of a Pack on the device, copied in pieces: all of them may not fit into the RAM."""
+    copy = torch.empty(len(numbers), *packed.clips.shape[1:], dtype=torch.uint8, device=device)
+    for place in torch.arange(len(numbers)).split(at_once):
+        batch = torch.empty(len(place), *copy.shape[1:], dtype=torch.uint8)
+        packed.take(numbers[place], batch)
+        copy[place[0]:place[-1] + 1] = batch
+    return copy
+
+
+def report(selection, stretched, repeated):
+    """Print how many videos are stretched, and how many training clips repeat another clip of their video."""
+    if stretched:
+        print(f"{selection.split}: {stretched} of {len(selection.videos)} videos have fewer than {selection.row.T} "
+              "frames and are stretched")
+    if repeated and selection.split == "train":  # test clips of short videos repeat by design
+        print(f"train: {repeated} of {selection.positions.size} clips repeat another clip of the same video")
 
 
 def taking(take, numbers):
@@ -240,19 +262,27 @@ class FrameFolders:
         self.folders = folders = find_folders(selection.videos.folder.tolist(), self.row.elsewhere)
         self.workers = workers or cores()
         self.pool = concurrent.futures.ThreadPoolExecutor(self.workers)  # PIL decodes without the GIL
-        lengths = mapped(self.pool, lambda folder: len(frame_names(folder, self.row.frame_names)), folders)
+        lengths = list(mapped(self.pool, lambda folder: len(frame_names(folder, self.row.frame_names)), folders))
         self.stretched = sum(length < self.row.T for length in lengths)
-        if self.stretched:
-            print(f"{self.stretched} of {len(folders)} videos have fewer than {self.row.T} frames and are stretched")
+        self.repeated = sum(self.count_repeats(*each) for each in enumerate(lengths))
 
     def decode(self, video, clips=slice(None)):
         """Return all or some clips of a video, uint8 (n, T, 3, H, W); decode a shared frame only once."""
         row, folder = self.row, self.folders[video]
         names = frame_names(folder, row.frame_names)
-        numbers = clip_frames(len(names), row.T, row.stride, row.rule, self.positions[video, clips])
+        numbers = self.frame_numbers(video, len(names), clips)
         needed, where = np.unique(numbers, return_inverse=True)
         frames = np.stack([read_frame(os.path.join(folder, names[number]), row.size) for number in needed])
         return frames[where.reshape(numbers.shape)]
+
+    def count_repeats(self, video, length):
+        first = self.frame_numbers(video, length)[:, 0]
+        return len(first) - len(np.unique(first))
+
+    def frame_numbers(self, video, length, clips=slice(None)):
+        """Return the frame numbers (n, T) of all or some clips of a video of `length` frames."""
+        row = self.row
+        return clip_frames(length, row.T, row.stride, row.rule, self.positions[video, clips])
 
     def take(self, index, batch):
         """Decode the clips `index` (B,) into batch (B, T, 3, H, W)."""

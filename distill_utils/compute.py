@@ -18,7 +18,7 @@ def set_precision(device, precision):
     """Set the precision of convolutions in this process, and return the precision to use.
 
     `tf32` allows tf32 convolutions; all other float32 products are exact. `auto` becomes bf16 on a CPU or a CUDA GPU
-    that supports it in hardware, else fp32. ValueError for tf32, or bf16 on a GPU, without hardware support.
+    that supports it in hardware, else fp32, also where cuDNN computes it wrongly. ValueError for tf32, or bf16 on a GPU, without hardware support.
     """
     if precision == "bf16" and device.type == "cuda" and not is_ampere(device):  # its convolutions would not use cuDNN
         raise ValueError("--precision bf16 needs an NVIDIA GPU of the Ampere generation or later: give fp32")
@@ -26,12 +26,21 @@ def set_precision(device, precision):
         raise ValueError("--precision tf32 needs an NVIDIA GPU of the Ampere generation or later: give fp32 or bf16")
     torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = precision == "tf32", False
     if precision == "auto":
-        return "bf16" if is_ampere(device) or device.type == "cpu" and cpu_has_bf16() else "fp32"
+        fast = cpu_has_bf16() if device.type == "cpu" else is_ampere(device) and not has_faulty_bf16()
+        return "bf16" if fast else "fp32"
     return precision
 
 
 def is_ampere(device):
     return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
+
+
+def has_faulty_bf16():
+    """Return whether bf16 convolutions over time may be wrong or slow: cuDNN 9.8 to 9.14, in PyTorch 2.9 and 2.10.
+
+    See PyTorch's issues 163539 and 166122.
+    """
+    return not torch.version.hip and 90800 <= (torch.backends.cudnn.version() or 0) < 91500
 
 
 def has_tf32(device):

@@ -10,7 +10,6 @@ import pathlib
 import pandas as pd
 
 import networks
-from distill_utils.datasets import DATASETS
 from distill_utils.identity import (
     DATA_PATHS,
     check_places,
@@ -32,7 +31,7 @@ from distill_utils.options import (
 )
 from distill_utils.processes import broadcast, error_line, rank, run_script
 from distill_utils.protocol import RealSet, evaluate
-from distill_utils.record import ACCURACIES, check_figure, evaluate_and_keep, finish, logged, remove_scores
+from distill_utils.record import ACCURACIES, check_figure, evaluate_and_keep, finish, log_evaluation, remove_scores
 from distill_utils.run import read_config
 from distill_utils.synset import load_set
 from utils import read_json, save_json, seed_everything
@@ -64,10 +63,7 @@ def full_data(args):
     synset, values = RealSet(train_clips), evaluation_values(args, LR_NET)
     run.resume()
     if run.result is None:
-        run.result = evaluate_and_keep(run, synset, eval_clips, **values)
-        headline = DATASETS[args.dataset].headline
-        run.keep_best(run.result[headline], std=run.result[f"{headline}_std"])
-        run.log(split=eval_clips.split, **logged(run.result))
+        log_evaluation(run, eval_clips, evaluate_and_keep(run, synset, eval_clips, **values))
         run.checkpoint()
         remove_scores(run)
     finish(run, synset, eval_clips, test, **values)
@@ -111,6 +107,7 @@ def across_networks(args):
                      **{top: f"{result[top]:.1f} ± {result[top + '_std']:.1f}"
                         for top in ("top1", "top5", "video_top1")},
                      "train top1": f"{result['train_top1']:.1f}", "seconds": f"{result['seconds']:.0f}"})
+    print(f"{args.run}: {synset.bytes():,} bytes, {synset.bytes_fp32():,} at fp32")
     print(pd.DataFrame(rows).to_string(index=False))
     print(f"all figures: {path}")
 

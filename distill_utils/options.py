@@ -328,6 +328,17 @@ def check(args, per_class=1, networks=(), still=False, convnet3d=False):
     return device
 
 
+def check_effect(args, defaults, needed):
+    """ValueError if a flag was given that has no effect.
+
+    defaults: a parser. needed: name of a flag: what it needs, which the caller has found missing.
+    """
+    for flag, other in needed.items():
+        if (value := getattr(args, flag)) != defaults.get_default(flag):
+            given = f"--no-{flag}" if value is False else f"--{flag}"
+            raise ValueError(f"{given} has no effect without {other}: give {other}, or leave out {given}")
+
+
 def clips_per_class(args, still=False):
     """Return the number of training clips per class, a Series; `still`: of clips of one frame."""
     videos, _ = list_videos(args)
@@ -353,6 +364,9 @@ def check_temporal(args, T):
         value = getattr(args, flag, None) or 1
         if value > T or flag == "segments" and T % value:
             raise ValueError(f"--{flag} {value} does not fit clips of {T} frames")
+    if getattr(args, "interpolation", None) == "linear" and args.n_syn in (None, T):
+        raise ValueError("--interpolation linear has no effect without --n_syn: give --n_syn, or leave out "
+                         "--interpolation")
 
 
 def check_compact(args, T, size):

@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from distill_utils.processes import progress
 from distill_utils.workers import mapped
-from utils import check_space, lock, save_json, with_path
+from utils import check_space, lock, read_json, save_json, with_path
 
 HOST = socket.gethostname()
 MOST_BROKEN = 100  # videos that cannot be read, after which a pack is given up
@@ -55,6 +55,14 @@ def open_pack(path, shape, open_frames):
     return Pack(np.memmap(path, np.uint8, "r", len(header), shape))
 
 
+def pack_counts(path):
+    """Return how many videos of a pack are stretched, and how many clips repeat another; 0 where that is not stored."""
+    stored = {}
+    with contextlib.suppress(OSError, ValueError, TypeError):  # the file beside the pack may be deleted
+        stored = dict(read_json(path.with_suffix(".json")))
+    return stored.get("stretched", 0), stored.get("repeated", 0)
+
+
 def pack_header(shape):
     """Return the header of a pack, which is a .npy file."""
     file = io.BytesIO()
@@ -88,9 +96,10 @@ def build_pack(path, shape, frames):
             file.flush()
             write_clips(file.fileno(), file.tell(), frames, shape[0], path.stem)
             os.fsync(file.fileno())
-        save_json({"clips": shape[0], "videos": len(frames.folders), "stretched": frames.stretched, "bytes": size,
-                   "seconds": round(time.monotonic() - start, 2), "listed": frames.selection.listed,
-                   "content": path.stem.rpartition("_")[2], "place": frames.selection.videos.folder.iloc[0]},
+        save_json({"clips": shape[0], "videos": len(frames.folders), "stretched": frames.stretched,
+                   "repeated": frames.repeated, "bytes": size, "seconds": round(time.monotonic() - start, 2),
+                   "listed": frames.selection.listed, "content": path.stem.rpartition("_")[2],
+                   "place": frames.selection.videos.folder.iloc[0]},
                   path.with_suffix(".json"))
         if not path.exists():  # else another machine was faster, and its pack may be in use
             os.replace(temporary, path)

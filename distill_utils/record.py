@@ -43,15 +43,9 @@ def log_and_save(run, synset, clips, result, matching):
     The set with the best accuracy on validation clips also goes to a separate file.
     """
     learned = {"step_size": matching.eval_lr()} if matching and list(matching.parameters()) else {}
-    headline = DATASETS[clips.dataset].headline
-    best = run.keep_best(result[headline], std=result[f"{headline}_std"])
-    run.evaluated = run.iteration
-    run.log(split=clips.split, loss=run.loss, **learned, refused=run.refused, **logged(result))
-    run.log_line(f"iteration {run.iteration}: {on(clips)}{summary(result, headline)}; "
-                 f"best on {clips.split} {best['value']:.1f} at iteration {best['iteration']}")
-    for warning in (learned_too_little(result), matching and matching.warning(result)):
-        if warning:
-            run.log_line(warning)
+    best = log_evaluation(run, clips, result, **learned)
+    if warning := matching and matching.warning(result):
+        run.log_line(warning)
     if rank() == 0:
         content = {"kind": type(synset).__name__, **synset.content(), "ipc": synset.N, "class_names": clips.class_names,
                    "dataset": clips.dataset, "frames": clips.T, "size": clips.size, "storage": synset.storage,
@@ -60,8 +54,20 @@ def log_and_save(run, synset, clips, result, matching):
         if clips.split == "validation" and best["iteration"] == run.iteration:
             save(content, run.folder / BEST)
         save_pictures(synset, run.folder)
-    run.result = result
     run.checkpoint()
+
+
+def log_evaluation(run, clips, result, **learned):
+    """Log a result on these Clips, and print it; return the best evaluation so far."""
+    headline = DATASETS[clips.dataset].headline
+    best = run.keep_best(result[headline], std=result[f"{headline}_std"])
+    run.result, run.evaluated = result, run.iteration
+    run.log(split=clips.split, loss=run.loss, **learned, refused=run.refused, **logged(result))
+    run.log_line(f"iteration {run.iteration}: {on(clips)}{summary(result, headline)}; "
+                 f"best on {clips.split} {best['value']:.1f} at iteration {best['iteration']}")
+    if warning := learned_too_little(result):
+        run.log_line(warning)
+    return best
 
 
 BEST = "best_on_validation.pt"  # the set with the best accuracy on validation clips

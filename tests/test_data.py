@@ -383,11 +383,15 @@ def test_rule_all_stretches_and_counts(tmp_path, capsys):
         write_frames(tmp_path / "Kinetics" / "train" / folder, count, size=64)
     clips = load_clips("Kinetics400", split="train", data_path=tmp_path, pack_path=tmp_path / "packs", train_clips=2)
     assert len(clips) == 2  # one clip a video, however many are asked for
-    assert "1 of 2 videos have fewer than 8 frames and are stretched" in capsys.readouterr().out
+    told = "train: 1 of 2 videos have fewer than 8 frames and are stretched\n"
+    assert told in capsys.readouterr().out
+    load_clips("Kinetics400", split="train", data_path=tmp_path, pack_path=tmp_path / "packs", train_clips=2)
+    assert capsys.readouterr().out == told  # of the finished pack too
     assert json.loads(packs(tmp_path, "*.json")[0].read_text())["stretched"] == 1
     short = clips.gather(torch.tensor([0]))[0]
     assert all((short[i] == short[j]).all() == (i * 3 // 8 == j * 3 // 8) for i in range(8) for j in range(8))
     stills = load_clips("Kinetics400", split="train", data_path=tmp_path, pack=False, T=1, train_clips=64)
+    assert capsys.readouterr().out == "train: 117 of 128 clips repeat another clip of the same video\n"  # of 3 and 8 frames
     assert len(stills.gather(torch.arange(64, 128)).flatten(1).unique(dim=0)) == 8  # T = 1: every frame comes
 
 

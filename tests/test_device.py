@@ -59,6 +59,14 @@ def test_memory_of_each_kind(accelerator, monkeypatch, kind, own):
         assert utils.peak_memory(device) == (5 if own else resident) and utils.peak_memory(cpu) == resident
 
 
+def test_memory_of_an_integrated_gpu(accelerator):
+    """Intel's do not tell how much is free."""
+    def refuse(device):
+        raise RuntimeError("The device doesn't support querying the available free memory")
+    device = accelerator("xpu", mem_get_info=refuse, memory_reserved=lambda device: 3, get_device_properties=lambda device: types.SimpleNamespace(total_memory=8))
+    assert utils.accelerator_memory(device) == (5, 8)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_random_state_of_each_kind(accelerator, kind):
     """It is kept, and given to a device of the same kind only."""
@@ -251,7 +259,7 @@ def test_goes_on_from_a_checkpoint(command, on_device, tmp_path, script):
     ("distill_DM", ""),
     ("distill_DM", "--n_syn 2 --interpolation parametric --lr_interpolation 1 --segments 2 --init mean"),
     ("distill_DM", "--n_real 2 --n_syn 1 --init still"),
-    ("distill_DM", "--pool 2 --init noise"),
+    ("distill_DM", "--pool 2 --batch_real 64 --init noise"),
     ("distill_DM", "--validation 0.34 --no_pack"),
     ("distill_DC", "--init mean --ipc 1"),
     ("distill_s2d", "--init_dynamic residual --init_hal identity --train_static"),

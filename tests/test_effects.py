@@ -36,12 +36,12 @@ def differ(one, other):
 
 EFFECTS = {  # script: (flags of both runs, the flag that differs), one per line
     "distill_DM": (
-        "| --seed 1", "| --mirror 0", f"| --dsa {ALL}", "| --batch_real 1", "| --pool 2", "--pool 2 | --mirror 0", "| --n_real 2", "| --segments 2",
+        "| --seed 1", "| --mirror 0", f"| --dsa {ALL}", "| --batch_real 1", "| --pool 2 --batch_real 64", "--pool 2 --batch_real 64 | --mirror 0", "| --n_real 2", "| --segments 2",
         "| --width 10", "| --init mean", "| --init still", "--n_syn 3 | --interpolation linear", "--n_syn 3 --interpolation parametric | --lr_interpolation 1"),
     "distill_DC": ("| --seed 1", "| --mirror 0", f"| --dsa {ALL}", "| --lr_net 1", "| --batch_train 1", "| --init mean", "| --inner_loop 2",
                    "| --outer_loop 3", "| --batch_real 1"),
     "distill_MTT": ("| --seed 1", "| --min_start_epoch 1", "--Iteration 6 | --expand 99", "--expand 99 --Iteration 6 | --current_max_start_epoch 2", "| --batch_syn 1",
-                    "| --trajectories_per_step 2", "| --lr_teacher 0.5", "| --lr_lr 1", "| --no-train_lr", "| --syn_steps 1", "| --init mean"),
+                    "| --trajectories_per_step 2", "| --lr_teacher 0.5", "| --lr_lr 1", "| --no-train_lr --lr_lr 1e-5", "| --syn_steps 1", "| --init mean"),
     "distill_s2d": ("| --seed 1", "| --mirror 0", f"| --dsa {ALL}", "| --lr_hal 1", "| --lr_dynamic 20", "| --train_static",
                     "--train_static | --lr_static 30", "| --init_dynamic residual", "| --init_hal identity", "| --dynamic_frames 4"),
     "distill_FRePo": ("| --seed 1", "| --mirror 0", f"| --dsa {ALL}", "| --lr_label 1", "| --no-learn_label", "| --lr_pool 1", "| --num_pool 1",

@@ -183,12 +183,12 @@ def here(monkeypatch, kind, count):
 def test_devices(refused, monkeypatch):
     here(monkeypatch, "cuda", 0)
     for device in ("gpu", "cuda:x", "meta", "mps", "xpu:1", "vulkan", ""):
-        assert refused("DM", "--device", device) == f"--device {device}: PyTorch {torch.__version__} finds no such device here: give one of cpu"
+        assert refused("DM", "--device", device) == f"--device {device}: PyTorch {torch.__version__} finds no such device here: give one of cpu (to a launcher, as its first argument)"
     for name in ("DM", "DC", "s2d"):
         assert refused(name, "--device", "cuda", *(("--path_static", "x") if name == "s2d" else ())).startswith("--device cuda: PyTorch")
     for kind, count, wrong in (("cuda", 2, "cuda:3"), ("cuda", 1, "mps"), ("mps", 1, "cuda"), ("mps", 1, "mps:1"), ("xpu", 2, "xpu:2")):
         here(monkeypatch, kind, count)
-        assert refused("DM", "--device", wrong).endswith(", ".join(["one of cpu", *(f"{kind}:{number}" for number in range(count))]))
+        assert refused("DM", "--device", wrong).endswith(", ".join(["one of cpu", *(f"{kind}:{number}" for number in range(count))]) + " (to a launcher, as its first argument)")
 
 
 @pytest.mark.parametrize("device", ("cuda", "cuda:1", "mps", "xpu"))
@@ -302,8 +302,7 @@ def test_static_memory_that_does_not_fit(stopped, tmp_path):
     (("--static", "real", "--path_static", "x.pt"), "path_static", "--static DC"), (("--static_frame", "middle"), "static_frame", "--static real"),
     (("--lr_static", 30), "lr_static", "--train_static"), (("--method", "FRePo", "--pool", 3), "pool", "--method DM"),
     (("--syn_steps", 5), "syn_steps", "--method MTT"), (("--no-learn_label",), "no-learn_label", "--method FRePo"),
-    (("--pool", 3, "--batch_real", 32), "batch_real", "--pool 0"), (("--static", "real", "--feature_lr", 1), "feature_lr", "--select herding or k-center"),
-    (("--method", "MTT", "--no-train_lr", "--lr_lr", 1), "lr_lr", "--train_lr"), (("--method", "FRePo", "--no-learn_label", "--lr_label", 1), "lr_label", "--learn_label")))
+    (("--static", "real", "--feature_lr", 1), "feature_lr", "--select herding or k-center")))
 def test_flags_without_effect(tiny, flags, flag, other):
     """One that another flag makes useless is refused; with that other flag, or at its default, it is taken."""
     def args(*flags):
@@ -312,6 +311,22 @@ def test_flags_without_effect(tiny, flags, flag, other):
         distill_s2d.check_effect(args(*flags))
     distill_s2d.check_effect(args(*flags, *other.partition(" or ")[0].split()))
     distill_s2d.check_effect(args())
+
+
+@pytest.mark.parametrize("method, flags, flag, other", (
+    ("DM", ("--pool", 3, "--batch_real", 32), "batch_real", "--pool 0"), ("MTT", ("--no-train_lr", "--lr_lr", 1), "lr_lr", "--train_lr"),
+    ("FRePo", ("--no-learn_label", "--lr_label", 1), "lr_label", "--learn_label")))
+def test_flags_of_a_matching_without_effect(tiny, method, flags, flag, other):
+    matching = distill_s2d.METHODS[method]
+    for script, own in ((matching, ()), (distill_s2d, ("--method", method))):
+        args = script.parser().parse_args(["--dataset", "custom", "--data_path", str(tiny), *own, *map(str, flags)])
+        with pytest.raises(ValueError, match=f"^--{flag} has no effect without {other}: give {other}, or leave out --{flag}$"):
+            matching.prepare(args)
+
+
+def test_an_interpolation_of_all_frames(refused):
+    for flags in ((), ("--n_syn", 8)):
+        assert refused("DM", "--interpolation", "linear", *flags) == "--interpolation linear has no effect without --n_syn: give --n_syn, or leave out --interpolation"
 
 
 def test_a_shortened_flag(refused):

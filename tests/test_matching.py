@@ -322,19 +322,17 @@ def test_dc_trains_its_network_by_plain_sgd_on_the_frames(monkeypatch, batch_tra
     double, shuffle = copy.deepcopy(net).double(), torch.randperm
     monkeypatch.setattr(torch, "randperm", lambda n: order.append(shuffle(n)) or order[-1])
     matching = gradient_matching(random_clips(LABELS, K, T=1, size=16), inner_loop=3, batch_train=batch_train)
-    matching.train(net, torch.optim.SGD(net.parameters(), lr=0.01, momentum=0.5), synset)
+    matching.train(net, synset)
 
     assert len(order) == 3
     before, parameters = copy.deepcopy(double), list(double.parameters())
     frames = synset.static.detach().double().flatten(0, 1)
-    velocities = [torch.zeros_like(parameter) for parameter in parameters]
     for batch in [batch for epoch in order for batch in epoch.split(batch_train)]:
         loss = sum(-F.log_softmax(double(frames[n:n + 1])[0], 0)[n // 2] for n in batch.tolist()) / len(batch)
         gradients = torch.autograd.grad(loss, parameters)
         with torch.no_grad():
-            for parameter, velocity, gradient in zip(parameters, velocities, gradients):
-                velocity.mul_(0.5).add_(gradient)
-                parameter.sub_(0.01 * velocity)
+            for parameter, gradient in zip(parameters, gradients):
+                parameter.sub_(0.01 * gradient)
     for parameter, reference, start in zip(net.parameters(), parameters, before.parameters()):
         assert (parameter - reference).norm() < 1e-3 * (start - reference).norm() + 1e-7
     assert synset.static.grad is None
@@ -388,6 +386,10 @@ def test_precision_of_a_gpu(monkeypatch, capability, auto, allowed):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
     gpu = torch.device("cuda")
+    for cudnn in (91002, 91400):  # whose bf16 convolutions over time are wrong or slow
+        monkeypatch.setattr(torch.backends.cudnn, "version", lambda cudnn=cudnn: cudnn)
+        assert compute.set_precision(gpu, "auto") == "fp32"
+    monkeypatch.setattr(torch.backends.cudnn, "version", lambda: 91900)
     assert compute.set_precision(gpu, "auto") == auto and not torch.backends.cudnn.allow_tf32 and not torch.backends.cuda.matmul.allow_tf32
     if allowed:
         assert compute.set_precision(gpu, "tf32") == "tf32" and torch.backends.cudnn.allow_tf32 and not torch.backends.cuda.matmul.allow_tf32

@@ -234,5 +234,5 @@ def test_a_pool_without_a_pack_is_refused(tiny, tmp_path, capsys, script, flags)
 
 def test_a_set_that_is_not_learned_needs_no_pool(command, tmp_path):
     before = pools(command.folder / "packs")
-    code, output = command("distill_DM", tmp_path, "--Iteration", 0, "--pool", 2)
+    code, output = command("distill_DM", tmp_path, "--Iteration", 0, "--pool", 2, "--batch_real", 64)
     assert code == 0 and pools(command.folder / "packs") == before, output

@@ -32,6 +32,6 @@ flags=(
   --pool 150                # networks that DM draws from, made once
   --num_eval 3              # networks per evaluation
   --batch_train 16
-  --epoch_eval_train 83     # 250 steps of 16 videos with six classes and IPC 8
+  --epoch_eval_train 83     # 250 steps of 16 videos with six classes and IPC 8; fewer classes need more epochs
 )
 launch "$gpu" distill_s2d.py "${flags[@]}" "$@"
