@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from distill_utils import budget, options
-from distill_utils.augment import NONE, augment, augment_each, draw_siamese
+from distill_utils.augment import NONE, augment, augment_each, draw_operators
 from distill_utils.clips import draw_flips
 from distill_utils.compute import apply_network
 from distill_utils.identity import start_run
@@ -55,7 +55,7 @@ class GradientMatching:
         """
         total, index = synset.static.new_zeros(()), self.clips.class_batch(self.batch_real)
         labels, flips = self.clips.labels[index], draw_flips(len(index), self.clips.mirror)
-        draw = draw_siamese(self.dsa, synset.K)
+        draw = draw_operators(self.dsa, synset.K)
         for label in rank_share(synset.K):
             clips = self.clips.draw(index[labels == label], flip=flips[labels == label])
             real = self.gradient(net, clips[:, 0], label, draw)

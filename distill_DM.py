@@ -10,7 +10,7 @@ from torch import nn
 
 import networks
 from distill_utils import budget, options
-from distill_utils.augment import NONE, augment, draw_siamese, groups_of
+from distill_utils.augment import NONE, augment, choices_of, draw_operators
 from distill_utils.clips import draw_flips
 from distill_utils.compute import (
     KnownGradient,
@@ -53,7 +53,7 @@ class DistributionMatching(nn.Module):
         self.at_once = clips_at_once(clips.T, clips.size, clips.device, width)
         self.pool, self.kept = None, {}  # number of a network of the pool: what pool_network returns for it
         if pool:
-            path = pool_path(clips, precision, segments, width, compile, *groups_of(dsa))
+            path = pool_path(clips, precision, segments, width, compile, *choices_of(dsa))
             self.pool = Pool(path, pool, (clips.K, self.embedding_length()), self.pool_means)
 
     def forward(self, synset):
@@ -82,7 +82,7 @@ class DistributionMatching(nn.Module):
         """Return a network with random weights, a frame index for clips and videos, and an augmentation draw."""
         net = networks.build("ConvNet3D", self.clips.K, self.clips.T, self.clips.size, self.width, self.compiled)
         frames = random_segment(self.clips.T, self.segments, LEAST_FRAMES // 2)
-        return net.to(self.clips.device).requires_grad_(False), frames, draw_siamese(self.dsa, self.clips.K)
+        return net.to(self.clips.device).requires_grad_(False), frames, draw_operators(self.dsa, self.clips.K)
 
     def pool_network(self, number):
         """As fresh_network, for a network of the pool: returns the same for each call with the same number.

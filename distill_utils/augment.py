@@ -1,10 +1,12 @@
 """Differentiable siamese augmentation of clips (DSA, Zhao & Bilen 2021, arXiv 2102.08259; METHOD 11).
 
-A strategy is a list of operator groups, such as "color_crop_cutout_flip_scale_rotate", or "none". A draw holds the
-random parameters of the operators: {group: (B, n) float32 on the CPU}, one row per clip, from torch's generator. A row
-applies to all frames of its clip. A draw is the same for every device and number of processes. All operators are
-differentiable with respect to the clips. Pixels are normalised; pixels from outside of the picture are zero,
-ImageNet's mean colour.
+A strategy is "none", or names of operators joined by _, such as "color_crop_cutout_flip_scale_rotate": each batch is
+changed by one of them, chosen at random. Operators joined by + are applied together, one after another.
+
+A draw holds the random parameters of the chosen operators: {name: (B, n) float32 on the CPU}, one row per clip, from
+torch's generator. A row applies to all frames of its clip. A draw is the same for every device and number of processes.
+All operators are differentiable with respect to the clips. Pixels are normalised; pixels from outside of the picture
+are zero, ImageNet's mean colour.
 """
 import torch
 import torch.nn.functional as F
@@ -13,56 +15,64 @@ NONE = "none"
 
 
 def augment_each(clips, strategy) -> torch.Tensor:
-    """Return the clips changed by all groups of the strategy, with an independent draw for each clip.
+    """Return the clips changed by a random choice of the strategy, each with its own parameters.
 
     clips: (B, T, 3, H, W), or frames (B, 3, H, W), in normalised pixels.
     """
-    return augment(clips, draw_each(strategy, len(clips)))
+    return augment(clips, draw_operators(strategy, len(clips)))
 
 
 def augment(clips, draw, rows=None) -> torch.Tensor:
-    """Return the clips changed by the groups of the draw, one after another.
+    """Return the clips changed by the operators of a draw, one after another.
 
     clips: (B, T, 3, H, W), or frames (B, 3, H, W), in normalised pixels.
-    rows: row of the draw for each clip, int64 (B,) on the CPU: its class in a siamese draw. None: the draw has B
-    rows, in order.
+    rows: row of the draw for each clip, int64 (B,) on the CPU, such as its class in a siamese draw. None: the draw has
+    B rows, in order.
     """
-    for group, parameters in draw.items():
-        operator, *_ = GROUPS[group]
+    for name, parameters in draw.items():
+        operator, *_ = OPERATORS[name]
         clips = operator(clips, *(parameters if rows is None else parameters[rows]).unbind(1))
     return clips
 
 
-def draw_each(strategy, count):
-    """Return a draw of all groups of the strategy for `count` clips."""
-    return {group: draw_group(group, count) for group in groups_of(strategy)}
+def draw_operators(strategy, rows):
+    """Return a draw of one random choice of the strategy; of nothing for "none".
 
-
-def draw_siamese(strategy, num_classes):
-    """Return a draw of one random group of the strategy, with one row per class for its real and synthetic clips."""
-    groups = groups_of(strategy)
-    if not groups:
+    rows: one for each clip of a batch, or, in siamese augmentation, for each class, whose real and synthetic clips
+    share it.
+    """
+    choices = choices_of(strategy)
+    if not choices:
         return {}
-    chosen = groups[int(torch.randint(len(groups), ()))]
-    return {chosen: draw_group(chosen, num_classes)}
+    chosen = choices[int(torch.randint(len(choices), ()))]
+    return {name: draw_parameters(name, rows) for name in chosen.split("+")}
 
 
-def draw_group(group, count):
-    _, *ranges = GROUPS[group]
+def draw_parameters(name, rows):
+    _, *ranges = OPERATORS[name]
     low, high = torch.tensor(ranges, dtype=torch.float32).T
-    return low + torch.rand(count, len(ranges)) * (high - low)             # (count, n)
+    return low + torch.rand(rows, len(ranges)) * (high - low)              # (rows, n)
 
 
-def groups_of(strategy) -> list[str]:
-    """Return the groups of a strategy, in order; ValueError for an unknown or repeated group."""
-    groups = [] if strategy == NONE else strategy.split("_")
-    for group in groups:
-        if group not in GROUPS:
-            raise ValueError(f"--dsa {strategy}: {group!r} is unknown: join some of {', '.join(GROUPS)} by _, or give "
-                             f"{NONE}")
-        if groups.count(group) > 1:
-            raise ValueError(f"--dsa {strategy}: {group} is repeated: give each operator once")
-    return groups
+def choices_of(strategy) -> list[str]:
+    """Return what a batch is changed by, one of these: an operator, or several joined by +.
+
+    ValueError for an unknown or repeated operator.
+    """
+    choices = [] if strategy == NONE else strategy.split("_")
+    names = operators_of(choices)
+    for name in names:
+        if name not in OPERATORS:
+            raise ValueError(f"--dsa {strategy}: {name!r} is unknown: join some of {', '.join(OPERATORS)} by _ or +, "
+                             f"or give {NONE}")
+        if names.count(name) > 1:
+            raise ValueError(f"--dsa {strategy}: {name} is repeated: give each operator once")
+    return choices
+
+
+def operators_of(choices):
+    """Return the names of all operators of the choices of a strategy."""
+    return [name for choice in choices for name in choice.split("+")]
 
 
 # ---------------------------------- operators: clips (B, …, 3, H, W) and their parameters, each (B,), on the CPU
@@ -128,7 +138,7 @@ def beside(clips, values):
     return values.to(clips).view(-1, *[1] * (clips.dim() - 1))
 
 
-GROUPS = {  # name: operator, and the range of each of its parameters
+OPERATORS = {  # name: operator, and the range of each of its parameters
     "color": (change_color, (-0.5, 0.5), (0, 2), (0.5, 1.5)),
     "crop": (crop, (0, 1), (0, 1)),
     "cutout": (cut_out, (0, 1), (0, 1)),

@@ -11,7 +11,7 @@ import torch
 
 import networks
 from distill_utils import budget, options
-from distill_utils.augment import groups_of
+from distill_utils.augment import choices_of
 from distill_utils.compute import apply_network, clips_at_once
 from distill_utils.identity import content_digest, list_digest, start_run
 from distill_utils.processes import broadcast, progress, rank, run_script
@@ -90,7 +90,7 @@ def feature_network(run, args, clips):
     """Return a ConvNet3D trained on all clips; it is stored beside the run folders and reused for equal settings."""
     values = [args.feature_epochs, args.feature_lr, args.feature_batch, args.seed, args.precision, list_digest(args),
               content_digest(args), clips.T, clips.size, args.stride, args.train_clips, args.width,
-              args.mirror, *groups_of(args.dsa)]
+              args.mirror, *choices_of(args.dsa)]
     path = run.folder.parent / f"feature_network_{stream_seed(*values):015x}.pt"
     with random_stream(stream_seed("features", *values)):  # the run draws the same, whether the file exists or not
         net = networks.build("ConvNet3D", clips.K, clips.T, clips.size, args.width).to(clips.device)

@@ -5,7 +5,7 @@ import os
 import pathlib
 import shutil
 
-from distill_utils.augment import GROUPS, NONE, groups_of
+from distill_utils.augment import NONE, OPERATORS, choices_of, operators_of
 from distill_utils.clips import load_clips
 from distill_utils.compute import PRECISIONS, set_precision
 from distill_utils.datasets import DATASETS, LIST, read_videos
@@ -64,15 +64,15 @@ def add_validation(group):
 def add_augmentation(group):
     group.add_argument("--dsa", default=NONE, metavar="STRATEGY",
                        help="differentiable siamese augmentation of everything that networks are trained or matched "
-                       f"on: {NONE}, or operators joined by _ and applied in this order, for example "
-                       f"{'_'.join(GROUPS)}. color: brightness ± 0.5, saturation × 0 to 2, contrast × 0.5 to 1.5, in "
-                       "normalised pixels; networks standardise each clip, so without other operators, and always in "
-                       "DC and DM, only saturation has an effect. crop: shift by up to an eighth of the side. cutout: "
-                       "set a square of half the side to zero. flip: mirror left-right, with probability 1/2. scale: "
-                       "each axis × 1/1.2 to 1.2. rotate: by up to 15 degrees either way. All frames of a clip get the "
-                       "same change. DC and DM apply one operator per step, and change the real and synthetic clips of "
-                       "a class alike. Experts, the steps of MTT and FRePo, DC's network and evaluation apply all "
-                       "operators, independently to each clip; the real clips that FRePo predicts are not changed "
+                       f"on: {NONE}, or operators joined by _, for example {'_'.join(OPERATORS)}. Each batch is changed "
+                       "by one of them, chosen at random; operators joined by + are applied together. color: "
+                       "brightness ± 0.5, saturation × 0 to 2, contrast × 0.5 to 1.5, in normalised pixels; networks "
+                       "standardise each clip, so alone only saturation has an effect. crop: shift by up to an eighth "
+                       "of the side. cutout: set a square of half the side to zero. flip: mirror left-right, with "
+                       "probability 1/2. scale: each axis × 1/1.2 to 1.2. rotate: by up to 15 degrees either way. All "
+                       "frames of a clip get the same change. DC and DM change the real and synthetic clips of a class "
+                       "alike; experts, the steps of MTT and FRePo, DC's network and evaluation change each clip by "
+                       "itself; the real clips that FRePo predicts are not changed "
                        "(%(default)s, as in the paper)")
 
 
@@ -310,7 +310,7 @@ def check(args, per_class=1, networks=(), still=False, convnet3d=False):
             raise ValueError(f"--{flag} has no effect on {dataset.name}, where a clip is the whole video: leave it out")
     check_temporal(args, T)
     check_compact(args, T, size)
-    if "flip" in groups_of(args.dsa) and dataset.directed:
+    if "flip" in operators_of(choices_of(args.dsa)) and dataset.directed:
         raise ValueError(f"--dsa {args.dsa}: leave out flip, because classes of {dataset.name} distinguish left and "
                          "right")
     if getattr(args, "init", None) in ("mean", "noise") and getattr(args, "select", "random") != "random":

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 import networks
-from distill_utils.augment import NONE, augment_each
+from distill_utils.augment import NONE, augment, draw_operators
 from distill_utils.clips import draw_flips
 from distill_utils.compute import apply_network, clips_at_once
 from distill_utils.options import LR_NET
@@ -99,16 +99,17 @@ def train(net, synset, epochs, lr, batch_size, at_once, precision, bar, dsa=NONE
 def train_epoch(net, synset, optimizer, batch_size, at_once, precision, dsa=NONE, targets=None):
     """Train for one epoch in shuffled batches; return the mean loss and top-1 in percent.
 
-    Each video is augmented independently. At most `at_once` videos go through the network together. With
+    With a `dsa` strategy, a batch is changed by one random group, each video by itself. At most `at_once` videos go through the network together. With
     `targets` (n, K), one for each video of the set, the loss is the squared error instead of cross-entropy.
     """
     net.train()
     total = correct = 0
     for index in torch.randperm(len(synset)).split(batch_size):
         optimizer.zero_grad()
-        for part in index.split(at_once):
-            videos, labels = synset(part)
-            videos = augment_each(videos, dsa)
+        draw = draw_operators(dsa, len(index))
+        for rows in torch.arange(len(index)).split(at_once):
+            videos, labels = synset(part := index[rows])
+            videos = augment(videos, draw, rows)
             logits = apply_network(net, videos, precision)
             if targets is not None:
                 loss = F.mse_loss(logits, targets[part].to(logits), reduction="sum")

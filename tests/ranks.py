@@ -17,7 +17,7 @@ from distill_DM import DistributionMatching
 from distill_FRePo import FeatureRegression
 from distill_MTT import TrajectoryMatching
 from distill_utils import clips as clips_module
-from distill_utils.augment import GROUPS, NONE
+from distill_utils.augment import NONE, OPERATORS
 from distill_utils.processes import broadcast, rank, sum_gradients
 from distill_utils.protocol import evaluate
 from distill_utils.run import Run
@@ -25,7 +25,7 @@ from distill_utils.synset import PixelSet, StaticDynamicSet, StillSet
 from networks import ConvNet, FlatNetwork, Hallucinator
 
 K, T, SIZE = 3, 4, 8
-ALL = "_".join(GROUPS)
+ALL = "_".join(OPERATORS)
 LABELS = [2, 0, 1, 0, 2, 2, 1, 0, 1, 2, 2]
 
 

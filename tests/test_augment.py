@@ -18,7 +18,7 @@ import distill_DM
 import networks
 from distill_DM import DistributionMatching
 from distill_utils import augment as augmentation
-from distill_utils.augment import GROUPS, augment, augment_each, draw_each, draw_siamese, groups_of
+from distill_utils.augment import OPERATORS, augment, augment_each, choices_of, draw_operators
 from distill_utils.identity import differing_settings
 from distill_utils.pool import pool_path
 from distill_utils.protocol import RealSet, evaluate, train_epoch
@@ -28,7 +28,7 @@ from utils import load, random_stream, stream_seed
 
 ALL = "color_crop_cutout_flip_scale_rotate"
 K, T, SIZE = 3, 4, 8
-each_group = pytest.mark.parametrize("group", GROUPS)
+each_group = pytest.mark.parametrize("group", OPERATORS)
 
 
 @pytest.fixture(autouse=True)
@@ -38,7 +38,7 @@ def seeded():
 
 def parameters(group, count):
     """Those of one group, a tensor (count,) each."""
-    return draw_each(group, count)[group].unbind(1)
+    return draw_operators(group, count)[group].unbind(1)
 
 
 def some_clips(count=5, T=3, size=16):
@@ -104,7 +104,7 @@ PLAIN = {"crop": plain_crop, "cutout": plain_cutout, "flip": plain_flip, "scale"
 
 @pytest.mark.parametrize("group", PLAIN)
 def test_operators_of_place_are_their_plain_formulas_frame_by_frame(group):
-    clips, draw = some_clips(), draw_each(group, 5)
+    clips, draw = some_clips(), draw_operators(group, 5)
     found = augment(clips, draw)
     for clip, mine, values in zip(clips, found, draw[group].tolist()):
         assert torch.allclose(mine, torch.stack([PLAIN[group](frame, *values) for frame in clip]), atol=1e-5)  # angles and factors are float32
@@ -112,7 +112,7 @@ def test_operators_of_place_are_their_plain_formulas_frame_by_frame(group):
 
 
 def test_color_is_its_three_steps_one_after_another():
-    clips, draw = some_clips(), draw_each("color", 5)
+    clips, draw = some_clips(), draw_operators("color", 5)
     for clip, mine, (brightness, saturation, contrast) in zip(clips, augment(clips, draw), draw["color"].tolist()):
         clip = clip + brightness
         gray = (clip[:, :1] + clip[:, 1:2] + clip[:, 2:]) / 3
@@ -160,10 +160,11 @@ def test_neutral_parameters_change_nothing(group, size):
     assert torch.allclose(augment(clips, {group: torch.tensor([NEUTRAL[group]] * 2, dtype=torch.float32)}), clips, atol=1e-4)
 
 
-def test_everything_is_some_of_the_clip_or_zero_after_all_groups():
+@pytest.mark.parametrize("group", ("crop", "cutout", "flip", "scale", "rotate"))
+def test_everything_is_some_of_the_clip_or_zero(group):
     """On an even clip all groups but color leave one value and zero, and mixtures at edges."""
-    found = augment_each(torch.ones(50, 1, 3, 32, 32), "crop_cutout_flip_scale_rotate")
-    assert found.min() >= -1e-6 and found.max() <= 1 + 1e-6 and 0.5 < found.mean() < 0.9
+    found = augment_each(torch.ones(50, 1, 3, 32, 32), group)
+    assert found.min() >= -1e-6 and found.max() <= 1 + 1e-6 and 0.7 < found.mean() <= 1 and (group == "flip") == (found == 1).all()
 
 
 # ---------------------------------------------------------------- draws
@@ -174,7 +175,7 @@ def test_a_draw_holds_for_all_frames(group):
     still = some_clips(T=1).expand(-1, 4, -1, -1, -1)
     found = augment_each(still, group)
     assert torch.equal(found, found[:, :1].expand_as(found))
-    clips, draw = some_clips(), draw_each(group, 5)
+    clips, draw = some_clips(), draw_operators(group, 5)
     if group != "color":                                                   # whose mean is the whole clip's
         for t in range(clips.shape[1]):
             assert torch.allclose(augment(clips, draw)[:, t], augment(clips[:, t], draw), atol=1e-12)
@@ -196,7 +197,7 @@ RANGES = {"color": ((-0.5, 0.5), (0, 2), (0.5, 1.5)), "scale": ((1 / 1.2, 1.2),)
 
 @pytest.mark.parametrize("group", RANGES)
 def test_parameters_fill_their_range_evenly(group):
-    values = draw_each(group, 4000)[group]
+    values = draw_operators(group, 4000)[group]
     for column, (low, high) in zip(values.T, RANGES[group], strict=True):
         shares = torch.histc(column, 10, low, high) / 4000
         assert low <= column.min() and column.max() <= high and ((shares - 0.1).abs() < 0.03).all()
@@ -229,58 +230,58 @@ def test_neighbours_of_the_ends_stay_inside():
         assert augmentation.cut_out(torch.ones(1, 1, 1, size, size), last, last).sum() >= size ** 2 - (size - size // 2) ** 2
 
 
-def test_a_siamese_draw_is_of_one_group_and_each_of_them_has_its_turn():
-    draws = [draw_siamese("crop_flip_rotate", 7) for _ in range(60)]
-    assert all(len(draw) == 1 and len(parameters) == 7 for draw in draws for parameters in draw.values())
-    counts = [sum(group in draw for draw in draws) for group in ("crop", "flip", "rotate")]
+def test_a_draw_is_of_one_choice_and_each_of_them_has_its_turn():
+    draws = [draw_operators("crop_flip_scale+rotate", 7) for _ in range(60)]
+    assert all(len(parameters) == 7 for draw in draws for parameters in draw.values())
+    counts = [sum(list(draw) == names for draw in draws) for names in (["crop"], ["flip"], ["scale", "rotate"])]
     assert min(counts) > 8 and sum(counts) == 60
-    assert len(draws[0].popitem()[1].unique()) > 1  # classes differ
+    assert len(draws[0].popitem()[1].unique()) > 1  # rows differ
+
+
+def test_joined_operators_follow_one_another_in_order():
+    clips = some_clips()
+    for strategy in ("cutout+color", "color+cutout"):
+        draw, (first, second) = draw_operators(strategy, 5), strategy.split("+")
+        assert list(draw) == [first, second]
+        assert torch.equal(augment(clips, draw), augment(augment(clips, {first: draw[first]}), {second: draw[second]}))
 
 
 @each_group
 def test_rows_are_the_parameters_that_clips_share(group):
-    clips, draw, labels = some_clips(6), draw_each(group, K), torch.tensor([2, 0, 2, 1, 1, 2])
+    clips, draw, labels = some_clips(6), draw_operators(group, K), torch.tensor([2, 0, 2, 1, 1, 2])
     found = augment(clips, draw, labels)
     for clip, mine, label in zip(clips, found, labels.tolist()):
         assert torch.allclose(mine, augment(clip[None], {group: draw[group][label:label + 1]})[0], atol=1e-12)
 
 
-def test_groups_follow_one_another_in_the_order_of_the_strategy():
-    clips = some_clips()
-    for strategy in ("cutout_color", "color_cutout"):
-        draw = draw_each(strategy, 5)
-        first, second = strategy.split("_")
-        assert list(draw) == [first, second]
-        assert torch.equal(augment(clips, draw), augment(augment(clips, {first: draw[first]}), {second: draw[second]}))
-
-
 def test_none_draws_nothing_and_changes_nothing():
     clips, before = some_clips(), torch.get_rng_state()
-    assert augment_each(clips, "none") is clips and augment(clips, draw_siamese("none", K), torch.zeros(5, dtype=torch.long)) is clips
-    assert torch.equal(torch.get_rng_state(), before) and groups_of("none") == []
+    assert augment_each(clips, "none") is clips and augment(clips, draw_operators("none", K), torch.zeros(5, dtype=torch.long)) is clips
+    assert torch.equal(torch.get_rng_state(), before) and choices_of("none") == []
 
 
 def test_draws_come_from_the_runs_stream_on_the_cpu():
     with random_stream(5):
-        draw, siamese = draw_each(ALL, 3), draw_siamese(ALL, 3)
+        draws = [draw_operators(ALL, 3) for _ in range(20)]
     with random_stream(5):
-        again, siamese_again = draw_each(ALL, 3), draw_siamese(ALL, 3)
-    for one, other in ((draw, again), (siamese, siamese_again)):
-        assert one.keys() == other.keys() and all(torch.equal(one[group], other[group]) and one[group].device.type == "cpu" for group in one)
-    assert not torch.equal(draw["flip"], draw_each(ALL, 3)["flip"])
+        for draw in draws:
+            again = draw_operators(ALL, 3)
+            assert draw.keys() == again.keys() and all(torch.equal(draw[group], again[group]) and draw[group].device.type == "cpu" for group in draw)
+    assert not torch.equal(draw_operators("flip", 3)["flip"], draw_operators("flip", 3)["flip"])
 
 
 # ---------------------------------------------------------------- gradients
 
-@pytest.mark.parametrize("strategy", (*GROUPS, ALL))
+@each_group
 @pytest.mark.parametrize("shape", ((2, 2, 3, 8, 8), (2, 3, 8, 8)))
-def test_gradients_pass_gradcheck(strategy, shape):
-    draw = draw_each(strategy, 2)
+def test_gradients_pass_gradcheck(group, shape):
+    draw = draw_operators(group, 2)
     assert torch.autograd.gradcheck(lambda clips: augment(clips, draw), torch.randn(shape, dtype=torch.float64, requires_grad=True))
 
 
-def test_gradients_are_the_same_bits_with_several_threads():
-    clips, draw, threads = torch.randn(8, 8, 3, 64, 64, requires_grad=True), draw_each(ALL, 8), torch.get_num_threads()
+@each_group
+def test_gradients_are_the_same_bits_with_several_threads(group):
+    clips, draw, threads = torch.randn(8, 8, 3, 64, 64, requires_grad=True), draw_operators(group, 8), torch.get_num_threads()
     weights, found = torch.randn_like(clips), []
     try:
         for count in (1, 2, 4, 4):
@@ -313,7 +314,7 @@ def shown(monkeypatch):
 
 @pytest.mark.parametrize("at_once", (2, 100))
 def test_training_augments_each_video_anew_by_itself(shown, at_once):
-    """By all groups, from the stream of the evaluation; the videos that it is drawn from stay as they are."""
+    """By one group for each batch, in however many parts it is trained on; the videos that it is drawn from stay as they are."""
     synset, net, optimizer = PixelSet(torch.randn(K * 2, T, 3, SIZE, SIZE), K), Watching(K, T, SIZE), types.SimpleNamespace(
         zero_grad=lambda: None, step=lambda: None)
     kept = synset.videos.detach().clone()
@@ -322,8 +323,9 @@ def test_training_augments_each_video_anew_by_itself(shown, at_once):
     batches = iter(shown[True])
     with random_stream(3):
         for batch in torch.randperm(6).split(4):
-            for part in batch.split(at_once):
-                assert torch.equal(next(batches), augment_each(kept[part], ALL))
+            whole = augment_each(kept[batch], ALL)
+            for rows in torch.arange(len(batch)).split(at_once):
+                assert torch.equal(next(batches), whole[rows])
     assert torch.equal(synset.videos, kept)
 
 
@@ -348,20 +350,20 @@ def test_evaluation_augments_what_it_trains_on_and_never_test_clips(shown):
 def test_nothing_is_augmented_within_autocast(shown, monkeypatch):
     """In bfloat16 coordinates would be rounded to a pixel."""
     seen = []
-    for group, (operator, *ranges) in GROUPS.items():
+    for group, (operator, *ranges) in OPERATORS.items():
         def watched(clips, *values, operator=operator):
             seen.append((torch.is_autocast_enabled("cpu"), clips.dtype))
             return operator(clips, *values)
-        monkeypatch.setitem(GROUPS, group, (watched, *ranges))
+        monkeypatch.setitem(OPERATORS, group, (watched, *ranges))
     monkeypatch.setitem(networks.NETWORKS, "ConvNet3D", TinyNet)
     clips, pixels = random_clips(LABELS, K), PixelSet(torch.randn(K, T, 3, SIZE, SIZE), K)
-    evaluate(pixels, clips, num_eval=1, epochs=1, precision="bf16", dsa=ALL)
+    evaluate(pixels, clips, num_eval=1, epochs=40, precision="bf16", dsa=ALL)
     DistributionMatching(clips, 2, "bf16", dsa=ALL)(pixels)
     matching_of(TinyNet(K, T, SIZE), clips, precision="bf16", dsa=ALL)(pixels)
     stills, single = StillSet(torch.randn(K, 2, 3, 16, 16), 1, T), random_clips(LABELS, K, T=1, size=16)
     matching = distill_DC.GradientMatching(single, 2, 2, 1, 0.01, 4, "bf16", ALL)
     matching.iterate(stills, torch.optim.SGD(stills.parameters(), lr=0.1), lambda loss: None)
-    assert len(seen) > 30 and set(seen) == {(False, torch.float32)}
+    assert len(seen) > 50 and set(seen) == {(False, torch.float32)}
 
 
 # ---------------------------------------------------------------- DM
@@ -380,7 +382,7 @@ def siamese(monkeypatch):
     """The siamese draws that the matchings make, in order."""
     drawn = []
     for module in (distill_DC, distill_DM):
-        monkeypatch.setattr(module, "draw_siamese", lambda *settings: drawn.append(draw_siamese(*settings)) or drawn[-1])
+        monkeypatch.setattr(module, "draw_operators", lambda *settings: drawn.append(draw_operators(*settings)) or drawn[-1])
     return drawn
 
 
@@ -532,7 +534,7 @@ class Still(networks.ConvNet):
 
 # ---------------------------------------------------------------- MTT and its experts
 
-@pytest.mark.parametrize("strategy", (*GROUPS, ALL))
+@pytest.mark.parametrize("strategy", (*OPERATORS, ALL))
 def test_mtts_gradients_are_the_unrolled_graphs_however_many_steps_are_replayed(strategy):
     """Of pixels and step size, in float64: a replayed step has the draw of its first time, and the gradient goes back through it."""
     matching = matching_of(TinyNet(K, T, SIZE).double(), random_clips([0, 1, 2], K), batch_syn=4, dsa=strategy)
@@ -602,11 +604,11 @@ def test_killed_at_random_moments_with_augmentation(command, whole, script, tmp_
 
 
 @pytest.mark.parametrize("strategy, sentence", (
-    ("sharpen", "--dsa sharpen: 'sharpen' is unknown: join some of color, crop, cutout, flip, scale, rotate by _, or give none"),
-    ("color_none", "--dsa color_none: 'none' is unknown: join some of color, crop, cutout, flip, scale, rotate by _, or give none"),
-    ("", "--dsa : '' is unknown: join some of color, crop, cutout, flip, scale, rotate by _, or give none"),
-    ("flip__crop", "--dsa flip__crop: '' is unknown: join some of color, crop, cutout, flip, scale, rotate by _, or give none"),
-    ("Flip", "--dsa Flip: 'Flip' is unknown: join some of color, crop, cutout, flip, scale, rotate by _, or give none"),
+    ("sharpen", "--dsa sharpen: 'sharpen' is unknown: join some of color, crop, cutout, flip, scale, rotate by _ or +, or give none"),
+    ("color_none", "--dsa color_none: 'none' is unknown: join some of color, crop, cutout, flip, scale, rotate by _ or +, or give none"),
+    ("", "--dsa : '' is unknown: join some of color, crop, cutout, flip, scale, rotate by _ or +, or give none"),
+    ("flip__crop", "--dsa flip__crop: '' is unknown: join some of color, crop, cutout, flip, scale, rotate by _ or +, or give none"),
+    ("Flip", "--dsa Flip: 'Flip' is unknown: join some of color, crop, cutout, flip, scale, rotate by _ or +, or give none"),
     ("crop_flip_crop", "--dsa crop_flip_crop: crop is repeated: give each operator once")))
 def test_strategies_that_are_none(command, tmp_path, strategy, sentence):
     for script in ("distill_DM", "buffer", "distill_utils.coreset"):

@@ -11,11 +11,11 @@ import buffer
 import distill_DM
 import distill_MTT
 from distill_utils import coreset, experts, options, protocol
-from distill_utils.augment import GROUPS
+from distill_utils.augment import OPERATORS
 from distill_utils.pool import pool_path
 from utils import load
 
-ALL = "_".join(GROUPS)
+ALL = "_".join(OPERATORS)
 
 
 def tensors(value):

@@ -16,7 +16,7 @@ import distill_MTT
 import distill_s2d
 import networks
 from distill_MTT import LEAST_STEP_SIZE, TrajectoryMatching
-from distill_utils.augment import GROUPS, NONE, augment_each
+from distill_utils.augment import NONE, OPERATORS, augment_each
 from distill_utils.compute import count_kept_steps, kept_step_bytes
 from distill_utils.last_good import LastGood
 from distill_utils.processes import run_script
@@ -332,7 +332,7 @@ def replayed_step(kept, width, dsa):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("width, dsa", ((32, NONE), (128, NONE), (32, "_".join(GROUPS))))
+@pytest.mark.parametrize("width, dsa", ((32, NONE), (128, NONE), (32, "_".join(OPERATORS))))
 def test_a_kept_step_takes_no_more_than_is_estimated(width, dsa):
     """In peak resident memory, each number of kept steps in a process of its own; and not so much less that memory is left idle."""
     few, many = (alone(memory_apart, (functools.partial(replayed_step, kept, width, dsa), CPU))[0] for kept in (2, 8))
