@@ -28,7 +28,7 @@ class GradientMatching:
     """One iteration of DC on a StillSet: matching steps on the frames, with training of a fresh ConvNet between steps.
 
     With a `dsa` strategy, a matching step applies the same augmentation draw to the real and the synthetic frames of a
-    class; the network's training augments each frame independently.
+    class; the network's training augments each frame by itself.
     """
 
     def __init__(self, clips, batch_real, outer_loop, inner_loop, lr_net, batch_train, precision, dsa=NONE):

@@ -79,7 +79,7 @@ class FeatureRegression(nn.Module):
 
     The features of real clips and of the set are computed in pieces without a graph, the regression in float64 on the
     CPU, and then the backward pass piece by piece. So memory does not grow with the batch. Several ranks share the real
-    clips, and the videos of the backward pass. With a `dsa` strategy, each video is augmented independently whenever a
+    clips, and the videos of the backward pass. With a `dsa` strategy, each video is augmented by itself whenever a
     network sees it.
     """
 
@@ -255,6 +255,7 @@ def add_matching_options(parser):
 def main(args):
     options.apply_byte_budget(args, budget.pixels, "n_syn", "interpolation", "storage", "learn_label")
     options.check(args, 1 if args.init == "noise" else args.ipc, convnet3d=True)
+    prepare(args)
     run = start_run(args, f"FRePo_ipc{args.ipc}_lr{args.lr_img:g}")
     seed_everything(args.seed)
 

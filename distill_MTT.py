@@ -43,7 +43,7 @@ class TrajectoryMatching(nn.Module):
     draws from its own random stream, so both computations are the same. `replay`: "all" computes every step twice,
     "none" keeps every graph; loss and gradient do not depend on it, except for rounding.
 
-    With a `dsa` strategy, each video of a step is augmented independently, as the real clips were for the experts.
+    With a `dsa` strategy, each video of a step is augmented by itself, as the real clips were for the experts.
 
     Loss and gradient are means over `trajectories`, each with its own expert and start epoch. Several ranks share them.
     """

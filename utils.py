@@ -170,7 +170,8 @@ def find_device(name) -> torch.device:
         device = None
     if device is None or device.type != "cpu" and f"{device.type}:{device.index or 0}" not in here:
         raise ValueError(f"--device {name}: PyTorch {torch.__version__} finds no such device here: "
-                         f"give one of {', '.join(here)} (to a launcher, as its first argument)")
+                         f"give one of {', '.join(here)} (to a launcher as its first argument: cpu, a GPU's number, "
+                         "mps or xpu)")
     if device.type != "cpu":
         try:
             torch.accelerator.set_device_index(device.index or 0)
@@ -201,9 +202,10 @@ def accelerator_memory(device) -> tuple[int, int]:
     module = torch.get_device_module(device)
     try:
         return module.mem_get_info(device)
-    except RuntimeError:  # Intel's integrated GPUs do not tell how much is free
-        total = module.get_device_properties(device).total_memory
-        return total - module.memory_reserved(device), total
+    except RuntimeError:
+        if device.type != "xpu":
+            raise
+        return 0, module.get_device_properties(device).total_memory  # Intel's integrated GPUs do not tell what is free
 
 
 def peak_memory(device) -> int:

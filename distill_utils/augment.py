@@ -35,44 +35,40 @@ def augment(clips, draw, rows=None) -> torch.Tensor:
     return clips
 
 
-def draw_operators(strategy, rows):
+def draw_operators(strategy, count):
     """Return a draw of one random choice of the strategy; of nothing for "none".
 
-    rows: one for each clip of a batch, or, in siamese augmentation, for each class, whose real and synthetic clips
-    share it.
+    count: rows, one for each clip of a batch, or, in siamese augmentation, for each class, whose real and synthetic
+    clips share it.
     """
     choices = choices_of(strategy)
     if not choices:
         return {}
     chosen = choices[int(torch.randint(len(choices), ()))]
-    return {name: draw_parameters(name, rows) for name in chosen.split("+")}
+    return {name: draw_parameters(name, count) for name in chosen.split("+")}
 
 
-def draw_parameters(name, rows):
+def draw_parameters(name, count):
     _, *ranges = OPERATORS[name]
     low, high = torch.tensor(ranges, dtype=torch.float32).T
-    return low + torch.rand(rows, len(ranges)) * (high - low)              # (rows, n)
+    return low + torch.rand(count, len(ranges)) * (high - low)             # (count, n)
 
 
 def choices_of(strategy) -> list[str]:
-    """Return what a batch is changed by, one of these: an operator, or several joined by +.
+    """Return the choices of a strategy, of which each batch gets one: an operator, or several joined by +."""
+    return strategy.split("_") if operators_of(strategy) else []
 
-    ValueError for an unknown or repeated operator.
-    """
-    choices = [] if strategy == NONE else strategy.split("_")
-    names = operators_of(choices)
+
+def operators_of(strategy) -> list[str]:
+    """Return the names of all operators of a strategy; ValueError for an unknown or repeated one."""
+    names = [] if strategy == NONE else strategy.replace("+", "_").split("_")
     for name in names:
         if name not in OPERATORS:
             raise ValueError(f"--dsa {strategy}: {name!r} is unknown: join some of {', '.join(OPERATORS)} by _ or +, "
                              f"or give {NONE}")
         if names.count(name) > 1:
             raise ValueError(f"--dsa {strategy}: {name} is repeated: give each operator once")
-    return choices
-
-
-def operators_of(choices):
-    """Return the names of all operators of the choices of a strategy."""
-    return [name for choice in choices for name in choice.split("+")]
+    return names
 
 
 # ---------------------------------- operators: clips (B, …, 3, H, W) and their parameters, each (B,), on the CPU

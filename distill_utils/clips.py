@@ -140,21 +140,22 @@ def load_clips(dataset, *, split, pack=True, pack_path=None, device="cpu", worke
 
 def copy_to(device, packed, numbers, at_once=256):
     """Return the clips `numbers` of a Pack on the device, copied in pieces: all of them may not fit into the RAM."""
-    copy = torch.empty(len(numbers), *packed.clips.shape[1:], dtype=torch.uint8, device=device)
-    for place in torch.arange(len(numbers)).split(at_once):
-        batch = torch.empty(len(place), *copy.shape[1:], dtype=torch.uint8)
-        packed.take(numbers[place], batch)
-        copy[place[0]:place[-1] + 1] = batch
-    return copy
+    clips = torch.empty(len(numbers), *packed.clips.shape[1:], dtype=torch.uint8, device=device)
+    for part, target in zip(numbers.split(at_once), clips.split(at_once)):
+        batch = torch.empty_like(target, device="cpu")
+        packed.take(part, batch)
+        target.copy_(batch)
+    return clips
 
 
 def report(selection, stretched, repeated):
     """Print how many videos are stretched, and how many training clips repeat another clip of their video."""
+    held_out = "" if selection.used.all() else " (with those held out)"
     if stretched:
-        print(f"{selection.split}: {stretched} of {len(selection.videos)} videos have fewer than {selection.row.T} "
-              "frames and are stretched")
+        print(f"{selection.split}{held_out}: {stretched} of {len(selection.videos)} videos have fewer than "
+              f"{selection.row.T} frames and are stretched")
     if repeated and selection.split == "train":  # test clips of short videos repeat by design
-        print(f"train: {repeated} of {selection.positions.size} clips repeat another clip of the same video")
+        print(f"train{held_out}: {repeated} of {selection.positions.size} clips repeat another clip of the same video")
 
 
 def taking(take, numbers):

@@ -18,7 +18,8 @@ def set_precision(device, precision):
     """Set the precision of convolutions in this process, and return the precision to use.
 
     `tf32` allows tf32 convolutions; all other float32 products are exact. `auto` becomes bf16 on a CPU or a CUDA GPU
-    that supports it in hardware, else fp32, also where cuDNN computes it wrongly. ValueError for tf32, or bf16 on a GPU, without hardware support.
+    that supports it in hardware, if cuDNN computes it well; else fp32. ValueError for tf32, or bf16 on a GPU, without
+    hardware support.
     """
     if precision == "bf16" and device.type == "cuda" and not is_ampere(device):  # its convolutions would not use cuDNN
         raise ValueError("--precision bf16 needs an NVIDIA GPU of the Ampere generation or later: give fp32")
@@ -36,7 +37,7 @@ def is_ampere(device):
 
 
 def has_faulty_bf16():
-    """Return whether bf16 convolutions over time may be wrong or slow: cuDNN 9.8 to 9.14, in PyTorch 2.9 and 2.10.
+    """Return whether bf16 convolutions over time may be wrong or slow, as in cuDNN 9.8 to 9.14 (PyTorch 2.9, for one).
 
     See PyTorch's issues 163539 and 166122.
     """

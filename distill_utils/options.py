@@ -5,7 +5,7 @@ import os
 import pathlib
 import shutil
 
-from distill_utils.augment import NONE, OPERATORS, choices_of, operators_of
+from distill_utils.augment import NONE, OPERATORS, operators_of
 from distill_utils.clips import load_clips
 from distill_utils.compute import PRECISIONS, set_precision
 from distill_utils.datasets import DATASETS, LIST, read_videos
@@ -38,7 +38,8 @@ def add_run_options(parser):
     group.add_argument("--device", default="cuda", help="cuda, cuda:1, mps, xpu or cpu (%(default)s)")
     group.add_argument("--precision", default="auto", choices=("auto", *PRECISIONS),
                        help="number format of the convolutions; sums, means and updates are always float32; auto: bf16 "
-                       "where a CPU or a CUDA GPU supports it in hardware, else fp32 (%(default)s)")
+                       "where a CPU or a CUDA GPU supports it in hardware and computes it well, else fp32 "
+                       "(%(default)s)")
     group.add_argument("--compile", action="store_true",
                        help="use torch.compile on the networks of distribution matching, experts and evaluation; not "
                        "used in gradient and trajectory matching, because compiled networks cannot be differentiated "
@@ -64,15 +65,16 @@ def add_validation(group):
 def add_augmentation(group):
     group.add_argument("--dsa", default=NONE, metavar="STRATEGY",
                        help="differentiable siamese augmentation of everything that networks are trained or matched "
-                       f"on: {NONE}, or operators joined by _, for example {'_'.join(OPERATORS)}. Each batch is changed "
-                       "by one of them, chosen at random; operators joined by + are applied together. color: "
-                       "brightness ± 0.5, saturation × 0 to 2, contrast × 0.5 to 1.5, in normalised pixels; networks "
-                       "standardise each clip, so alone only saturation has an effect. crop: shift by up to an eighth "
-                       "of the side. cutout: set a square of half the side to zero. flip: mirror left-right, with "
-                       "probability 1/2. scale: each axis × 1/1.2 to 1.2. rotate: by up to 15 degrees either way. All "
-                       "frames of a clip get the same change. DC and DM change the real and synthetic clips of a class "
-                       "alike; experts, the steps of MTT and FRePo, DC's network and evaluation change each clip by "
-                       "itself; the real clips that FRePo predicts are not changed "
+                       f"on: {NONE}, or operators joined by _, for example {'_'.join(OPERATORS)}. Each batch is "
+                       "changed by one of them, chosen at random; operators joined by + are applied together "
+                       "(crop_flip+color: crop, or flip and color). color: brightness ± 0.5, saturation × 0 to 2, "
+                       "contrast × 0.5 to 1.5, "
+                       "in normalised pixels; networks standardise each clip, so alone only saturation has an effect. "
+                       "crop: shift by up to an eighth of the side. cutout: set a square of half the side to zero. "
+                       "flip: mirror left-right, with probability 1/2. scale: each axis × 1/1.2 to 1.2. rotate: by up "
+                       "to 15 degrees either way. All frames of a clip get the same change. DC and DM change the real "
+                       "and synthetic clips of a class alike; experts, the steps of MTT and FRePo, DC's network and "
+                       "evaluation change each clip by itself; the real clips that FRePo predicts are not changed "
                        "(%(default)s, as in the paper)")
 
 
@@ -310,7 +312,7 @@ def check(args, per_class=1, networks=(), still=False, convnet3d=False):
             raise ValueError(f"--{flag} has no effect on {dataset.name}, where a clip is the whole video: leave it out")
     check_temporal(args, T)
     check_compact(args, T, size)
-    if "flip" in operators_of(choices_of(args.dsa)) and dataset.directed:
+    if "flip" in operators_of(args.dsa) and dataset.directed:
         raise ValueError(f"--dsa {args.dsa}: leave out flip, because classes of {dataset.name} distinguish left and "
                          "right")
     if getattr(args, "init", None) in ("mean", "noise") and getattr(args, "select", "random") != "random":
@@ -328,13 +330,13 @@ def check(args, per_class=1, networks=(), still=False, convnet3d=False):
     return device
 
 
-def check_effect(args, defaults, needed):
-    """ValueError if a flag was given that has no effect.
+def check_effect(args, parser, needed):
+    """ValueError if a flag has another value than its default, and no effect.
 
-    defaults: a parser. needed: name of a flag: what it needs, which the caller has found missing.
+    needed: names of flags without effect, and what each needs.
     """
     for flag, other in needed.items():
-        if (value := getattr(args, flag)) != defaults.get_default(flag):
+        if (value := getattr(args, flag)) != parser.get_default(flag):
             given = f"--no-{flag}" if value is False else f"--{flag}"
             raise ValueError(f"{given} has no effect without {other}: give {other}, or leave out {given}")
 
@@ -364,9 +366,9 @@ def check_temporal(args, T):
         value = getattr(args, flag, None) or 1
         if value > T or flag == "segments" and T % value:
             raise ValueError(f"--{flag} {value} does not fit clips of {T} frames")
-    if getattr(args, "interpolation", None) == "linear" and args.n_syn in (None, T):
-        raise ValueError("--interpolation linear has no effect without --n_syn: give --n_syn, or leave out "
-                         "--interpolation")
+    if getattr(args, "interpolation", None) == "linear" and args.n_syn in (None, 1, T):
+        raise ValueError(f"--interpolation linear has no effect unless --n_syn is from 2 to {T - 1}: give another "
+                         "--n_syn, or leave out --interpolation")
 
 
 def check_compact(args, T, size):

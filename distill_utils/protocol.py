@@ -99,8 +99,9 @@ def train(net, synset, epochs, lr, batch_size, at_once, precision, bar, dsa=NONE
 def train_epoch(net, synset, optimizer, batch_size, at_once, precision, dsa=NONE, targets=None):
     """Train for one epoch in shuffled batches; return the mean loss and top-1 in percent.
 
-    With a `dsa` strategy, a batch is changed by one random group, each video by itself. At most `at_once` videos go through the network together. With
-    `targets` (n, K), one for each video of the set, the loss is the squared error instead of cross-entropy.
+    With a `dsa` strategy, a batch is changed by one random choice of it, each video with its own parameters. At most
+    `at_once` videos go through the network together. With `targets` (n, K), one for each video of the set, the loss is
+    the squared error instead of cross-entropy.
     """
     net.train()
     total = correct = 0
@@ -108,7 +109,8 @@ def train_epoch(net, synset, optimizer, batch_size, at_once, precision, dsa=NONE
         optimizer.zero_grad()
         draw = draw_operators(dsa, len(index))
         for rows in torch.arange(len(index)).split(at_once):
-            videos, labels = synset(part := index[rows])
+            part = index[rows]
+            videos, labels = synset(part)
             videos = augment(videos, draw, rows)
             logits = apply_network(net, videos, precision)
             if targets is not None:

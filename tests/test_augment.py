@@ -2,6 +2,7 @@
 import copy
 import json
 import math
+import re
 import types
 
 import pytest
@@ -27,6 +28,7 @@ from networks import Hallucinator
 from utils import load, random_stream, stream_seed
 
 ALL = "color_crop_cutout_flip_scale_rotate"
+TOGETHER = ALL.replace("_", "+")
 K, T, SIZE = 3, 4, 8
 each_group = pytest.mark.parametrize("group", OPERATORS)
 
@@ -272,16 +274,15 @@ def test_draws_come_from_the_runs_stream_on_the_cpu():
 
 # ---------------------------------------------------------------- gradients
 
-@each_group
+@pytest.mark.parametrize("strategy", (*OPERATORS, TOGETHER))
 @pytest.mark.parametrize("shape", ((2, 2, 3, 8, 8), (2, 3, 8, 8)))
-def test_gradients_pass_gradcheck(group, shape):
-    draw = draw_operators(group, 2)
+def test_gradients_pass_gradcheck(strategy, shape):
+    draw = draw_operators(strategy, 2)
     assert torch.autograd.gradcheck(lambda clips: augment(clips, draw), torch.randn(shape, dtype=torch.float64, requires_grad=True))
 
 
-@each_group
-def test_gradients_are_the_same_bits_with_several_threads(group):
-    clips, draw, threads = torch.randn(8, 8, 3, 64, 64, requires_grad=True), draw_operators(group, 8), torch.get_num_threads()
+def test_gradients_are_the_same_bits_with_several_threads():
+    clips, draw, threads = torch.randn(8, 8, 3, 64, 64, requires_grad=True), draw_operators(TOGETHER, 8), torch.get_num_threads()
     weights, found = torch.randn_like(clips), []
     try:
         for count in (1, 2, 4, 4):
@@ -312,18 +313,19 @@ def shown(monkeypatch):
     return Watching.shown
 
 
+@pytest.mark.parametrize("strategy", (ALL, TOGETHER))
 @pytest.mark.parametrize("at_once", (2, 100))
-def test_training_augments_each_video_anew_by_itself(shown, at_once):
+def test_training_augments_each_video_anew_by_itself(shown, at_once, strategy):
     """By one group for each batch, in however many parts it is trained on; the videos that it is drawn from stay as they are."""
     synset, net, optimizer = PixelSet(torch.randn(K * 2, T, 3, SIZE, SIZE), K), Watching(K, T, SIZE), types.SimpleNamespace(
         zero_grad=lambda: None, step=lambda: None)
     kept = synset.videos.detach().clone()
     with random_stream(3):
-        train_epoch(net, synset, optimizer, 4, at_once, "fp32", ALL)
+        train_epoch(net, synset, optimizer, 4, at_once, "fp32", strategy)
     batches = iter(shown[True])
     with random_stream(3):
         for batch in torch.randperm(6).split(4):
-            whole = augment_each(kept[batch], ALL)
+            whole = augment_each(kept[batch], strategy)
             for rows in torch.arange(len(batch)).split(at_once):
                 assert torch.equal(next(batches), whole[rows])
     assert torch.equal(synset.videos, kept)
@@ -609,6 +611,8 @@ def test_killed_at_random_moments_with_augmentation(command, whole, script, tmp_
     ("", "--dsa : '' is unknown: join some of color, crop, cutout, flip, scale, rotate by _ or +, or give none"),
     ("flip__crop", "--dsa flip__crop: '' is unknown: join some of color, crop, cutout, flip, scale, rotate by _ or +, or give none"),
     ("Flip", "--dsa Flip: 'Flip' is unknown: join some of color, crop, cutout, flip, scale, rotate by _ or +, or give none"),
+    ("crop+", "--dsa crop+: '' is unknown: join some of color, crop, cutout, flip, scale, rotate by _ or +, or give none"),
+    ("crop_crop+flip", "--dsa crop_crop+flip: crop is repeated: give each operator once"),
     ("crop_flip_crop", "--dsa crop_flip_crop: crop is repeated: give each operator once")))
 def test_strategies_that_are_none(command, tmp_path, strategy, sentence):
     for script in ("distill_DM", "buffer", "distill_utils.coreset"):
@@ -619,9 +623,9 @@ def test_strategies_that_are_none(command, tmp_path, strategy, sentence):
 def test_directions_that_are_classes_are_not_mirrored(tmp_path):
     from distill_utils import options
     for script in (distill_DM, distill_DC):
-        for strategy in ("flip", ALL):
+        for strategy in ("flip", ALL, "color+flip"):
             args = script.parser().parse_args(["--dataset", "SSv2", "--dsa", strategy, "--device", "cpu", "--data_path", str(tmp_path)])
-            with pytest.raises(ValueError, match=f"^--dsa {strategy}: leave out flip, because classes of SSv2 distinguish left and right$"):
+            with pytest.raises(ValueError, match=f"^--dsa {re.escape(strategy)}: leave out flip, because classes of SSv2 distinguish left and right$"):
                 options.check(args)
         args = script.parser().parse_args(["--dataset", "SSv2", "--dsa", "color_crop_cutout_scale_rotate", "--device", "cpu", "--data_path", str(tmp_path)])
         with pytest.raises(ValueError, match="annot_train.json"):  # no data here: it got as far as the list

@@ -20,10 +20,10 @@ from distill_DM import DistributionMatching
 from distill_FRePo import FeatureRegression
 from distill_utils import clips as clips_module
 from distill_utils import packs as packs_module
-from distill_utils.clips import denormalize, draw_flips, load_clips, normalize, read_frame
+from distill_utils.clips import copy_to, denormalize, draw_flips, load_clips, normalize, read_frame
 from distill_utils.datasets import DATASETS, clip_frames, clip_positions, folders_are_clean, read_videos
 from distill_utils.frames import content_digest, find_folders, frame_names
-from distill_utils.packs import HOST, remove_left
+from distill_utils.packs import HOST, open_pack, remove_left
 from distill_utils.protocol import RealSet
 from distill_utils.synset import PixelSet, StillSet
 from networks import ConvNet
@@ -637,6 +637,15 @@ def test_pack_equals_decoding_on_the_fly(load, split, settings):
     assert torch.equal(packed.gather(index), plain.gather(index))
     for name in ("labels", "videos"):
         assert torch.equal(getattr(packed, name), getattr(plain, name))
+
+
+def test_clips_are_copied_to_a_device_in_pieces(load, tmp_path):
+    load(train_clips=2)
+    path, = packs(tmp_path)
+    pack = open_pack(path, (14, 4, 3, 16, 16), None)
+    for numbers in ([13, 2, 5, 5, 0], list(range(14))):
+        for at_once in (2, 5, 256):
+            assert torch.equal(copy_to("cpu", pack, torch.tensor(numbers), at_once), pack.clips[torch.tensor(numbers)])
 
 
 def test_clips_labels_and_videos(load):

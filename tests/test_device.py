@@ -63,8 +63,10 @@ def test_memory_of_an_integrated_gpu(accelerator):
     """Intel's do not tell how much is free."""
     def refuse(device):
         raise RuntimeError("The device doesn't support querying the available free memory")
-    device = accelerator("xpu", mem_get_info=refuse, memory_reserved=lambda device: 3, get_device_properties=lambda device: types.SimpleNamespace(total_memory=8))
-    assert utils.accelerator_memory(device) == (5, 8)
+    device = accelerator("xpu", mem_get_info=refuse, get_device_properties=lambda device: types.SimpleNamespace(total_memory=8))
+    assert utils.accelerator_memory(device) == (0, 8) and not compute.stays_on_device(1, device)
+    with pytest.raises(RuntimeError):
+        utils.accelerator_memory(accelerator("cuda", mem_get_info=refuse))
 
 
 @pytest.mark.parametrize("kind", KINDS)

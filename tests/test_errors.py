@@ -183,12 +183,12 @@ def here(monkeypatch, kind, count):
 def test_devices(refused, monkeypatch):
     here(monkeypatch, "cuda", 0)
     for device in ("gpu", "cuda:x", "meta", "mps", "xpu:1", "vulkan", ""):
-        assert refused("DM", "--device", device) == f"--device {device}: PyTorch {torch.__version__} finds no such device here: give one of cpu (to a launcher, as its first argument)"
+        assert refused("DM", "--device", device) == f"--device {device}: PyTorch {torch.__version__} finds no such device here: give one of cpu (to a launcher as its first argument: cpu, a GPU's number, mps or xpu)"
     for name in ("DM", "DC", "s2d"):
         assert refused(name, "--device", "cuda", *(("--path_static", "x") if name == "s2d" else ())).startswith("--device cuda: PyTorch")
     for kind, count, wrong in (("cuda", 2, "cuda:3"), ("cuda", 1, "mps"), ("mps", 1, "cuda"), ("mps", 1, "mps:1"), ("xpu", 2, "xpu:2")):
         here(monkeypatch, kind, count)
-        assert refused("DM", "--device", wrong).endswith(", ".join(["one of cpu", *(f"{kind}:{number}" for number in range(count))]) + " (to a launcher, as its first argument)")
+        assert refused("DM", "--device", wrong).endswith(", ".join(["one of cpu", *(f"{kind}:{number}" for number in range(count))]) + " (to a launcher as its first argument: cpu, a GPU's number, mps or xpu)")
 
 
 @pytest.mark.parametrize("device", ("cuda", "cuda:1", "mps", "xpu"))
@@ -316,17 +316,19 @@ def test_flags_without_effect(tiny, flags, flag, other):
 @pytest.mark.parametrize("method, flags, flag, other", (
     ("DM", ("--pool", 3, "--batch_real", 32), "batch_real", "--pool 0"), ("MTT", ("--no-train_lr", "--lr_lr", 1), "lr_lr", "--train_lr"),
     ("FRePo", ("--no-learn_label", "--lr_label", 1), "lr_label", "--learn_label")))
-def test_flags_of_a_matching_without_effect(tiny, method, flags, flag, other):
-    matching = distill_s2d.METHODS[method]
-    for script, own in ((matching, ()), (distill_s2d, ("--method", method))):
-        args = script.parser().parse_args(["--dataset", "custom", "--data_path", str(tiny), *own, *map(str, flags)])
-        with pytest.raises(ValueError, match=f"^--{flag} has no effect without {other}: give {other}, or leave out --{flag}$"):
-            matching.prepare(args)
+def test_flags_of_a_matching_without_effect(command, tiny, tmp_path, method, flags, flag, other):
+    sentence = f"--{flag} has no effect without {other}: give {other}, or leave out --{flag}"
+    code, output = command(f"distill_{method}", tmp_path / "results", *flags)
+    assert code == 2 and output.splitlines()[-1] == f"distill_{method}.py: error: {sentence}" and not (tmp_path / "results").exists()
+    args = distill_s2d.parser().parse_args(["--dataset", "custom", "--data_path", str(tiny), "--method", method, *map(str, flags)])
+    with pytest.raises(ValueError, match=f"^{sentence}$"):
+        distill_s2d.METHODS[method].prepare(args)
 
 
 def test_an_interpolation_of_all_frames(refused):
-    for flags in ((), ("--n_syn", 8)):
-        assert refused("DM", "--interpolation", "linear", *flags) == "--interpolation linear has no effect without --n_syn: give --n_syn, or leave out --interpolation"
+    for flags in ((), ("--n_syn", 1), ("--n_syn", 8)):
+        assert refused("DM", "--interpolation", "linear", *flags) == ("--interpolation linear has no effect unless --n_syn is from 2 to 7: give another --n_syn, or "
+                                                                      "leave out --interpolation")
 
 
 def test_a_shortened_flag(refused):

@@ -386,11 +386,13 @@ def test_precision_of_a_gpu(monkeypatch, capability, auto, allowed):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
     gpu = torch.device("cuda")
-    for cudnn in (91002, 91400):  # whose bf16 convolutions over time are wrong or slow
+    for cudnn in (90800, 91002, 91499):  # whose bf16 convolutions over time are wrong or slow
         monkeypatch.setattr(torch.backends.cudnn, "version", lambda cudnn=cudnn: cudnn)
         assert compute.set_precision(gpu, "auto") == "fp32"
-    monkeypatch.setattr(torch.backends.cudnn, "version", lambda: 91900)
-    assert compute.set_precision(gpu, "auto") == auto and not torch.backends.cudnn.allow_tf32 and not torch.backends.cuda.matmul.allow_tf32
+    for cudnn in (None, 90799, 91500):
+        monkeypatch.setattr(torch.backends.cudnn, "version", lambda cudnn=cudnn: cudnn)
+        assert compute.set_precision(gpu, "auto") == auto
+    assert not torch.backends.cudnn.allow_tf32 and not torch.backends.cuda.matmul.allow_tf32
     if allowed:
         assert compute.set_precision(gpu, "tf32") == "tf32" and torch.backends.cudnn.allow_tf32 and not torch.backends.cuda.matmul.allow_tf32
         assert compute.set_precision(gpu, "bf16") == "bf16"
