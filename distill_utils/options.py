@@ -68,13 +68,13 @@ def add_augmentation(group):
                        f"on: {NONE}, or operators joined by _, for example {'_'.join(OPERATORS)}. Each batch is "
                        "changed by one of them, chosen at random; operators joined by + are applied together "
                        "(crop_flip+color: crop, or flip and color). color: brightness ± 0.5, saturation × 0 to 2, "
-                       "contrast × 0.5 to 1.5, "
-                       "in normalised pixels; networks standardise each clip, so alone only saturation has an effect. "
-                       "crop: shift by up to an eighth of the side. cutout: set a square of half the side to zero. "
-                       "flip: mirror left-right, with probability 1/2. scale: each axis × 1/1.2 to 1.2. rotate: by up "
-                       "to 15 degrees either way. All frames of a clip get the same change. DC and DM change the real "
-                       "and synthetic clips of a class alike; experts, the steps of MTT and FRePo, DC's network and "
-                       "evaluation change each clip by itself; the real clips that FRePo predicts are not changed "
+                       "contrast × 0.5 to 1.5, in normalised pixels; networks standardise each clip, so alone only "
+                       "saturation has an effect. crop: shift by up to an eighth of the side. cutout: set a square of "
+                       "half the side to zero. flip: mirror left-right, with probability 1/2. scale: each axis × 1/1.2 "
+                       "to 1.2. rotate: by up to 15 degrees either way. All frames of a clip get the same change. DC "
+                       "and DM change the real and synthetic clips of a class alike; experts, the steps of MTT and "
+                       "FRePo, DC's network and evaluation change each clip by itself; the real clips that FRePo "
+                       "predicts are not changed "
                        "(%(default)s, as in the paper)")
 
 
