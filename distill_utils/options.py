@@ -74,8 +74,7 @@ def add_augmentation(group):
                        "to 1.2. rotate: by up to 15 degrees either way. All frames of a clip get the same change. DC "
                        "and DM change the real and synthetic clips of a class alike; experts, the steps of MTT and "
                        "FRePo, DC's network and evaluation change each clip by itself; the real clips that FRePo "
-                       "predicts are not changed "
-                       "(%(default)s, as in the paper)")
+                       "predicts are not changed (%(default)s, as in the paper)")
 
 
 def add_data_options(parser, dataset="required"):
