@@ -30,8 +30,11 @@ def run_trial(trial, command, log, file, headline):
             for iteration, value in evaluations(folder, headline) if folder else ():
                 if iteration not in reported:
                     reported[iteration] = value
+                    last = last_iteration(folder)
+                    if iteration == 0 < last:
+                        continue  # the pruner takes the best report of a trial, which may be that of its start
                     trial.report(value, iteration)
-                    if iteration < last_iteration(folder) and trial.should_prune():
+                    if iteration < last and trial.should_prune():
                         return TrialState.PRUNED, None, f"below the median at iteration {iteration}"
     if process.returncode == 0 and reported:
         return TrialState.COMPLETE, reported[max(reported)], None

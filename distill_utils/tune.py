@@ -46,8 +46,7 @@ class Study:
         with self.alone():
             storage = optuna.storages.JournalStorage(
                 optuna.storages.journal.JournalFileBackend(str(folder / "journal.log")))
-            # One warm-up step: at the first evaluation nothing has been learned yet.
-            pruner = optuna.pruners.MedianPruner(n_startup_trials=startup, n_warmup_steps=1)
+            pruner = optuna.pruners.MedianPruner(n_startup_trials=startup)
             self.optuna = optuna.create_study(study_name="tune", storage=storage, direction="maximize",
                                               load_if_exists=True, pruner=pruner)
 

@@ -237,6 +237,7 @@ SCHEDULES = {  # METHOD 8; the launcher's arguments besides the GPU and the data
     ("baseline/DM.sh", "30 1"): "--lr_img 30 --Iteration 5000 --batch_real 64 --num_eval 3 --epoch_eval_train 500",
     ("baseline/MTT.sh", "1e5 1"): "--Iteration 8000 --syn_steps 10 --expert_epochs 1 --max_start_epoch 10 --lr_teacher 0.01 --lr_lr 1e-5",
     ("s2d/DM.sh", "1e-4 1"): "--method DM --Iteration 5000 --lr_hal 1e-5 --batch_real 64",
+    ("s2d/DM.sh", "1e3 5"): "--lr_hal 1e-6",
     ("s2d/MTT.sh", "1e4 1"): "--method MTT --Iteration 10000 --syn_steps 10 --eval_it 400 --lr_hal 1e-3 --max_start_epoch 10",
     ("s2d/MTT.sh", "1e4 4"): "--syn_steps 10 --eval_it 400",
     ("s2d/MTT.sh", "1e4 5"): "--syn_steps 5 --eval_it 200",

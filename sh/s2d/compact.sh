@@ -3,7 +3,7 @@
 # real clip, stored at 4 bits; DM learns both. No static memory of sh/s2d/DC.sh is needed.
 # Usage: bash sh/s2d/compact.sh GPU DATASET LR IPC [any flag of distill_s2d.py]
 # LR is the learning rate of both: about 1 per video up to IPC 8, 15 for IPC 21; with --width 32 four times as much.
-# Measured on ROOM6 (six classes, --mirror 0) with LR 7.5, IPC 8: 69.2 % in 19,932 bytes; without learning
+# Measured on ROOM6 (six classes) with LR 7.5, IPC 8, --mirror 0 --pool 100: 69.2 % in 19,932 bytes; without learning
 # (--Iteration 0) 60.4 %. On one thread of a CPU a pool of 100 networks took seven minutes, learning three, and the
 # evaluation of a network two.
 set -euo pipefail

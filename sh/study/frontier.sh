@@ -17,7 +17,7 @@ results=${RESULTS:-$root/results/frontier}
 budgets=(20000 50000 150000 500000 1500000 5000000)  # bytes; for about ten classes, clips of 8 frames of 64 pixels
 beyond=(8000000)                              # random selection only: in the table, the largest sets then lie between
                                               # two random runs
-seeds=(0 1 2)                                 # of everything random, except the experts
+seeds=(0 1 2)                                 # of everything random, except the experts and the pool of DM
 evaluation=(
   --num_eval 3                # networks per evaluation
   --epoch_eval_train 500
