@@ -17,7 +17,7 @@ from distill_utils.compute import clips_at_once
 from distill_utils.identity import start_run
 from distill_utils.processes import gather, progress, rank, run_script, world_size
 from distill_utils.protocol import RealSet, predict, score, train_epoch
-from distill_utils.trajectories import check_epoch, expert_bytes, snapshot
+from distill_utils.trajectories import check_complete, check_epoch, expert_bytes, snapshot
 from utils import check_space, random_stream, save, stream_seed
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -90,6 +90,7 @@ def main(args):
     dtype = DTYPES[args.buffer_dtype]
     size = expert_bytes(networks.build(args.network, train.K, train.T, train.size, args.width), len(kept), dtype)
     run.resume()
+    check_complete(run.folder, run.iteration)
     run.log_line(f"{args.num_experts} experts of {args.train_epochs} epochs take "
                  f"{args.num_experts * size / 1e9:.2f} GB in {run.folder}")
     check_space(run.folder, (args.num_experts - run.iteration) * size, "a buffer",

@@ -210,7 +210,7 @@ def prepare(args):
     options.check_effect(args, parser(), {} if args.train_lr else {"lr_lr": "--train_lr"})
     if not args.buffer_path:
         args.buffer_path = find_experts(args)
-    elif (args.buffer_path / "config.json").exists():
+    if (args.buffer_path / "config.json").exists():
         check_experts(args)
     open_experts(args, networks.build("ConvNet3D", len(options.list_videos(args)[1]), *options.clip_shape(args),
                                       args.width))  # refuses experts that do not fit

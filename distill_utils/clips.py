@@ -205,8 +205,12 @@ class Selection:
             return found
         made = (read_json(path) for path in sorted(pack_folder(folder).glob(f"{self.row.name}_{self.split}_*.json")))
         same = {"listed": self.listed, "place": folders[0]}
-        return next((each["content"] for each in made
-                     if isinstance(each, dict) and "content" in each and each.items() >= same.items()), "absent")
+        contents = sorted({each["content"] for each in made
+                           if isinstance(each, dict) and "content" in each and each.items() >= same.items()})
+        if len(contents) > 1:
+            raise ValueError(f"the frames of {folders[0]} are deleted, and the packs in {pack_folder(folder)} are of "
+                             f"several versions of them, *_{'.npy, *_'.join(contents)}.npy: delete all but one")
+        return contents[0] if contents else "absent"
 
 
 def pack_folder(folder):

@@ -203,21 +203,23 @@ def hold_out(videos, share):
     return videos.split.mask(groups.isin(chosen).reindex(videos.index, fill_value=False), "validation")
 
 
-def choose_groups(labels, groups, share, seed):
+def choose_groups(labels, groups, share, seed, known=None):
     """Return the names of the groups of videos to set aside; labels, groups: of each video.
 
     Groups are visited in random order. A group is chosen if it brings the classes closer to `share`, and if it leaves
-    some videos in each of its classes.
+    some videos in each of its classes. known: {group: whether it was chosen before}; these groups come first and are
+    chosen again.
     """
+    known = known or {}
     members, left = {}, collections.Counter(labels)
     for label, group in zip(labels, groups):
         members.setdefault(group, collections.Counter())[label] += 1
     wanting = {label: share * count for label, count in left.items()}
     chosen = set()
-    for name in np.random.default_rng(seed).permutation(sorted(members)):
+    for name in sorted(np.random.default_rng(seed).permutation(sorted(members)), key=lambda name: name not in known):
         counts = members[name]
         nearer = sum(abs(wanting[label] - count) - abs(wanting[label]) for label, count in counts.items())
-        if nearer < 0 and all(left[label] > count for label, count in counts.items()):
+        if known.get(name, nearer < 0) and all(left[label] > count for label, count in counts.items()):
             chosen.add(name)
             left -= counts
             wanting |= {label: wanting[label] - count for label, count in counts.items()}

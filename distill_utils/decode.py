@@ -29,6 +29,7 @@ MOST_PIXELS = 100_000_000  # per frame: about 12K; decoders hold sixteen frames 
 MOST_SIDE = 65_500  # pixels, the limit of JPEG
 PICTURES = av.stream.Disposition.attached_pic | av.stream.Disposition.timed_thumbnails  # streams of other pictures
 RESERVED, UNSPECIFIED = 3, 2  # values of a frame's colorspace
+UNFINISHED = 2 ** 30  # frames in the header of an AVI file that was written to a pipe, or never finished
 LEAST = 0.9  # required share of the frames that the header states: encoders' counts are off by a few
 
 av.logging.set_level(av.logging.ERROR)  # so that errors contain FFmpeg's reason
@@ -187,8 +188,9 @@ def decoded(path):
             raise Broken("holds no frames")
         seconds, lasted = (container.duration or 0) / av.time_base, max(0, end - begin)
         reached = max(packets, lasted * float(stream.average_rate or 0))  # AVI omits repeated frames
-        if reached < LEAST * stream.frames and (packets := count_all_packets(path)) < LEAST * stream.frames:
-            raise Broken(f"ends after {packets} of {stream.frames} frames")
+        promised = 0 if stream.frames == UNFINISHED else stream.frames
+        if reached < LEAST * promised and (packets := count_all_packets(path)) < LEAST * promised:
+            raise Broken(f"ends after {packets} of {promised} frames")
         frame = 1.5 / float(stream.average_rate or 1)  # seconds: some containers omit the last frame's duration
         if begin < seconds:  # in clips of a longer recording, Matroska may count from the recording's start
             seconds -= max(0, begin)

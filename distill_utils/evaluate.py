@@ -77,19 +77,26 @@ def across_networks(args):
     --num_eval.
     """
     check_places(args)
-    synset, content = load_set(args.run)
+    path, file = ((args.run / "networks.json", args.run / "distilled.pt") if args.run.is_dir()
+                  else (args.run.with_suffix(".networks.json"), args.run))
+    mark = None
+    while mark != (mark := file_fingerprint(file)):  # again if the run, which still learns, replaces its set meanwhile
+        synset, content = load_set(file)
     test = load_data(args, "test")
     if (content["class_names"] != test.class_names
             or synset.of_class(0).shape[1:] != (test.T, 3, test.size, test.size)):
         raise ValueError(f"{args.run} and the test clips differ in classes, number of frames or size: give the data "
                          "flags of its run")
-    path, file = ((args.run / "networks.json", args.run / "distilled.pt") if args.run.is_dir()
-                  else (args.run.with_suffix(".networks.json"), args.run))
     if args.run.is_dir() and (args.run / "config.json").exists():
-        steps, total = content.get("iteration"), read_config(args.run / "config.json")["settings"].get("Iteration")
+        made = read_config(args.run / "config.json")["settings"]
+        if (made.get("validation", 0.0) == args.validation
+                and made.get("list_digest", list_digest(args)) != list_digest(args)):
+            print(f"warning: the list of videos is not the one of {args.run}: the set may have been learned from some "
+                  "of these test videos")
+        steps, total = content.get("iteration"), made.get("Iteration")
         if isinstance(steps, int) and isinstance(total, int) and steps < total:
             print(f"{args.run} is not finished: this is its set after {steps} of {total} iterations")
-    clips = {"set": digest([file_fingerprint(file)]), "list": list_digest(args), "content": content_digest(args),
+    clips = {"set": digest([mark]), "list": list_digest(args), "content": content_digest(args),
              "test_clips": args.test_clips, "stride": args.stride}
     rows = []
     for name in args.networks or [args.network]:

@@ -2,7 +2,8 @@
 import pandas as pd
 
 from distill_utils.identity import DATA_PATHS, differing_settings, find_run
-from distill_utils.trajectories import Experts, buffer_files
+from distill_utils.run import read_config
+from distill_utils.trajectories import Experts, buffer_files, check_complete
 
 SAME = ("frames", "size", "n_real", "segments", "width", "validation", "mirror", "dsa")  # as the experts were trained
 
@@ -23,6 +24,7 @@ def check_experts(args):
                          "the same settings, or another --buffer_path")
     if not (args.buffer_path / "result.json").exists():
         raise ValueError(f"the experts in {args.buffer_path} are not finished: let buffer.py finish first")
+    check_complete(args.buffer_path, read_config(args.buffer_path / "config.json")["settings"]["num_experts"])
 
 
 def open_experts(args, net):

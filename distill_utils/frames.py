@@ -80,15 +80,33 @@ def numbered_frames(folder, pattern=None):
     """Return the frames in order as (number, name); the number is unique to each name: 7 in frame7_112x112.jpg."""
     names = image_names(folder, pattern)
     if numbers := only_difference(names):
-        return sorted(zip(numbers, names))
-    files, _ = choose_series(names, folder)
-    columns = list(zip(*(numbers for numbers, _ in files))) or [(0,)]
-    own = [column for column in columns if len(set(column)) == len(files)]
-    if len({tuple(sorted(range(len(files)), key=column.__getitem__)) for column in own}) != 1:
-        shown = re.sub(r"\d+(?=\D*$)", "#", glob.escape(files[0][1]))
-        raise ValueError(f"{folder}: no number in names such as {files[0][1]} and {files[-1][1]} gives the order of "
-                         f"its {len(files)} images: select some of them by --frame_names, such as {shown!r}")
-    return sorted(zip(own[0], (name for _, name in files)))
+        frames = sorted(zip(numbers, names))
+    else:
+        files, _ = choose_series(names, folder)
+        rows, names = [numbers or (0,) for numbers, _ in files], [name for _, name in files]
+        own = [column for column in zip(*rows) if len(set(column)) == len(files)]
+        # The numbers before it must not say otherwise: 10-59-59 is before 11-00-00.
+        orders = {tuple(sorted(range(len(files)), key=column.__getitem__)) for column in [*own, rows]}
+        frames = sorted(zip(own[0], names)) if own and len(orders) == 1 else None
+    if frames is None or are_decimal([name for _, name in frames]):
+        shown = re.sub(r"\d+(?=\D*$)", "#", glob.escape(names[0]))
+        raise ValueError(f"{folder}: no number in names such as {names[0]} and {names[-1]} gives the order of its "
+                         f"{len(names)} images: select some of them by --frame_names, such as {shown!r}, or rename "
+                         "them to frame1, frame2, …")
+    return frames
+
+
+def are_decimal(names):
+    """Return whether names, in the order of their last number, seem to end in decimals of another order: 0.2, 0.15."""
+    found = list(map(LAST_DECIMAL.search, names)) if LAST_DECIMAL.search(names[0]) else [None]
+    if not all(found):
+        return False
+    numbers, values = [int(each[2]) for each in found], [float(each[1]) for each in found]
+    consecutive = numbers[-1] - numbers[0] == len(numbers) - 1  # as in 7.1 … 7.12, frames of video 7
+    return values != sorted(values) and not consecutive
+
+
+LAST_DECIMAL = re.compile(r"(?<![^\W_])(\d+\.(\d+))(?=\D*\.\w+$)")
 
 
 def image_names(folder, pattern=None):

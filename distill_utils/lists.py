@@ -187,7 +187,7 @@ def read_lines(path):
 
 # ---------------------------------------------------------------- the user's own folders
 
-def custom(folder, name, pattern=None, ratio=TEST_RATIO, seed=0, out=None):
+def custom(folder, name, pattern=None, ratio=TEST_RATIO, seed=0, out=None, sides=None):
     """Return {name: videos} for one folder per class, with video files at any depth.
 
     Folders called train, test and val, above or below the class folders, give the split. Without them, groups are
@@ -196,6 +196,8 @@ def custom(folder, name, pattern=None, ratio=TEST_RATIO, seed=0, out=None):
     so that clips of one person or source stay in one split. Without a pattern each video is a group.
     ratio: the approximate share of test videos in each class.
     out: folder of prepared frames, if it may lie in `folder`.
+    sides: {folder of frames: its split in an earlier list}, which is kept, so that no video changes sides when others
+    are added.
     """
     paths = [path.relative_to(folder) for path in video_files(folder)]
     if not paths:
@@ -228,7 +230,8 @@ def custom(folder, name, pattern=None, ratio=TEST_RATIO, seed=0, out=None):
                              f"{folder} is split by folders called {' and '.join(sorted(set(videos.split)))}")
         videos = videos.assign(split=known_splits(videos.split))
     else:
-        test = choose_groups(videos.label, videos.group, ratio, seed)
+        known = {row.group: sides[row.folder] == "test" for row in videos.itertuples() if row.folder in (sides or {})}
+        test = choose_groups(videos.label, videos.group, ratio, seed, known)
         if ratio and not test:
             raise ValueError("no group of videos can be set aside for testing without leaving a class without "
                              "training videos")

@@ -1,6 +1,7 @@
 """Packs: all clips of a split in one file, a memory map of uint8 (n, T, 3, H, W), built once from the frame folders."""
 import concurrent.futures
 import contextlib
+import errno
 import io
 import math
 import mmap
@@ -43,7 +44,6 @@ class Pack:
 def open_pack(path, shape, open_frames):
     """Return the Pack at `path`; if it is missing, build it first from open_frames()."""
     if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
         with locked(path.with_suffix(".lock")):
             if not path.exists():
                 build_pack(path, shape, open_frames())
@@ -73,7 +73,14 @@ def pack_header(shape):
 @contextlib.contextmanager
 def locked(path):
     """Hold a lock on `path` within the block, waiting for another process; the lock ends with its process."""
-    with open(path, "w") as file:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = open(path, "w")
+    except OSError as error:
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise ValueError(f"{error.strerror}: {error.filename}: give another --pack_path") from error
+        raise
+    with file:
         try:
             lock(file, wait=False)
         except BlockingIOError:

@@ -25,7 +25,7 @@ from typing import Callable
 import pandas as pd
 
 from distill_utils import lists
-from distill_utils.datasets import DATA_PATH, DATASETS, warning_of_classes
+from distill_utils.datasets import DATA_PATH, DATASETS, read_csv, warning_of_classes
 from distill_utils.decode import Picture, is_made, make_folder
 from distill_utils.frames import files_below, is_visible
 from distill_utils.machine import cores
@@ -78,7 +78,7 @@ def main(args):
     lock = lock_folder(root, ".prepare.lock", "prepares videos")
     settings = {"resize": picture.resize, "crop": picture.crop, "quality": picture.quality, "frames": T}
     check_settings(root, frames, ours,
-                   settings | ({"videos": str(args.videos.resolve())} if custom else {}))
+                   settings | ({"videos": str(args.videos.resolve())} if custom else {}), split_flags(args))
     if custom:
         files, unlisted = {name: [args.videos / name] for name in videos.video}, 0
         tell_what_changed(root, changed(videos, files, frames), frames)
@@ -94,6 +94,8 @@ def main(args):
     repaired = report(root / "broken_videos.txt", broken, videos.folder, custom)
     report(root / "short_videos.txt", short, videos.folder, custom)
     kept = write_lists(root, ours, broken, dataset, recipe.write)
+    if custom:  # from now on these flags are those of the list
+        save_json(read_json(root / lists.PREPARED) | {"split": split_flags(args)}, root / lists.PREPARED)
     prepared = len(videos) - len(broken)
     print(f"{len(videos)} videos: {prepared} prepared in {frames} "
           f"({len(short)} have fewer than {least} frames: see short_videos.txt), "
@@ -122,7 +124,9 @@ def read_lists(args, recipe, dataset, picture):
     """Return the folder of the data set, the directory of its frames, and {name of our list: its videos}."""
     if args.dataset == "custom":
         root = (args.out or DATA_PATH / args.videos.resolve().name).absolute()
-        ours = lists.custom(args.videos, f"{root.name}_splits1.csv", args.groups, args.test_ratio, args.seed, root)
+        name = f"{root.name}_splits1.csv"
+        ours = lists.custom(args.videos, name, args.groups, args.test_ratio, args.seed, root,
+                            earlier_sides(root, name, split_flags(args)))
         return root, root / f"jpegs_{picture.crop or 'frames'}", ours
     folder = args.lists or args.videos
     if not folder.is_dir():
@@ -132,7 +136,21 @@ def read_lists(args, recipe, dataset, picture):
     return root, root / dataset.frames, read(folder)
 
 
-def check_settings(root, frames, ours, settings):
+def split_flags(args):
+    """Return the flags that decide the split of a custom set."""
+    return {"test_ratio": args.test_ratio, "groups": args.groups, "seed": args.seed}
+
+
+def earlier_sides(root, name, flags):
+    """Return {folder: split} of the list `name` if prepare made it by the same flags, else {}."""
+    made = read_json(root / lists.PREPARED) if (root / lists.PREPARED).is_file() else {}
+    if not (isinstance(made, dict) and made.get("split") == flags and (root / name).is_file()):
+        return {}
+    rows = read_csv(root / name)
+    return dict(zip(rows.folder, rows.split))
+
+
+def check_settings(root, frames, ours, settings, split):
     """Record the settings of the frames, and `ours`, the names of the lists that prepare writes there.
 
     ValueError if the frames there have other settings or another maker, or a list there has another maker: frames are
@@ -143,7 +161,7 @@ def check_settings(root, frames, ours, settings):
     if not isinstance(made, dict):
         raise ValueError(f"{path} was not made by prepare: give another --out, or move it away")
     of_older_version = [*ours, *(file.name for file in root.glob("*.csv"))] if made else []
-    written = made.pop("lists", of_older_version)
+    written, split_before = made.pop("lists", of_older_version), made.pop("split", None)
     foreign = [root / name for name in ours if name not in written and (root / name).exists()]
     filled = any(any(folder.iterdir()) for folder in visible_folders(frames))
     if foreign := foreign + ([frames] if filled and not made else []):
@@ -157,7 +175,8 @@ def check_settings(root, frames, ours, settings):
                          "give another --out")
     if not filled:
         made = settings | {"format": lists.FORMAT}  # existing frames keep the recorded format
-    save_json(made | {"lists": sorted({*written, *ours})}, path)
+    kept = {"split": split} if split_before == split else {}  # other flags: main adds them with the new list
+    save_json(made | {"lists": sorted({*written, *ours})} | kept, path)
 
 
 def check_links(*places):
@@ -250,15 +269,20 @@ def tell_what_changed(root, folders, frames):
         return
     with atomic_write(path, "w") as file:
         file.writelines(f"{frames / folder}\n" for folder in folders)
-    print(f"videos newer than their frames: {len(folders)}; the old frames are kept: to replace them, delete the folders "
+    print(f"videos that changed after their frames were made: {len(folders)}; the old frames are kept: to replace them, delete the folders "
           f"listed in {path} and this data set's packs, and run this command again")
 
 
 def changed(videos, files, frames):
-    """Return the folders of prepared videos whose file is newer than their frames."""
+    """Return the folders of prepared videos whose file changed after their frames were made.
+
+    Its ctime counts too: a file that replaced another by `mv` or `cp -p` has an old mtime.
+    """
     def newer(row):
         file, folder = files[row.video][0], frames / row.folder
-        return is_made(folder) and file.exists() and file.stat().st_mtime > folder.stat().st_mtime
+        if not (is_made(folder) and file.exists()):
+            return False
+        return max(file.stat().st_mtime, file.stat().st_ctime) > folder.stat().st_mtime
     rows = list(videos.itertuples())
     return [row.folder for row, yes in zip(rows, in_threads(newer, rows)) if yes]
 

@@ -38,6 +38,9 @@ def make_toy(out=DEFAULT_OUT, seed=0, train=24, test=12):
     """
     out = Path(out).resolve()  # it may be a link to another disk
     settings = {"version": VERSION, "seed": seed, "train": train, "test": test}
+    if out.exists():  # perhaps on a disk that is read-only
+        check_existing(out, settings)
+        return out
     out.parent.mkdir(parents=True, exist_ok=True)
     with open(out.with_name(out.name + ".lock"), "w") as file:  # a second process waits, then finds the set complete
         lock(file)

@@ -40,6 +40,15 @@ def buffer_files(folder) -> list[pathlib.Path]:
     return [found[number] for number in sorted(found)]
 
 
+def check_complete(folder, count):
+    """ValueError if a run of `count` experts lacks one of their files."""
+    missing = [number for number in range(count) if not (folder / f"replay_buffer_{number}.pt").exists()]
+    if missing:
+        raise ValueError(f"{folder} lacks replay_buffer_{missing[0]}.pt ({len(missing)} of {count} experts are "
+                         "missing): copy it again, or delete the folder and make the experts again with "
+                         "sh/baseline/buffer.sh")
+
+
 class Experts:
     """The experts of all `files`: networks with parameters of `shapes`, and at least `epochs` snapshots each.
 

@@ -411,7 +411,7 @@ def test_trajectory_matching_finds_the_experts_of_its_launcher(launch, monkeypat
         assert command == f"bash sh/baseline/buffer.sh GPU toy --data_path {tmp_path} --save_path results"
         with pytest.raises(ValueError, match="buffer.sh GPU toy --train_epochs 36 --data_path"):  # as many as will be matched
             prepare(flags(name, "1", "5", "--max_start_epoch", "35", "--expert_epochs", "2"))
-    run = start_run(flags("sh/baseline/buffer.sh"), "buffer")
+    run = start_run(flags("sh/baseline/buffer.sh", "--num_experts", "1"), "buffer")
     for name in "replay_buffer_0.pt", "result.json":
         (run.folder / name).write_text("{}")
     for name in "sh/baseline/MTT.sh", "sh/s2d/MTT.sh":
@@ -426,6 +426,10 @@ def test_trajectory_matching_finds_the_experts_of_its_launcher(launch, monkeypat
     common[1] = str(tmp_path / "moved")  # the same list in another place
     arguments = flags("sh/baseline/MTT.sh", "1", "5", "--buffer_path", str(run.folder))
     assert prepare(arguments) == [run.folder / "replay_buffer_0.pt"]
+    (run.folder / "replay_buffer_0.pt").rename(run.folder / "replay_buffer_1.pt")
+    for found in ("--buffer_path", str(run.folder)), ():  # a folder that was copied in part
+        with pytest.raises(ValueError, match=r"lacks replay_buffer_0.pt \(1 of 1 experts are missing\): copy it again"):
+            prepare(flags("sh/baseline/MTT.sh", "1", "5", *found))
     (run.folder / "result.json").unlink()
     with pytest.raises(ValueError, match="are not finished: let buffer.py finish first"):
         prepare(arguments)

@@ -331,6 +331,24 @@ def test_half_of_a_late_piece(tmp_path, suffix):
         extract(path, tmp_path / "frames", PLAIN)
 
 
+@pytest.mark.parametrize("codec", ("mpeg4", "h264"))
+def test_an_avi_that_was_written_to_a_pipe(tmp_path, codec):
+    """Its header was never finished, and states 2^30 frames."""
+    class Pipe:
+        def write(self, data):
+            (tmp_path / "a.avi").open("ab").write(data)
+
+    with av.open(Pipe(), "w", format="avi") as container:
+        stream = container.add_stream(codec, rate=25)
+        stream.width, stream.height, stream.pix_fmt = 48, 36, "yuv420p"
+        for number in range(12):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(np.full((36, 48, 3), 10 * number, np.uint8), "rgb24")))
+        container.mux(stream.encode())
+    with av.open(str(tmp_path / "a.avi")) as container:
+        assert container.streams.video[0].frames == decode.UNFINISHED
+    assert extract(tmp_path / "a.avi", tmp_path / "frames", PLAIN) == (12, 12)
+
+
 @pytest.mark.parametrize("suffix", (".avi", ".mp4", ".mkv"))
 def test_titles_in_other_encodings(tmp_path, suffix):
     path = write_video(tmp_path / f"a{suffix}", title="a title to change")
@@ -619,11 +637,41 @@ def test_custom(own, tmp_path, command):
     assert len(folders) > 1
 
 
+def test_a_longer_list_keeps_the_sides(own, tmp_path, command):
+    """Else a set that was learned from a video would be tested on it."""
+    def sides():
+        return dict(pd.read_csv(tmp_path / "out" / "out_splits1.csv").set_index("folder_name").split)
+
+    assert command("custom", "--videos", own, "--test_ratio", 0.5)[0] == 0
+    before = sides()
+    for label in ("füll", "rise up"):
+        for person in "0ABCxyz":
+            write_video(own / label / f"{person}_2.mp4", 1)
+    assert command("custom", "--videos", own, "--test_ratio", 0.5)[0] == 0
+    after = sides()
+    assert len(after) == len(before) + 14 and {folder: after[folder] for folder in before} == before
+    assert 6 <= sum(split == "test" for folder, split in after.items() if folder not in before) <= 8
+    assert command("custom", "--videos", own, "--test_ratio", 0.5, "--seed", 4)[0] == 0  # wanted anew
+    redrawn = sides()
+    assert command("custom", "--videos", own, "--test_ratio", 0.5)[0] == 0
+    assert redrawn != after and sides() != redrawn
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_known_groups_are_chosen_again(seed):
+    labels, groups = [f"class {number % 3}" for number in range(60)], [f"group {number // 2}" for number in range(60)]
+    known = {f"group {number}": number % 4 == 0 for number in range(20)}
+    chosen = choose_groups(labels, groups, 0.3, seed, known)
+    assert {name for name in known if name in chosen} == {name for name, side in known.items() if side}
+    assert 0.2 <= sum(name in chosen for name in groups) / 60 <= 0.4
+    assert choose_groups(labels, groups, 0.3, seed, {}) == choose_groups(labels, groups, 0.3, seed)
+
+
 def test_custom_says_what_it_leaves_out(own, tmp_path, command):
     """Folders without videos, files that are none, and videos that changed; a link to nowhere is an unmounted disk."""
     for _ in range(2):
         _, printed = command("custom", "--videos", own)
-        assert "left out" not in printed and "newer" not in printed
+        assert "left out" not in printed and "changed after" not in printed
     write(own / "gifs" / "a.gif", "")
     write(own / "füll" / "b.GIF", "")
     write(own / "füll" / "notes.txt", "")
@@ -633,13 +681,18 @@ def test_custom_says_what_it_leaves_out(own, tmp_path, command):
     frames, = (path for path in (tmp_path / "out").rglob("a_1") if "füll" in path.parts)
     os.utime(own / "füll" / "day one" / "a_1.mp4", (time.time() + 99,) * 2)
     code, printed = command("custom", "--videos", own)
-    assert code == 0 and "videos newer than their frames: 1; the old frames are kept" in printed
+    assert code == 0 and "videos that changed after their frames were made: 1; the old frames are kept" in printed
     assert (tmp_path / "out" / "changed_videos.txt").read_text() == f"{frames}\n"
+    other = write_video(tmp_path / "recorded before.mp4", 3)
+    os.utime(other, (10 ** 9,) * 2)
+    os.rename(other, own / "füll" / "day one" / "b_1.mp4")  # which keeps its time
+    assert "videos that changed after their frames were made: 2; the old" in command("custom", "--videos", own)[1]
+    shutil.rmtree(frames.with_name("b_1"))
     (own / "old.txt").symlink_to(tmp_path / "nowhere")  # a file, which is left out anyway
     assert command("custom", "--videos", own)[0] == 0
     shutil.rmtree(frames)
     code, printed = command("custom", "--videos", own)
-    assert code == 0 and "newer" not in printed and frames.is_dir() and not (tmp_path / "out" / "changed_videos.txt").exists()
+    assert code == 0 and "changed after" not in printed and frames.is_dir() and not (tmp_path / "out" / "changed_videos.txt").exists()
     (own / "No.1").symlink_to(tmp_path / "nowhere")
     assert f"{own / 'No.1'} is a link to" in refused(command, "custom", "--videos", own)
     (own / "No.1").rename(own / "unmounted")

@@ -460,7 +460,7 @@ def result_count(result):
     return len(result["networks"])
 
 
-def test_coreset_and_other_networks_end_to_end(command, tmp_path):
+def test_coreset_and_other_networks_end_to_end(command, tiny, tmp_path):
     for method in ("random", "herding", "k-center"):
         code, printed = command(coreset, "--method", method, "--ipc", 2, "--feature_epochs", 2)
         assert code == 0, printed
@@ -488,10 +488,28 @@ def test_coreset_and_other_networks_end_to_end(command, tmp_path):
     code, printed = command(evaluate, folder, "--networks", "CNN+GRU", "--pack_path", tmp_path / "packs", "--device", "cpu", data=False)
     assert code == 0 and "is not finished: this is its set after 0 of 5 iterations" in printed
     save_json(config, folder / "config.json")
+    again = command(evaluate, folder, "--networks", "CNN+GRU", "--pack_path", tmp_path / "packs", "--device", "cpu", data=False)[1]
+    assert "warning: the list of videos is not the one of" not in again
+    rows = (tiny / "list.csv").read_text().replace("train_0,fall,train", "train_0,fall,test")  # a training video became a test video
+    (tmp_path / "other.csv").write_text(rows)
+    code, printed = command(evaluate, folder, "--list_path", tmp_path / "other.csv", "--pack_path", tmp_path / "packs", "--device", "cpu", data=False)
+    assert code == 0 and "warning: the list of videos is not the one of" in printed
     code, printed = command(evaluate, folder / "distilled.pt", "--network", "ConvNet3D")  # a file: the data come from the flags
     assert code == 0 and (folder / "distilled.networks.json").exists()
     code, printed = command(evaluate, folder, "--frames", 9, "--device", "cpu", "--pack_path", tmp_path / "packs", data=False)
     assert code == 2 and "differ in classes, number of frames or size" in printed
+    sets, shown = [], []
+
+    def load_while_the_run_replaces_its_set(path):
+        sets.append(load_set(path))
+        if len(sets) == 1:
+            save(torch.load(path) | {"lr": 0.5}, path)
+        return sets[-1]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(evaluate, "load_set", load_while_the_run_replaces_its_set)
+        patch.setattr(evaluate, "evaluate", lambda synset, *_, **__: shown.append(synset) or ours)
+        command(evaluate, folder, "--seed", 9, "--pack_path", tmp_path / "packs", "--device", "cpu", data=False)
+    assert len(sets) == 2 and shown == [sets[1][0]]
     code, printed = command(evaluate, folder, "--networks", "VGG", data=False)
     assert code == 2 and "unknown network 'VGG': choose from ConvNet3D, " in printed
     kept = sorted((folder / "scores").rglob("network*.pt"))
