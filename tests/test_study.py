@@ -460,6 +460,24 @@ def result_count(result):
     return len(result["networks"])
 
 
+def test_a_set_that_its_run_replaces_while_it_is_loaded(command, tmp_path, monkeypatch):
+    """The figures in networks.json are of the set that they name."""
+    assert command(coreset, "--method", "random")[0] == 0
+    folder = run_folder(tmp_path, "coreset_random*")
+    result = {"settings": {}, **json.loads((folder / "result.json").read_text())}
+    sets, shown = [], []
+
+    def load_meanwhile(path):
+        sets.append(load_set(path))
+        if len(sets) == 1:
+            save(torch.load(path) | {"lr": 0.5}, path)
+        return sets[-1]
+    monkeypatch.setattr(evaluate, "load_set", load_meanwhile)
+    monkeypatch.setattr(evaluate, "evaluate", lambda synset, *_, **__: shown.append(synset) or result)
+    assert command(evaluate, folder, "--pack_path", tmp_path / "packs", "--device", "cpu", data=False)[0] == 0
+    assert len(sets) == 2 and shown == [sets[1][0]]
+
+
 def test_coreset_and_other_networks_end_to_end(command, tiny, tmp_path):
     for method in ("random", "herding", "k-center"):
         code, printed = command(coreset, "--method", method, "--ipc", 2, "--feature_epochs", 2)
@@ -498,18 +516,6 @@ def test_coreset_and_other_networks_end_to_end(command, tiny, tmp_path):
     assert code == 0 and (folder / "distilled.networks.json").exists()
     code, printed = command(evaluate, folder, "--frames", 9, "--device", "cpu", "--pack_path", tmp_path / "packs", data=False)
     assert code == 2 and "differ in classes, number of frames or size" in printed
-    sets, shown = [], []
-
-    def load_while_the_run_replaces_its_set(path):
-        sets.append(load_set(path))
-        if len(sets) == 1:
-            save(torch.load(path) | {"lr": 0.5}, path)
-        return sets[-1]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(evaluate, "load_set", load_while_the_run_replaces_its_set)
-        patch.setattr(evaluate, "evaluate", lambda synset, *_, **__: shown.append(synset) or ours)
-        command(evaluate, folder, "--seed", 9, "--pack_path", tmp_path / "packs", "--device", "cpu", data=False)
-    assert len(sets) == 2 and shown == [sets[1][0]]
     code, printed = command(evaluate, folder, "--networks", "VGG", data=False)
     assert code == 2 and "unknown network 'VGG': choose from ConvNet3D, " in printed
     kept = sorted((folder / "scores").rglob("network*.pt"))
