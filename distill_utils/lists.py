@@ -21,6 +21,7 @@ from distill_utils.datasets import (
     check_together,
     choose_groups,
     known_splits,
+    read_csv,
     read_kinetics,
     read_table,
 )
@@ -237,6 +238,15 @@ def custom(folder, name, pattern=None, ratio=TEST_RATIO, seed=0, out=None, sides
                              "training videos")
         videos = videos.assign(split=np.where(videos.group.isin(test), "test", "train"))
     return {name: videos if pattern else videos.drop(columns=GROUP)}
+
+
+def earlier_sides(root, name, flags):
+    """Return {folder: split} of the list `name` if prepare made it by the same flags, else {}."""
+    made = read_json(root / PREPARED) if (root / PREPARED).is_file() else {}
+    if not (isinstance(made, dict) and made.get("split") == flags and (root / name).is_file()):
+        return {}
+    rows = read_csv(root / name)
+    return dict(zip(rows.folder, rows.split))
 
 
 def tell_what_is_left_out(folder, level, classes, out):

@@ -25,7 +25,7 @@ from typing import Callable
 import pandas as pd
 
 from distill_utils import lists
-from distill_utils.datasets import DATA_PATH, DATASETS, read_csv, warning_of_classes
+from distill_utils.datasets import DATA_PATH, DATASETS, warning_of_classes
 from distill_utils.decode import Picture, is_made, make_folder
 from distill_utils.frames import files_below, is_visible
 from distill_utils.machine import cores
@@ -126,7 +126,7 @@ def read_lists(args, recipe, dataset, picture):
         root = (args.out or DATA_PATH / args.videos.resolve().name).absolute()
         name = f"{root.name}_splits1.csv"
         ours = lists.custom(args.videos, name, args.groups, args.test_ratio, args.seed, root,
-                            earlier_sides(root, name, split_flags(args)))
+                            lists.earlier_sides(root, name, split_flags(args)))
         return root, root / f"jpegs_{picture.crop or 'frames'}", ours
     folder = args.lists or args.videos
     if not folder.is_dir():
@@ -139,15 +139,6 @@ def read_lists(args, recipe, dataset, picture):
 def split_flags(args):
     """Return the flags that decide the split of a custom set."""
     return {"test_ratio": args.test_ratio, "groups": args.groups, "seed": args.seed}
-
-
-def earlier_sides(root, name, flags):
-    """Return {folder: split} of the list `name` if prepare made it by the same flags, else {}."""
-    made = read_json(root / lists.PREPARED) if (root / lists.PREPARED).is_file() else {}
-    if not (isinstance(made, dict) and made.get("split") == flags and (root / name).is_file()):
-        return {}
-    rows = read_csv(root / name)
-    return dict(zip(rows.folder, rows.split))
 
 
 def check_settings(root, frames, ours, settings, split):
