@@ -22,7 +22,7 @@ def class_dynamics(rows):
     and belongs to no half. rows: from read_results. Uses the latest two runs on the full set that differ only in
     --n_real; None if there are none.
     """
-    full = rows[rows.run.str.startswith("full")]
+    full = rows[rows.run.str.startswith("full")].sort_index()  # read_results has the latest last
     pairs = [(whole, still) for whole in full[full.n_real.isna()].itertuples()
              for still in full[full.n_real == 1].itertuples()
              if whole.chosen | {"n_real": 1} == still.chosen]

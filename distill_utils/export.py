@@ -27,7 +27,8 @@ from distill_utils.synset import load_set
 from utils import atomic_write, save
 
 FPS = 8
-GIF_SIDE = 65535  # pixels, the format's limit
+GIF_SIDE = 65535   # pixels, the format's limit
+MP4_SIDE = 16384   # of H.264's encoder
 
 
 @torch.no_grad()
@@ -113,8 +114,15 @@ def file_names(labels):
     return names
 
 
+def check_side(video, kind, most):
+    if max(video.shape[1:3]) > most:
+        raise ValueError(f"a {kind} has at most {most} pixels a side, and this one would have "
+                         f"{max(video.shape[1:3])}: give a lower --scale, or fewer --classes")
+
+
 def mp4(video, fps):
     """Encode uint8 (T, H, W, 3) as an H.264 file; return its bytes."""
+    check_side(video, "mp4", MP4_SIDE)
     height, width = (side // 2 * 2 for side in video.shape[1:3])  # the format requires even sides
     file = io.BytesIO()
     with av.open(file, "w", format="mp4") as container:
@@ -129,9 +137,7 @@ def mp4(video, fps):
 
 def gif(video, fps):
     """Encode uint8 (T, H, W, 3) as an animated GIF that loops forever; return its bytes."""
-    if max(video.shape[1:3]) > GIF_SIDE:
-        raise ValueError(f"a gif has at most {GIF_SIDE} pixels a side, and this one would have "
-                         f"{max(video.shape[1:3])}: give a lower --scale, or fewer --classes")
+    check_side(video, "gif", GIF_SIDE)
     first, *others = map(Image.fromarray, video)
     file = io.BytesIO()
     first.save(file, "GIF", save_all=True, append_images=others, duration=round(1000 / fps), loop=0)

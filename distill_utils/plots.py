@@ -18,6 +18,7 @@ matplotlib.rcParams["text.parse_math"] = False  # show a dollar sign in a class 
 
 MOST_IN_A_PLOT = 10  # methods or runs
 MOST_MATRICES = 6
+MOST_BARS = 20  # classes, above which they are shown as a heat map
 HATCHES = ("", "//", "..", "xx")  # bars of one method with other numbers of videos
 MARKERS = "osD^vP*"  # one for each ten methods, which have ten colours
 
@@ -63,16 +64,14 @@ def frontier_of(rows):
 
 
 def plot_iterations(rows):
-    """Plot accuracy over iterations, for runs with intermediate evaluations."""
+    """Plot accuracy over iterations, of runs with intermediate evaluations; dashed if these were on validation."""
     figure, axes = plt.subplots(figsize=(9, 6), layout="constrained")
     headline = rows.headline.iloc[0]
     for row in rows.itertuples():
-        points = read_points(row.path / "metrics.jsonl", headline)
-        if len(points) > 1:
-            axes.errorbar(*zip(*points), marker="o", ms=4, capsize=2, label=label(row))
-    if not axes.has_data():
-        plt.close(figure)
-        return None
+        split, points = read_points(row.path / "metrics.jsonl", headline)
+        held_out = split == "validation"
+        axes.errorbar(*zip(*points), marker="o", ms=4, capsize=2, ls="--" if held_out else "-",
+                      label=label(row) + (" (on validation)" if held_out else ""))
     axes.set(xlabel="iteration", ylabel=f"{headline}, %")
     axes.grid(alpha=0.3)
     figure.legend(fontsize=9, loc="outside lower center", ncols=2)
@@ -80,37 +79,66 @@ def plot_iterations(rows):
 
 
 def read_points(path, headline):
-    """Return (iteration, accuracy, std) of each evaluation in a metrics.jsonl."""
+    """Return the split of the evaluations in a metrics.jsonl, and (iteration, accuracy, std) of each."""
     try:
         lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-        return [tuple(check_figure(each[name]) for name in ("iteration", headline, f"{headline}_std"))
-                for each in lines if headline in each]
+        lines = [each for each in lines if headline in each]
+        return (lines[0].get("split") if lines else None,
+                [tuple(check_figure(each[name]) for name in ("iteration", headline, f"{headline}_std"))
+                 for each in lines])
     except (ValueError, LookupError, TypeError, RecursionError) as error:
         raise ValueError(f"{path} is damaged ({type(error).__name__}: {error})") from None
 
 
 def plot_classes(rows, classes):
-    """Plot bars of accuracy per class, for at most ten runs; classes are sorted by their dynamics score if known."""
+    """Plot accuracy per class of the rows of `means_of_classes`: bars, or a heat map of many classes.
+
+    Classes are sorted by their dynamics score if known.
+    """
     names = rows.class_names.iloc[0]
     order = list(range(len(names))) if classes is None else [names.index(name) for name in classes.index]
-    shown = rows.drop_duplicates(["method", "ipc"], keep="last").tail(MOST_IN_A_PLOT)
-    figure, axes = plt.subplots(figsize=(max(9, 0.12 * len(names) * len(shown)), 5.5), layout="constrained")
-    width = 0.85 / len(shown)
-    for place, row in enumerate(shown.itertuples()):
-        values = np.array(row.per_class, dtype=float)[order]
-        axes.bar(np.arange(len(order)) - 0.425 + (place + 0.5) * width, values, width, label=label(row),
-                 color="0.3" if pd.isna(row.number) else f"C{int(row.number) % 10}",  # as in plot_frontier
-                 hatch=HATCHES[hatch_of(shown, place) % len(HATCHES)], edgecolor="white")
+    many = len(names) > MOST_BARS
+    size = (2 + 0.16 * len(names), 3 + 0.25 * len(rows)) if many else (max(9, 0.12 * len(names) * len(rows)), 5.5)
+    figure, axes = plt.subplots(figsize=size, layout="constrained")
+    (draw_heat_map if many else draw_bars)(axes, rows, np.array(rows.per_class.tolist(), dtype=float)[:, order])
     ticks = [names[number] for number in order]
     if classes is not None:
         ticks = [f"{name} ({classes.dynamics[name]:+.0f})" for name in classes.index]
-    axes.set_xticks(range(len(order)), ticks, rotation=60 if len(names) > 8 else 20, ha="right")
+    axes.set_xticks(range(len(order)), ticks, rotation=90 if many else 60 if len(names) > 8 else 20,
+                    ha="center" if many else "right", fontsize=7 if many else None)
     for tick, name in zip(axes.get_xticklabels(), [] if classes is None else classes.index):
         tick.set_color("#b40" if classes.dynamic[name] else "0.2")
-    axes.set(ylabel="top-1, %", xlim=(-0.6, len(order) - 0.4))
-    axes.grid(axis="y", alpha=0.3)
-    figure.legend(fontsize=9, loc="outside lower center", ncols=2)
     return figure
+
+
+def means_of_classes(rows):
+    """Return a row for each method and number of videos, full data and then the most accurate: means over its runs."""
+    headline, shown = rows.headline.iloc[0], []
+    for _, group in rows.groupby(["method", "ipc"], dropna=False, sort=False):
+        shown.append(group.iloc[-1].to_dict() | {
+            "per_class": np.array(group.per_class.tolist(), dtype=float).mean(0).tolist(),
+            headline: group[headline].astype(float).mean()})
+    shown = pd.DataFrame(shown, dtype=object)
+    full = shown.method.str.startswith("full")
+    best = (shown[headline].astype(float) + 1000 * full).sort_values(ascending=False, kind="stable")
+    return shown.loc[sorted(best.index[:MOST_IN_A_PLOT])]
+
+
+def draw_bars(axes, rows, accuracies):
+    width = 0.85 / len(rows)
+    for place, (row, values) in enumerate(zip(rows.itertuples(), accuracies)):
+        axes.bar(np.arange(len(values)) - 0.425 + (place + 0.5) * width, values, width, label=label(row),
+                 color="0.3" if pd.isna(row.number) else f"C{int(row.number) % 10}",  # as in plot_frontier
+                 hatch=HATCHES[hatch_of(rows, place) % len(HATCHES)], edgecolor="white")
+    axes.set(ylabel="top-1, %", xlim=(-0.6, accuracies.shape[1] - 0.4))
+    axes.grid(axis="y", alpha=0.3)
+    axes.figure.legend(fontsize=9, loc="outside lower center", ncols=2)
+
+
+def draw_heat_map(axes, rows, accuracies):
+    image = axes.imshow(accuracies, vmin=0, vmax=100, cmap="viridis", aspect="auto")
+    axes.set_yticks(range(len(rows)), [label(row) for row in rows.itertuples()], fontsize=8)
+    axes.figure.colorbar(image, ax=axes, label="top-1, %", pad=0.01)
 
 
 def hatch_of(rows, place):

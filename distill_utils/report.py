@@ -18,11 +18,21 @@ from PIL import Image
 from distill_utils.dynamics import class_dynamics
 from distill_utils.options import positive
 from distill_utils.pictures import memories, side_by_side
-from distill_utils.plots import MOST_IN_A_PLOT, label, plot_classes, plot_confusion, plot_frontier, plot_iterations, plt
+from distill_utils.plots import (
+    MOST_IN_A_PLOT,
+    label,
+    means_of_classes,
+    plot_classes,
+    plot_confusion,
+    plot_frontier,
+    plot_iterations,
+    plt,
+    read_points,
+)
 from distill_utils.processes import run_script
 from distill_utils.run import git_commit
 from distill_utils.synset import load_set
-from distill_utils.table import accuracy, compared, read_results
+from distill_utils.table import PROTOCOL, accuracy, compared, read_results, told_apart
 from utils import TEXT, atomic_write
 
 WEBP_SIDE = 16383  # pixels, the format's limit
@@ -38,6 +48,7 @@ table { border-collapse: collapse; overflow-wrap: normal; font-size: 13px; font-
 th, td { padding: .2em .6em; text-align: right; border-bottom: 1px solid var(--line) } td { white-space: nowrap }
 th:first-child, td:first-child { text-align: left; white-space: normal; min-width: 9em } th { background: var(--head) }
 .best td { font-weight: 600 } .scroll { overflow-x: auto } .plot { max-width: 100%; background: #fff }
+.wide { background: #fff }
 summary { cursor: pointer; margin: .6em 0; color: var(--dim) } .dynamic { color: var(--mark) }
 .runs { display: flex; flex-wrap: wrap; gap: 1em } figure { margin: 0; font-size: 12px; max-width: 100% }
 figcaption { max-width: 16em; min-height: 5em }
@@ -49,6 +60,8 @@ figcaption { max-width: 16em; min-height: 5em }
 def main(args):
     every = read_results(args.runs)
     every["method"] = [method_name(row) for row in every.itertuples()]
+    every["method"] += told_apart(list(zip(every.data, every.method, every.ipc.map(str))), every.chosen.tolist(),
+                                  keys=("init", *PROTOCOL))
     plots = {}
     parts = [f"<h1>Distilled video data sets</h1><p class=note>{len(every)} runs, {time.strftime('%Y-%m-%d %H:%M')}, "
              f"code {html.escape(git_commit() or 'unknown')}</p>"]
@@ -73,14 +86,15 @@ def section(data, rows, plots, most_classes):
     """Yield the page's parts about the runs of one data set; add {file name: PNG} to `plots`."""
     classes = class_dynamics(rows)
 
-    def plot(name, title, figure):
+    def plot(name, title, figure, kind="plot"):
         if figure is None:
             return ""
         file = io.BytesIO()
         figure.savefig(file, format="png", dpi=110, bbox_inches="tight")
         plots[f"{data}_{name}.png"] = file.getvalue()
         plt.close(figure)  # plt is from plots, which sets the backend before it imports matplotlib
-        return f"<h3>{title}</h3><img class=plot alt='{title}' src='{inline(file.getvalue(), 'png')}'>"
+        picture = f"<img class={kind} alt='{title}' src='{inline(file.getvalue(), 'png')}'>"
+        return f"<h3>{title}</h3>" + (f"<div class=scroll>{picture}</div>" if kind == "wide" else picture)
 
     rows = numbered(rows)
     first, others = most_accurate(rows, "method")
@@ -89,13 +103,19 @@ def section(data, rows, plots, most_classes):
         more = plot("frontier_more", "Accuracy against bytes", plot_frontier(others))
         yield folded("Accuracy against bytes: more methods", more)
     yield table_of(rows, classes)
-    first, others = most_accurate(rows, "path")
-    yield plot("iterations", "Accuracy over iterations", plot_iterations(first))
-    if not others.empty:
-        more = plot("iterations_more", "Accuracy over iterations", plot_iterations(others))
-        yield folded("Accuracy over iterations: more runs", more)
+    followed = rows[[len(read_points(row.path / "metrics.jsonl", row.headline)[1]) > 1 for row in rows.itertuples()]]
+    followed = followed.sort_values(rows.headline.iloc[0], ascending=False, kind="stable")
+    more = []
+    for start in range(0, len(followed), MOST_IN_A_PLOT):
+        figure = plot_iterations(followed.iloc[start:start + MOST_IN_A_PLOT])
+        number = f"_{start // MOST_IN_A_PLOT + 1}" if start else ""
+        more.append(plot(f"iterations{number}", "Accuracy over iterations", figure))
+    yield "".join(more[:1])
+    yield folded("Accuracy over iterations: less accurate runs", "".join(more[1:]))
+    shown, count = means_of_classes(rows), len(rows.drop_duplicates(["method", "ipc"]))
+    title = "Accuracy of each class" + (f", of the {len(shown)} most accurate of {count}" if len(shown) < count else "")
     marked = ": the dynamic half is marked; in parentheses full clips against one frame" if classes is not None else ""
-    yield plot("classes", f"Accuracy of each class{marked}", plot_classes(rows, classes))
+    yield plot("classes", f"{title}{marked}", plot_classes(shown, classes), "wide")
     yield plot("confusion", "Confusion: rows are the true classes", plot_confusion(rows))
     yield from videos_of(rows, classes, most_classes)
 

@@ -164,20 +164,24 @@ def over_seeds(rows):
     """Merge rows of read_results that differ in the seed only, and format them for display.
 
     Accuracy is the mean ± standard deviation over seeds at the last iteration, in percent. Seconds are summed over the
-    seeds. If one seed has several runs (with different static memories or experts), the latest counts. The order is
-    that of each group's first row.
+    seeds. If each run has read another static memory, the latest run of a seed counts, and the table says how many
+    others there are. The order is that of each group's first row. Rows of one name are told apart by their settings.
     """
-    table, last = [], {}
+    groups, table = {}, []
     for row in rows.itertuples():
-        # digest: of the experts and static memories that a run reads
-        but_seed = {name: value for name, value in row.chosen.items() if name not in ("seed", "digest")}
-        last.setdefault((row.data, row.run.rpartition("_")[0], json.dumps(but_seed, sort_keys=True)), []).append(row)
-    for (data, run, _), group in last.items():
-        headline, group = group[0].headline, list({row.seed: row for row in group}.values())
-        top1 = pd.Series([getattr(row, headline) for row in group], dtype=float)
-        table.append({"data": data, "run": run + group[0].mark, "steps": group[0].steps,
-                      "seeds": ", ".join(str(row.seed) for row in sorted(group, key=lambda row: row.seed)),
-                      headline: f"{top1.mean():.1f} ± {top1.std(ddof=0):.1f}", "bytes": f"{group[0].bytes:,}",
+        but_seed = {name: value for name, value in row.chosen.items() if name not in BUT_SEED}
+        groups.setdefault((row.data, row.run.rpartition("_")[0], json.dumps(but_seed, sort_keys=True)), []).append(row)
+    parts = [(data, run + group[0].mark + read, group) for (data, run, _), every in groups.items()
+             for read, group in by_files(every)]
+    apart = told_apart([(data, run) for data, run, _ in parts], [group[0].chosen for *_, group in parts])
+    for (data, run, every), differ in zip(parts, apart):
+        headline, group = every[0].headline, list({row.seed: row for row in every}.values())
+        seeds = ", ".join(str(row.seed) for row in sorted(group, key=lambda row: row.seed))
+        older = len(every) - len(group)
+        table.append({"data": data, "run": run + differ, "steps": group[0].steps,
+                      "seeds": seeds + (f" ({older} older left out)" if older else ""),
+                      headline: mean_and_std(group, headline), **best_over_seeds(group, headline),
+                      "bytes": f"{group[0].bytes:,}",
                       "bytes at fp32": f"{group[0].bytes_fp32:,}",
                       **compared(*(pd.Series([getattr(row, name) for row in group], dtype=float).mean()
                                    for name in ("over_random", "of_full"))),
@@ -186,17 +190,62 @@ def over_seeds(rows):
     return pd.DataFrame(table, dtype=object).fillna("")
 
 
-MARKED = ("list_digest", "frames", "size", "stride", "train_clips", "test_clips", "validation", "mirror", "network",
+BUT_SEED = ("seed", "digest")  # digest: of the experts and static memories that a run reads
+
+
+def by_files(group):
+    """Split runs of equal settings by the experts or static memory that they read; return [(label, runs)].
+
+    They stay together if no seed occurs twice, or if all have read another file: a static memory for each seed.
+    """
+    read = {}
+    for row in group:
+        read.setdefault(row.chosen.get("digest"), []).append(row)
+    if len({row.seed for row in group}) == len(group) or len(read) == len(group):
+        return [("", group)]
+    return [(f" [files read {str(digest)[:6]}]", runs) for digest, runs in read.items()]
+
+
+def told_apart(names, chosen, keys=None, most=4):
+    """Return for each run the settings in which runs of its name differ, as " [name value, …]", else "".
+
+    chosen: the settings of each run. keys: the settings that count; None: all but those in MARKED.
+    """
+    labels = []
+    for name, own in zip(names, chosen):
+        alike = [other for each, other in zip(names, chosen) if each == name]
+        counting = keys or [key for key in sorted(set().union(*alike)) if key not in MARKED + BUT_SEED]
+        found = [f"{key} {own[key]}" for key in counting
+                 if own.get(key) is not None and any(other.get(key) != own[key] for other in alike)]
+        labels.append(f" [{', '.join(found[:most] + ['…'] * (len(found) > most))}]" if found else "")
+    return labels
+
+
+def mean_and_std(group, name):
+    values = pd.Series([getattr(row, name) for row in group], dtype=float)
+    return f"{values.mean():.1f} ± {values.std(ddof=0):.1f}"
+
+
+def best_over_seeds(group, headline):
+    """Return the column of the sets that were best on validation, if all runs have one."""
+    if any(pd.isna(getattr(row, "best_iteration", None)) for row in group):
+        return {}
+    return {f"{headline} at best on validation": mean_and_std(group, f"best_{headline}")}
+
+
+MARKED = ("list_digest", "content_digest", "frame_names", "frames", "size", "stride", "train_clips", "test_clips", "validation", "mirror", "network",
           "width", "dsa", "precision")
 
 
 def marks(rows):
     """Return a label for each row: the MARKED settings in which rows of its data set differ, and another protocol."""
     settings = pd.DataFrame([same(chosen, MARKED) for chosen in rows.chosen], rows.index, MARKED, dtype=object)
-    differ = settings.groupby(rows.data).transform("nunique") > 1
+    differ = settings.groupby(rows.data).transform(lambda column: column.nunique(dropna=False)) > 1
     # --validation changes the list's digest: count lists among the rows of equal validation.
-    lists = settings.list_digest.groupby([rows.data, settings.validation.map(str)]).transform("nunique") > 1
+    alike = [rows.data, settings.validation.map(str)]
+    lists = settings.list_digest.groupby(alike).transform("nunique") > 1
     differ["list_digest"] = lists.groupby(rows.data).transform("any")
+    differ["content_digest"] = settings.content_digest.groupby([*alike, settings.list_digest]).transform("nunique") > 1
     labels = []
     for (number, row), chosen in zip(settings.iterrows(), rows.chosen):
         found = [label(name, row[name], rows.list_path[number]) for name in MARKED
@@ -209,6 +258,8 @@ def marks(rows):
 def label(name, value, list_path):
     if name == "list_digest":
         return f"list {f'{pathlib.Path(list_path).name} ' if list_path else ''}{value[:6]}"
+    if name == "content_digest":
+        return f"content {value[:6]}"
     return f"{name} {value}"
 
 
@@ -229,6 +280,8 @@ def main(args):
     if args.csv:
         args.csv.parent.mkdir(parents=True, exist_ok=True)
         with atomic_write(args.csv, "w") as file:
+            others = pd.DataFrame(list(rows.chosen), rows.index)
+            rows = rows.join(others[others.columns.difference(rows.columns)])
             rows.drop(columns=["per_class", "class_names", "confusion", "chosen", "mark"]).to_csv(file, index=False)
         print(f"all figures: {args.csv}")
 

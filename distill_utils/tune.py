@@ -29,7 +29,7 @@ from distill_utils.trial import run_folder, run_trial
 from utils import ROOT, atomic_write, lock, stream_seed
 
 SAVE_PATH = ROOT / "results" / "tune"
-MOST_FAILURES = 3  # a command whose first trials all fail, this many of them, is itself wrong
+MOST_FAILURES = 3  # in a row, after which the command, the disk or the GPU is at fault, not the flags
 
 
 # ---------------------------------------------------------------- a study, shared by several processes
@@ -60,18 +60,14 @@ class Study:
     def begin(self, most):
         """Return the next trial, its words {flag: value} and its lock; None if `most` trials have begun.
 
-        Killed trials are restarted and do not count. Nor do trials that failed before any finished: their cause may
-        have been repaired.
+        Killed trials are restarted and do not count. Nor do trials that failed: their cause may have been repaired.
         """
         with self.alone():
             self.take_up_killed()
             trials = self.optuna.get_trials(deepcopy=False)
             killed = restarted(trials)
-            finished = [trial.number for trial in trials if trial.state == TrialState.COMPLETE]
-            first = min(finished, default=len(trials))
             begun = [trial for trial in trials
-                     if trial.state != TrialState.WAITING and trial.number not in killed
-                     and not (trial.state == TrialState.FAIL and trial.number < first)]
+                     if trial.state not in (TrialState.WAITING, TrialState.FAIL) and trial.number not in killed]
             if len(begun) >= most:
                 return None
             with warnings.catch_warnings():
@@ -160,15 +156,15 @@ def main(args):
                          "itself, and leave out --no_test, which every trial has")
     settings = argparse.Namespace(**flags.read([*args.flags, *validation]))
     folder = study_folder(args, settings, texts)
-    study, failures = Study(folder, searched, settings.seed, args.startup), []
+    study, failures = Study(folder, searched, settings.seed, args.startup), 0
     print(f"study: {folder}\nsearched: {' '.join(f'{name}={text}' for name, text in texts.items())}", flush=True)
 
     while begun := study.begin(args.trials):
         state, why = run_next(study, *begun, args, flags)
         study.write_csv()
-        failures += [why] if state == TrialState.FAIL else []
-        if len(failures) >= MOST_FAILURES and study.best() is None:
-            raise ValueError(f"{len(failures)} trials failed and none finished; the last error was: {why}")
+        failures = failures + 1 if state == TrialState.FAIL else 0
+        if failures == MOST_FAILURES:
+            raise ValueError(f"{failures} trials in a row failed; the last error was: {why}")
     report(study, [] if args.save_path == SAVE_PATH else ["--save_path", str(args.save_path)])
 
 

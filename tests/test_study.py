@@ -661,6 +661,28 @@ def test_a_method_has_one_colour():
     assert {each.get_label(): each.lines[0].get_color() for each in later}.items() <= points.items()
 
 
+def test_many_classes_are_a_heat_map():
+    """A figure of a width that a page can show, with the means of the ten most accurate methods, and full data."""
+    names = tuple(f"class {number}" for number in range(400))
+    rows = pd.DataFrame({"class_names": [names] * 24, "per_class": [[float(number)] * 400 for number in range(24)], "top1": [float(number) for number in range(24)],
+                         "method": ["full data", *(f"method {number // 2}" for number in range(1, 24))], "ipc": 1, "headline": "top1", "number": 0})
+    shown = plots.means_of_classes(rows)
+    assert shown.method.tolist() == ["full data", *(f"method {number}" for number in range(3, 12))] and shown.per_class.iloc[-1] == [22.5] * 400
+    axes = plots.plot_classes(shown, None).axes[0]
+    assert axes.images[0].get_array().shape == (10, 400) and axes.images[0].get_array()[-1].tolist() == [22.5] * 400
+    assert axes.figure.get_size_inches()[0] * 110 < 8000 and len(axes.get_xticklabels()) == 400
+
+
+def test_curves_on_validation_are_told(tmp_path):
+    for name, split in (("a", "validation"), ("b", "test")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "metrics.jsonl").write_text("".join(json.dumps({"iteration": step, "split": split, "top1": 10.0 + step, "top1_std": 1.0}) + "\n" for step in (0, 5)))
+    rows = pd.DataFrame({"path": [tmp_path / "a", tmp_path / "b"], "method": ["DM", "MTT"], "ipc": 1, "headline": "top1"})
+    held_out, tested = plots.plot_iterations(rows).axes[0].containers
+    assert (held_out.get_label(), tested.get_label()) == ("DM, IPC 1 (on validation)", "MTT, IPC 1")
+    assert (held_out.lines[0].get_linestyle(), tested.lines[0].get_linestyle()) == ("--", "-")
+
+
 def test_dynamic_classes_are_the_upper_half():
     rows = pd.DataFrame({"run": ["full_a", "full_1frames_b"], "n_real": [None, 1], "per_class": [[50., 90, 70, 20, 5], [40., 20, 70, 30, 5]],
                          "class_names": [tuple("vwxyz")] * 2, "chosen": [{"network": "a", "n_real": None}, {"network": "a", "n_real": 1}]})
@@ -672,6 +694,9 @@ def test_dynamic_classes_are_the_upper_half():
     found = dynamics.class_dynamics(unseen)
     assert found.index[found.dynamic].tolist() == ["v", "x"] and dynamics.by_group(unseen, found).static.tolist() == [12.5, 17.5]
     assert dynamics.class_dynamics(rows[:1]) is None
+    older = rows.assign(chosen=[{"network": "0", "n_real": None}, {"network": "0", "n_real": 1}], per_class=[[0.0] * 5, [1.0] * 5])
+    both = pd.concat([older, rows], ignore_index=True)                     # the latest pair counts, in whatever order a page shows them
+    assert dynamics.class_dynamics(both).equals(classes) and dynamics.class_dynamics(both.iloc[::-1]).equals(classes)
     other = rows[:1].assign(chosen=[{"network": "b", "n_real": None}], per_class=[[0.0] * 5])  # a later run of another network has no partner
     assert dynamics.class_dynamics(pd.concat([rows, other])).equals(classes)
 
@@ -707,6 +732,11 @@ def test_a_gif_too_tall_for_its_format():
         export.gif(np.zeros((1, 66000, 2, 3), dtype=np.uint8), 8)
 
 
+def test_an_mp4_too_tall_for_its_format():
+    with pytest.raises(ValueError, match="^a mp4 has at most 16384 pixels a side, and this one would have 26400: give a lower --scale, or fewer --classes$"):
+        export.mp4(np.zeros((1, 26400, 2, 3), dtype=np.uint8), 8)
+
+
 def test_a_picture_too_tall_for_its_format():
     with pytest.raises(ValueError, match="^the videos of 300 classes make a picture of .* pixels, and the limit of its format is 16383: give fewer --classes$"):
         report.moving([torch.zeros(300, 1, 3, 64, 64, dtype=torch.uint8)])
@@ -739,15 +769,23 @@ def test_impossible_settings_are_refused(command, tmp_path, flags, sentence):
 
 
 def test_the_table_over_seeds():
-    """Runs that differ in the seed, and in the digest of the files they read, are one row, whose std is that over seeds; of one seed the latest counts."""
+    """Runs that differ in the seed, and in the digest of the files they read, are one row, whose std is that over seeds; of one seed the latest counts, and
+    older ones are told. Runs of several seeds that have read the same file are rows of their own beside those of another file."""
     def row(run, seed, top1, **chosen):
         return {"data": "toy", "run": f"{run}_{seed:08x}", "steps": 10, "seed": seed, "headline": "top1", "top1": top1, "bytes": 1000, "bytes_fp32": 1000,
                 "seconds_per_iteration": 2.0, "seconds": 3.0, "over_random": top1 - 40, "of_full": None, "mark": "", "chosen": {"dataset": "toy", "seed": seed, "digest": f"{seed}", "lr_img": 1.0} | chosen}
     rows = pd.DataFrame([row("DM_ipc1", 0, 50.0), row("DM_ipc1", 1, 60.0), row("DM_ipc1", 0, 40.0, lr_img=2.0), row("MTT_ipc1", 0, 30.0),
                          row("DM_ipc1", 0, 70.0, digest="made later")], dtype=object)
     found = table.over_seeds(rows)[["run", "seeds", "top1", "bytes", "over random", "of full", "distilled in s", "evaluated in s"]].values.tolist()
-    assert found == [["DM_ipc1", "0, 1", "65.0 ± 5.0", "1,000", "+25.0", "", "40", "6"], ["DM_ipc1", "0", "40.0 ± 0.0", "1,000", "+0.0", "", "20", "3"],
+    assert found == [["DM_ipc1 [lr_img 1.0]", "0, 1 (1 older left out)", "65.0 ± 5.0", "1,000", "+25.0", "", "40", "6"],
+                     ["DM_ipc1 [lr_img 2.0]", "0", "40.0 ± 0.0", "1,000", "+0.0", "", "20", "3"],
                      ["MTT_ipc1", "0", "30.0 ± 0.0", "1,000", "-10.0", "", "20", "3"]]
+    experts = pd.DataFrame([row("MTT_ipc1", seed, top1, digest=digest) for digest, runs in (("weak", (20., 22., 21.)), ("strong", (50., 52.)), ("third", (90.,)))
+                            for seed, top1 in enumerate(runs)], dtype=object)
+    assert table.over_seeds(experts)[["run", "seeds", "top1"]].values.tolist() == [
+        ["MTT_ipc1 [files read weak]", "0, 1, 2", "21.0 ± 0.8"], ["MTT_ipc1 [files read strong]", "0, 1", "51.0 ± 1.0"], ["MTT_ipc1 [files read third]", "0", "90.0 ± 0.0"]]
+    best = experts[:3].assign(best_iteration=5, best_top1=[30., 31., 32.])
+    assert table.over_seeds(best)["top1 at best on validation"].tolist() == ["31.0 ± 0.8"] and "top1 at best on validation" not in table.over_seeds(experts)
 
 
 def finished(results, name, top1, stored, **chosen):
@@ -787,6 +825,21 @@ def test_runs_of_other_networks_or_clips_are_told_apart(tmp_path):
     assert table.over_seeds(rows).run.tolist() == ["DM_ipc1_lr1 [width 32]", "DM_ipc1_lr1 [width 8]", "MTT_ipc1_lr1 [width 8, frepo protocol]", "DC_spc2 [width 32]"]
     assert [name.partition("_000")[0] for name in table.shown(rows).run] == ["DM_ipc1_lr1", "DM_ipc1_lr1", "MTT_ipc1_lr1", "DC_spc2"]
     assert rows.ipc.tolist() == [1, 1, 1, 2]
+
+
+def test_runs_of_other_frames_or_settings_are_told_apart(tmp_path):
+    for settings in ({}, {"content_digest": "f" * 16, "frame_names": "flow_#.jpg"}, {"epoch_eval_train": 5}, {"init": "mean"}, {"seed": 1}):
+        finished(tmp_path, "DM_ipc1_lr1", 20.0, 1000, **{"init": "real"} | settings)
+    rows = table.read_results([tmp_path])
+    assert table.over_seeds(rows).run.tolist() == [
+        "DM_ipc1_lr1 [content b] [epoch_eval_train 100, init real]", "DM_ipc1_lr1 [content ffffff, frame_names flow_#.jpg]",
+        "DM_ipc1_lr1 [content b] [epoch_eval_train 5, init real]", "DM_ipc1_lr1 [content b] [epoch_eval_train 100, init mean]"]
+    table.main(table.parser().parse_args([str(tmp_path), "--csv", str(tmp_path / "csv")]))
+    assert pd.read_csv(tmp_path / "csv").frame_names.dropna().tolist() == ["flow_#.jpg"]
+    report.main(report.parser().parse_args([str(tmp_path), "--out", str(tmp_path / "page")]))
+    page = (tmp_path / "page" / "index.html").read_text()
+    assert all(f"<td>DM{other}</td>" in page for other in (" [content b] [init real, epoch_eval_train 100]", " [content b] [init real, epoch_eval_train 5]",
+                                                          " [content b] [init mean, epoch_eval_train 100]", " [content ffffff, frame_names flow_#.jpg]"))
 
 
 def test_runs_of_other_splits_validation_or_precision_are_told_apart(tmp_path):

@@ -227,11 +227,22 @@ def test_failures_after_a_divergence(study, tmp_path, monkeypatch):
 def test_a_command_that_always_fails_stops_with_its_sentence(study, tmp_path, monkeypatch, when):
     monkeypatch.setenv("FAKE", when)
     code, printed = study("--trials", 2)
-    assert code == 2 and re.search("3 trials failed and none finished; the last error was: fake: error: (it is refused|no space left on the disk)", printed)
+    assert code == 2 and re.search("3 trials in a row failed; the last error was: fake: error: (it is refused|no space left on the disk)", printed)
     assert table(tmp_path).state.tolist() == ["failed"] * 3
     monkeypatch.setenv("FAKE", "learn")
     assert study("--trials", 2)[0] == 0  # once it is mended it goes on, and has all its trials
     assert sorted(table(tmp_path).state) == ["complete"] * 2 + ["failed"] * 3
+
+
+def test_failures_after_a_success(study, tmp_path, monkeypatch):
+    """A disk that is full for an hour uses up no trials: the search stops, and goes on once it is mended."""
+    assert study("--trials", 1)[0] == 0
+    monkeypatch.setenv("FAKE", "refuse")
+    code, printed = study("--trials", 6)
+    assert code == 2 and "3 trials in a row failed; the last error was: fake: error: it is refused" in printed
+    monkeypatch.setenv("FAKE", "learn")
+    assert study("--trials", 6)[0] == 0
+    assert sorted(table(tmp_path).state.replace("pruned", "complete")) == ["complete"] * 6 + ["failed"] * 3
 
 
 def test_a_study_is_of_its_frames(study, tmp_path, monkeypatch):
