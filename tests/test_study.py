@@ -829,7 +829,7 @@ def test_runs_of_other_networks_or_clips_are_told_apart(tmp_path):
 
 def test_runs_of_other_frames_or_settings_are_told_apart(tmp_path):
     for settings in ({}, {"content_digest": "f" * 16, "frame_names": "flow_#.jpg"}, {"epoch_eval_train": 5}, {"init": "mean"}, {"seed": 1}):
-        finished(tmp_path, "DM_ipc1_lr1", 20.0, 1000, **{"init": "real"} | settings)
+        (finished(tmp_path, "DM_ipc1_lr1", 20.0, 1000, **{"init": "real"} | settings) / "metrics.jsonl").touch()
     rows = table.read_results([tmp_path])
     assert table.over_seeds(rows).run.tolist() == [
         "DM_ipc1_lr1 [content b] [epoch_eval_train 100, init real]", "DM_ipc1_lr1 [content ffffff, frame_names flow_#.jpg]",
