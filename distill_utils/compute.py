@@ -23,6 +23,8 @@ def set_precision(device, precision):
     """
     if precision == "bf16" and device.type == "cuda" and not is_ampere(device):  # its convolutions would not use cuDNN
         raise ValueError("--precision bf16 needs an NVIDIA GPU of the Ampere generation or later: give fp32")
+    if precision == "bf16" and device.type == "cpu" and cpu_only_infers_in_bf16():
+        raise ValueError("--precision bf16: PyTorch cannot train in bf16 on this CPU: give fp32")
     if precision == "tf32" and not has_tf32(device):
         raise ValueError("--precision tf32 needs an NVIDIA GPU of the Ampere generation or later: give fp32 or bf16")
     torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = precision == "tf32", False
@@ -48,9 +50,21 @@ def has_tf32(device):
     return is_ampere(device) and not torch.version.hip  # PyTorch calls AMD's GPUs cuda too
 
 
-def cpu_has_bf16(path=pathlib.Path("/proc/cpuinfo")):
-    """Return whether the CPU has bfloat16 products (AVX-512, AMX, Arm); else bf16 is several times slower than fp32."""
-    return path.exists() and bool(re.search(r"\b(avx512_bf16|amx_bf16|bf16)\b", path.read_text(**TEXT)))
+CPU_INFO = pathlib.Path("/proc/cpuinfo")
+
+
+def cpu_has_bf16(path=CPU_INFO):
+    """Return whether the CPU has fast bfloat16 products in backward passes too: AVX-512 or AMX.
+
+    Else bf16 is several times slower than fp32. Arm CPUs have such products, but PyTorch's backward pass of
+    convolutions does not use them there (oneDNN has reference kernels only).
+    """
+    return path.exists() and bool(re.search(r"\b(avx512_bf16|amx_bf16)\b", path.read_text(**TEXT)))
+
+
+def cpu_only_infers_in_bf16(path=CPU_INFO):
+    """Return whether the CPU has bfloat16 without AVX-512 (AVX-VNNI-2), where PyTorch refuses backward passes."""
+    return path.exists() and not cpu_has_bf16(path) and bool(re.search(r"\bavx_ne_convert\b", path.read_text(**TEXT)))
 
 
 def autocast(device, precision):

@@ -29,7 +29,7 @@ from distill_utils.options import (
     positive,
     script_parser,
 )
-from distill_utils.processes import broadcast, error_line, rank, run_script
+from distill_utils.processes import broadcast, error_line, gather, rank, run_script
 from distill_utils.protocol import RealSet, evaluate
 from distill_utils.record import ACCURACIES, check_figure, evaluate_and_keep, finish, log_evaluation, remove_scores
 from distill_utils.run import read_config
@@ -82,6 +82,9 @@ def across_networks(args):
     mark = None
     while mark != (mark := file_fingerprint(file)):  # again if the run, which still learns, replaces its set meanwhile
         synset, content = load_set(file)
+    mark = digest([mark])
+    if len(set(gather([mark]))) > 1:
+        raise ValueError(f"{file} was replaced while the processes read it: run the same command again")
     test = load_data(args, "test")
     if (content["class_names"] != test.class_names
             or synset.of_class(0).shape[1:] != (test.T, 3, test.size, test.size)):
@@ -96,7 +99,7 @@ def across_networks(args):
         steps, total = content.get("iteration"), made.get("Iteration")
         if isinstance(steps, int) and isinstance(total, int) and steps < total:
             print(f"{args.run} is not finished: this is its set after {steps} of {total} iterations")
-    clips = {"set": digest([mark]), "list": list_digest(args), "content": content_digest(args),
+    clips = {"set": mark, "list": list_digest(args), "content": content_digest(args),
              "test_clips": args.test_clips, "stride": args.stride}
     rows = []
     for name in args.networks or [args.network]:

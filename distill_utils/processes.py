@@ -195,9 +195,10 @@ def run_script(main, parser, arguments=None):
             raise
         exit_with_message(2, f"{parser.prog}: error: {error_line(error)}")
     except (MemoryError, RuntimeError) as error:
-        if os.environ.get("TRACEBACK") or not (refused := missing_memory(error)):
+        sentence = missing_operation(error) or missing_memory(error)
+        if os.environ.get("TRACEBACK") or not sentence:
             raise
-        exit_with_message(2, f"{parser.prog}: error: out of memory: {refused}")
+        exit_with_message(2, f"{parser.prog}: error: {sentence}")
     except PeerError as error:
         if os.environ.get("TRACEBACK"):
             raise
@@ -221,11 +222,17 @@ def parsed(parser, arguments):
 
 
 def missing_memory(error):
-    """Return how much memory was refused if the error says so, else None; PyTorch has no such error class on CPUs."""
+    """Return a sentence if the error says that memory was refused, else None; PyTorch has no such class on CPUs."""
     words = re.search(r"(unable|tried) to allocate [\d.,]+ ?\w+|Storage size calculation overflowed.*",
                       error_line(error), re.IGNORECASE)
     if words or isinstance(error, MemoryError):
-        return words[0] if words else error_line(error) or "the missing amount is unknown"
+        return f"out of memory: {words[0] if words else error_line(error) or 'the missing amount is unknown'}"
+
+
+def missing_operation(error):
+    """Return a sentence if this PyTorch lacks an operation on Apple's GPUs, such as max_pool3d before 2.9."""
+    if isinstance(error, NotImplementedError) and "MPS device" in str(error):
+        return "this PyTorch cannot run these networks on Apple GPUs: install PyTorch 2.9 or later, or give cpu"
 
 
 PLAIN = str.maketrans({"±": "+-", "×": "x", "·": "*", "−": "-", "…": "...", "²": "^2", "‖": "|", "α": "alpha",

@@ -30,7 +30,7 @@ install() {
   if [[ -n ${PYTHON:-} ]]; then return; fi
   environment
   local missing; missing=$(cat "$root/requirements.txt" <(printf '%s\n' "$@") | grep -v '^$' |
-    grep -vxFf <(cat "$root/.venv/installed" 2>/dev/null) || true)
+    grep -vxFf <(echo '#'; cat "$root/.venv/installed" 2>/dev/null) || true)   # old macOS: no empty list of patterns
   if [[ -n $missing ]]; then
     echo "installing into $root/.venv (PyTorch is large: this takes a minute or more)"
     "$root/.venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-compile \
@@ -98,8 +98,9 @@ launch() {
   fi
   if ((processes > 1)); then program=(-m distill_utils.torchrun --nproc_per_node "$processes" "${program[@]}"); fi
   # Activations of hundreds of megabytes are allocated and freed often. Without these settings glibc returns them to the
-  # system each time, and page faults double the time of a step on a CPU.
-  export MALLOC_MMAP_THRESHOLD_=${MALLOC_MMAP_THRESHOLD_:-4294967296}
+  # system each time, and page faults double the time of a step on a CPU. (glibc before 2.35 refuses a high
+  # MALLOC_MMAP_THRESHOLD_.)
+  export MALLOC_MMAP_MAX_=${MALLOC_MMAP_MAX_:-0}
   export MALLOC_TRIM_THRESHOLD_=${MALLOC_TRIM_THRESHOLD_:-8589934592}
   export CUDA_VISIBLE_DEVICES=$gpu
   become "${program[@]}" --device "$device" "$@"

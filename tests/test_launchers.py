@@ -310,10 +310,10 @@ def test_launchers_look_for_all_packages():
 
 
 def test_allocator_settings_can_be_overridden(launch, monkeypatch):
-    monkeypatch.delenv("MALLOC_MMAP_THRESHOLD_", raising=False)
+    monkeypatch.delenv("MALLOC_MMAP_MAX_", raising=False)
     name = "sh/baseline/DM.sh"
-    for given, expected in (({}, "4294967296"), ({"MALLOC_MMAP_THRESHOLD_": "7"}, "7")):
-        assert launch(name, "cpu", *values(name), **given)[1]["environment"]["MALLOC_MMAP_THRESHOLD_"] == expected
+    for given, expected in (({}, "0"), ({"MALLOC_MMAP_MAX_": "7"}, "7")):
+        assert launch(name, "cpu", *values(name), **given)[1]["environment"]["MALLOC_MMAP_MAX_"] == expected
 
 
 def test_static_dynamic_finds_the_static_memory_of_its_launcher(launch, monkeypatch, tmp_path):

@@ -191,6 +191,17 @@ def test_too_much_memory_is_a_sentence(capsys, make, refused):
     assert stop.value.code == 2 and printed.startswith(f"it: error: out of memory: {refused}") and printed.count("\n") == 1
 
 
+def test_an_operation_that_an_older_pytorch_lacks_on_apple_gpus(capsys):
+    def fail(args):
+        raise NotImplementedError("The operator 'aten::max_pool3d_with_indices' is not currently implemented for the MPS device.\nIf you want …")
+    with pytest.raises(SystemExit) as stop:
+        run_script(fail, argparse.ArgumentParser(prog="it"), [])
+    assert stop.value.code == 2 and capsys.readouterr().err == (
+        "it: error: this PyTorch cannot run these networks on Apple GPUs: install PyTorch 2.9 or later, or give cpu\n")
+    with pytest.raises(NotImplementedError):  # of ours
+        run_script(lambda args: (_ for _ in ()).throw(NotImplementedError("forward")), argparse.ArgumentParser(prog="it"), [])
+
+
 def test_a_defect_keeps_its_traceback():
     with pytest.raises(RuntimeError, match="must match the size"):
         run_script(lambda args: torch.ones(2) + torch.ones(3), argparse.ArgumentParser(), [])

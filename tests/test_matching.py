@@ -368,13 +368,21 @@ def test_loops_are_the_papers_unless_flags_give_them():
 
 def test_auto_is_bf16_where_the_hardware_has_it(monkeypatch, tmp_path):
     cpu, info = torch.device("cpu"), tmp_path / "cpuinfo"
-    for flags, has in (("fpu avx512_bf16 sse", True), ("amx_tile amx_bf16", True), ("fp asimd bf16", True), ("fpu avx512f avx2", False), ("xbf16x", False)):
+    for flags, has in (("fpu avx512_bf16 sse", True), ("amx_tile amx_bf16", True), ("fp asimd bf16", False), ("avx_vnni avx_ne_convert", False), ("fpu avx512f avx2", False), ("xbf16x", False)):
         info.write_text(f"flags : {flags}\n")
         assert compute.cpu_has_bf16(info) is has
         monkeypatch.setattr(compute, "cpu_has_bf16", lambda has=has: has)
         assert compute.set_precision(cpu, "auto") == ("bf16" if has else "fp32")
         monkeypatch.undo()
-    assert not compute.cpu_has_bf16(tmp_path / "none")
+    assert not compute.cpu_has_bf16(tmp_path / "none") and not compute.cpu_only_infers_in_bf16(tmp_path / "none")
+    for flags, only in (("avx_vnni avx_ne_convert", True), ("avx512_bf16 avx_ne_convert", False), ("avx2", False)):
+        info.write_text(f"flags : {flags}\n")
+        assert compute.cpu_only_infers_in_bf16(info) is only
+    with monkeypatch.context() as patch:
+        patch.setattr(compute, "cpu_only_infers_in_bf16", lambda: True)
+        with pytest.raises(ValueError, match="--precision bf16: PyTorch cannot train in bf16 on this CPU: give fp32"):
+            compute.set_precision(cpu, "bf16")
+        assert compute.set_precision(cpu, "fp32") == "fp32"
     assert [compute.set_precision(cpu, name) for name in ("fp32", "bf16")] == ["fp32", "bf16"]
     with pytest.raises(ValueError, match="--precision tf32 needs an NVIDIA GPU of the Ampere generation or later: give fp32 or bf16"):
         compute.set_precision(cpu, "tf32")

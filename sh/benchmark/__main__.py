@@ -24,7 +24,7 @@ import pandas as pd
 import networks
 import plain
 from distill_utils import options
-from distill_utils.compute import PRECISIONS, has_tf32, is_ampere, set_precision
+from distill_utils.compute import PRECISIONS, cpu_has_bf16, has_tf32, is_ampere, set_precision
 from distill_utils.identity import as_setting
 from distill_utils.processes import run_script, world_size
 from distill_utils.workers import CRASHED, alone
@@ -174,12 +174,16 @@ def spread(median, first, third):
 
 # ---------------------------------------------------------------- the program
 
+def has_bf16(device):
+    return cpu_has_bf16() if device.type == "cpu" else device.type != "cuda" or is_ampere(device)
+
+
 def main(args):
     device = find_device(args.device)
     if world_size() > 1:
         raise ValueError("the benchmark measures one device: give one GPU, or cpu")
     args.precisions = args.precisions or ["fp32", *(["tf32"] if has_tf32(device) else []),
-                                          *(["bf16"] if device.type != "cuda" or is_ampere(device) else [])]
+                                          *(["bf16"] if has_bf16(device) else [])]
     for precision in args.precisions:
         set_precision(device, precision)  # ValueError if the device lacks it
     networks.build("ConvNet3D", args.classes, args.frames, args.size)  # ValueError if the clips are too small
