@@ -1,4 +1,4 @@
-"""Expert trajectories: train networks on the real clips, and save their parameters after each epoch (METHOD 5).
+"""Expert trajectories: train networks on the real clips, and save their parameters after each epoch (methods.md 5).
 
 Trajectory matching (MTT, Cazenavette et al. 2022, arXiv 2203.11932) reads them. SGD, no momentum, no weight decay.
 
@@ -32,7 +32,8 @@ def train_expert(net, clips, epochs, lr, batch_size, at_once, precision, seeds, 
     optimizer = torch.optim.SGD(net.parameters(), lr=lr)
     for epoch in range(1, epochs + 1):
         with random_stream(stream_seed(*seeds, epoch)):
-            loss, top1 = train_epoch(net, RealSet(clips, segments), optimizer, batch_size, at_once, precision, dsa)
+            loss, top1 = train_epoch(net, RealSet(clips), optimizer, batch_size, at_once, precision, dsa,
+                                     segments=segments)
         if not math.isfinite(loss):
             raise ValueError(f"an expert's loss is {loss} in epoch {epoch}: lower --lr_teacher")
         yield epoch, loss, top1

@@ -1,6 +1,6 @@
 """Static learning: learn still frames that give the gradients of real frames. The result is the static memory.
 
-Dataset condensation by gradient matching (DC, Zhao et al. 2021, arXiv 2006.05929) on single frames, METHOD 4.
+Dataset condensation by gradient matching (DC, Zhao et al. 2021, arXiv 2006.05929) on single frames, methods.md 4.
 The distance of a class is Σ over layers Σ over output rows of 1 − cos(g_syn, g_real).
 
     bash sh/s2d/DC.sh GPU DATASET SPC

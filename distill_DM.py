@@ -1,6 +1,6 @@
 """Distribution matching: learn videos whose class means in random feature spaces equal those of the real clips.
 
-DM (Zhao & Bilen 2023, arXiv 2110.04181) on pixels, METHOD 5.
+DM (Zhao & Bilen 2023, arXiv 2110.04181) on pixels, methods.md 5.
 Loss = Σ_c ‖ mean_b embed(clip_cb) − mean_n embed(video_cn) ‖².
 
     bash sh/baseline/DM.sh GPU DATASET LR IPC
@@ -35,7 +35,7 @@ class DistributionMatching(nn.Module):
     """`matching(synset)` returns the loss in the feature space of one random ConvNet3D.
 
     Without a pool, each step uses a fresh network and random real clips. With `pool` = P, each step draws one of P
-    networks, whose means over all real clips are computed once (METHOD 13).
+    networks, whose means over all real clips are computed once (methods.md 13).
 
     With a `dsa` strategy, a step applies the same augmentation draw to the real clips and the videos of a class. With a
     pool, the draw belongs to the network.

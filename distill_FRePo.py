@@ -1,9 +1,10 @@
 """Neural feature regression: learn videos whose features let kernel ridge regression predict the labels of real clips.
 
-FRePo (Zhou et al. 2022, arXiv 2206.00719) on pixels, METHOD 14. The features come from a pool of networks of different
-ages. With φ = embed, s the set, and t a batch of real clips:
+FRePo (Zhou et al. 2022, arXiv 2206.00719) on pixels, methods.md 14. The features come from a pool of networks of
+different ages. With φ = embed, s the set, and t a batch of real clips:
 p = K_ts (K_ss + λI)⁻¹ y_s, K_ss = φ(s)φ(s)ᵀ, K_ts = φ(t)φ(s)ᵀ, λ = 1e-6 · tr(K_ss) / |s|;
 loss = mean over t of ‖p − y_t‖² − mean over s of min(y₍₁₎ − y₍₂₎, 1/K).
+y_t is one-hot minus 1/K; y_s starts from the same divided by √(K/10). The two scales differ on purpose.
 
     bash sh/baseline/FRePo.sh GPU DATASET LR IPC
 """
@@ -229,7 +230,10 @@ def make_matching(args, clips):
 
 
 def make_optimizer(args, synset, groups, momentum):
-    """Return Adam for what the set learns, including its labels; `momentum` is for SGD only and not used."""
+    """Add labels to the set (with --learn_label), and return Adam for all it learns.
+
+    Call it before `run.resume`, which fills the labels. momentum: for SGD only, not used.
+    """
     if args.learn_label:
         synset.soft_labels = nn.Parameter(synset.scores().to(next(synset.parameters()).device))
         groups = [*groups, {"params": [synset.soft_labels], "lr": args.lr_label}]

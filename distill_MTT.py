@@ -1,7 +1,7 @@
 """Trajectory matching: learn videos that train a student along the trajectories of experts trained on the real clips.
 
-MTT (Cazenavette et al. 2022, arXiv 2203.11932) on pixels, METHOD 5. A student starts at an expert's epoch t and takes
-n = syn_steps steps θ_{i+1} = θ_i − α ∇CE(θ_i; videos).
+MTT (Cazenavette et al. 2022, arXiv 2203.11932) on pixels, methods.md 5. A student starts at an expert's epoch t and
+takes n = syn_steps steps θ_{i+1} = θ_i − α ∇CE(θ_i; videos).
 Loss = ‖θ_n − θ*_{t+M}‖² / ‖θ*_t − θ*_{t+M}‖², M = expert_epochs, equation 2.
 
     bash sh/baseline/buffer.sh GPU DATASET; bash sh/baseline/MTT.sh GPU DATASET LR IPC
@@ -80,7 +80,7 @@ class TrajectoryMatching(nn.Module):
     def start_range(self):
         """Return the range of a student's start epoch: the first, and one past the last.
 
-        With `expand` = E, the end moves on by one epoch every E steps (DATM, METHOD 16).
+        With `expand` = E, the end moves on by one epoch every E steps (DATM, methods.md 16).
         """
         first, end = self.start_epochs
         steps = int(self.visits) // self.trajectories

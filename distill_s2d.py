@@ -1,7 +1,7 @@
 """Static-dynamic disentanglement: learn motion on top of a static memory.
 
-Wang et al., CVPR 2024, arXiv 2312.00362, METHOD 3 and 5. The static memory S of distill_DC.py stays frozen. A matching
-learns the dynamic memory D and the hallucinator H: x = H(S, D).
+Wang et al., CVPR 2024, arXiv 2312.00362, methods.md 3 and 5. The static memory S of distill_DC.py stays frozen. A
+matching learns the dynamic memory D and the hallucinator H: x = H(S, D).
 
     bash sh/s2d/DM.sh GPU DATASET LR IPC; bash sh/s2d/MTT.sh GPU DATASET LR IPC; bash sh/s2d/FRePo.sh GPU DATASET LR IPC
 """
@@ -198,7 +198,7 @@ def parser():
                        help="start of the hallucinator. random: PyTorch's default. identity: static plus dynamic "
                        "memory, on all three channels (%(default)s)")
     add_start_options(parser)
-    parser.conflict_handler = "resolve"  # methods may share a flag
+    parser.conflict_handler = "resolve"  # methods may share a flag of the same default: the last one counts
     for method in METHODS.values():
         method.add_matching_options(parser)
     parser.set_defaults(n_real=None, segments=1)  # temporal compression is studied on the baselines only

@@ -256,6 +256,12 @@ def stream_seed(*names) -> int:
     return int(json_digest(names)[:15], 16)
 
 
+def code_digest(*patterns) -> str:
+    """Return a digest of this project's files that match these patterns, relative to its root."""
+    files = sorted({file for pattern in patterns for file in ROOT.glob(pattern)})
+    return hashlib.sha256(b"".join(hashlib.sha256(file.read_bytes()).digest() for file in files)).hexdigest()[:16]
+
+
 def json_digest(values) -> str:
     """Return the SHA-256 of a nest of plain values as JSON, in hexadecimal."""
     return hashlib.sha256(json.dumps(values).encode()).hexdigest()

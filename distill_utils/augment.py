@@ -1,4 +1,4 @@
-"""Differentiable siamese augmentation of clips (DSA, Zhao & Bilen 2021, arXiv 2102.08259; METHOD 11).
+"""Differentiable siamese augmentation of clips (DSA, Zhao & Bilen 2021, arXiv 2102.08259; methods.md 11).
 
 A strategy is "none", or names of operators joined by _, such as "color_crop_cutout_flip_scale_rotate": each batch is
 changed by one of them, chosen at random. Operators joined by + are applied together, one after another.

@@ -1,6 +1,6 @@
 """Rules for `--bytes`: the flags of the largest set that fits, one rule per kind of set.
 
-The sizes are those of the sets' own bytes() (METHOD 9). Arguments of a rule: the budget in bytes; K classes; `most`,
+The sizes are those of the sets' own bytes() (methods.md 9). Arguments of a rule: the budget in bytes; K classes; `most`,
 the number of clips of the smallest class; clips of T frames of `size` pixels; and the flags that affect the size, None
 if not given. A rule returns the flags that it chooses and the bytes of the set. A set never has more videos per class
 than the smallest class has clips.

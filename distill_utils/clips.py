@@ -51,7 +51,8 @@ def denormalize(values) -> torch.Tensor:
 class Clips:
     """All clips of a `split`. labels, videos: (n,) int64 on the CPU, the class and the video number of each clip.
 
-    mirror: probability with which training and matching mirror a clip left-right.
+    mirror: probability with which training and matching mirror a clip left-right, by `draw(index,
+        flip=draw_flips(len(index), clips.mirror))`; `draw(index)` alone, as in evaluation, does not.
     """
 
     def __init__(self, take, resident, labels, videos, class_names, dataset, T, size, device,
@@ -91,7 +92,7 @@ class Clips:
         return normalize(clips)
 
     def reduced(self, n):
-        """Return the same clips with only n frames kept, each repeated (METHOD 7); with n None, all frames."""
+        """Return the same clips with only n frames kept, each repeated (methods.md 7); with n None, all frames."""
         clips = copy.copy(self)
         if n not in (None, self.T):
             clips.shown = repeated_frames(self.T, n).to(self.device)

@@ -1,4 +1,4 @@
-"""Reference selections (METHOD 7): select real clips at random, by herding or by k-center, and evaluate them as a set.
+"""Reference selections (methods.md 7): real clips chosen at random, by herding or by k-center, evaluated as a set.
 
     bash sh/baseline/coreset.sh GPU DATASET random|herding|k-center IPC
 
@@ -20,7 +20,7 @@ from distill_utils.record import evaluate_and_record, finish
 from distill_utils.starts import choose_random
 from distill_utils.storage import PIXELS
 from distill_utils.synset import PixelSet, load_set
-from utils import finite, load, random_stream, save, seed_everything, stream_seed
+from utils import code_digest, finite, load, random_stream, save, seed_everything, stream_seed
 
 
 def herding(features, count):
@@ -55,7 +55,10 @@ METHODS = {"random": None, "herding": herding, "k-center": k_center}
 
 
 def choose(run, args, clips, per_class, method) -> torch.Tensor:
-    """Return the numbers of `per_class` real clips of each class, in class order, by one of METHODS."""
+    """Return the numbers of `per_class` real clips of each class, in class order, by one of METHODS.
+
+    Herding and k-center first train a network on all clips (rank 0 does), or read it from beside the run's folder.
+    """
     if method == "random":
         return choose_random(clips, per_class)
     chosen = None
@@ -91,7 +94,8 @@ def feature_network(run, args, clips):
     values = [args.feature_epochs, args.feature_lr, args.feature_batch, args.seed, args.precision, list_digest(args),
               content_digest(args), clips.T, clips.size, args.stride, args.train_clips, args.width,
               args.mirror, *choices_of(args.dsa)]
-    path = run.folder.parent / f"feature_network_{stream_seed(*values):015x}.pt"
+    code = code_digest("networks/*.py", "distill_utils/augment.py")
+    path = run.folder.parent / f"feature_network_{stream_seed(*values, torch.__version__, code):015x}.pt"
     with random_stream(stream_seed("features", *values)):  # the run draws the same, whether the file exists or not
         net = networks.build("ConvNet3D", clips.K, clips.T, clips.size, args.width).to(clips.device)
         if path.exists():

@@ -189,7 +189,7 @@ def read_lists(dataset, lists, frames, written, validation):
 
 
 def hold_out(videos, share):
-    """Return the splits with about a share of each class's training videos moved to "validation" (METHOD 12).
+    """Return the splits with about a share of each class's training videos moved to "validation" (methods.md 12).
 
     Whole groups are moved if the list names them, else single videos. The result depends on the list and the share
     only, so that runs of any seed hold out the same videos.

@@ -1,4 +1,4 @@
-"""Static and dynamic classes (METHOD 7): how much a class gains from motion, and each method's accuracy on both kinds.
+"""Static and dynamic classes (methods.md 7): how much a class gains from motion, and the accuracy on both kinds.
 
     bash sh/study/dynamics.sh GPU DATASET; python -m distill_utils.dynamics results/
 

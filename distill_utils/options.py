@@ -177,15 +177,15 @@ def add_pixel_options(parser, lr_img, segments=True):
     group = parser.add_argument_group("pixels")
     group.add_argument("--lr_img", type=rate, default=lr_img, help="learning rate of the pixels (%(default)s)")
     group.add_argument("--init", default="real", choices=("real", "mean", "noise", "still"),
-                       help="start from random real clips, means of the class's clips, noise, or one real frame "
-                       "repeated (%(default)s)")
+                       help="start from the real clips that --select chooses, means of the class's clips, noise, or "
+                       "the first frame of a chosen clip, repeated (%(default)s)")
     add_storage(group)
     add_bytes(group, "--ipc")
     add_temporal_options(parser, segments=segments)
 
 
 def add_temporal_options(parser, synthetic=True, segments=True):
-    """Add the flags of the paper's study of temporal compression (METHOD 7).
+    """Add the flags of the paper's study of temporal compression (methods.md 7).
 
     Experts have no `synthetic` videos, and not every matching takes `segments`.
     """

@@ -1,4 +1,4 @@
-"""Class means of all real clips in the feature spaces of a pool of random networks (METHOD 13).
+"""Class means of all real clips in the feature spaces of a pool of random networks (methods.md 13).
 
 They are computed once and stored beside the packed clips.
 """
@@ -10,21 +10,22 @@ import torch
 
 from distill_utils.packs import locked
 from distill_utils.processes import broadcast, gather, progress, rank, world_size
-from utils import check_space, json_digest, with_path
+from utils import check_space, code_digest, json_digest, with_path
 
 POOL_FORMAT = 1  # change it to invalidate all stored pools
 
 
 def pool_path(clips, *settings):
-    """Return the path of the pool file of these packed clips; its name depends on everything that affects the means.
+    """Return the path of the pool file of these packed clips; its name depends on what affects the means.
 
-    These are: the pack and which of its clips are used; the shown frames; how often clips are mirrored; PyTorch's
-    version, which decides the weights for a seed; and `settings` of networks and matching.
+    This is: the pack and which of its clips are used; the shown frames; how often clips are mirrored; PyTorch's
+    version, which decides the weights for a seed; the code of networks and augmentation; and `settings` of networks
+    and matching.
     """
     pack, digest = clips.origin
     shown = clips.shown.tolist() if isinstance(clips.shown, torch.Tensor) else None
     content = [POOL_FORMAT, pack.name, pack.stat().st_mtime_ns, digest, shown, clips.mirror, torch.__version__,
-               *settings]
+               code_digest("networks/*.py", "distill_utils/augment.py"), *settings]
     return pack.with_name(f"pool_{pack.stem}_{json_digest(content)[:16]}.f32")
 
 

@@ -260,8 +260,8 @@ def tell_what_changed(root, folders, frames):
         return
     with atomic_write(path, "w") as file:
         file.writelines(f"{frames / folder}\n" for folder in folders)
-    print(f"videos that changed after their frames were made: {len(folders)}; the old frames are kept: to replace them, delete the folders "
-          f"listed in {path} and this data set's packs, and run this command again")
+    print(f"videos that changed after their frames were made: {len(folders)}; the old frames are kept: to replace them, "
+          f"delete the folders listed in {path} and this data set's packs, and run this command again")
 
 
 def changed(videos, files, frames):

@@ -1,4 +1,4 @@
-"""The evaluation protocol (METHOD 6): train fresh networks on a set, then test each on every test clip once."""
+"""The evaluation protocol (methods.md 6): train fresh networks on a set, then test each on every test clip once."""
 import time
 
 import torch
@@ -37,7 +37,8 @@ def evaluate(synset, test, *, network="ConvNet3D", num_eval=3, epochs=500, lr=LR
             mean over networks in percent, with its standard deviation under the name plus `_std`.
         per_class: top-1 of each class in percent.
         confusion: counts of clips, summed over networks; a row for each true class.
-        train_top1: top-1 on the set itself, in percent; networks_train_top1: that of each network.
+        train_top1: top-1 on the set itself in the last training epoch, in percent, with dropout and augmentation, each
+            batch before its own step; networks_train_top1: that of each network.
         networks: top1 of each network.
         bytes: size of the set as stored; bytes_fp32: at 32 bits per value.
         lr, width: as given. seconds: duration.
@@ -78,8 +79,8 @@ def evaluate(synset, test, *, network="ConvNet3D", num_eval=3, epochs=500, lr=LR
 def train(net, synset, epochs, lr, batch_size, at_once, precision, bar, dsa=NONE, protocol="standard") -> float:
     """Train a network on the set; return its top-1 on the set in the last epoch, in percent.
 
-    Protocol "standard" (METHOD 6): cross-entropy, SGD with momentum 0.9 and weight decay 5e-4, lr × 0.1 after half of
-    the epochs. Protocol "frepo" (METHOD 14): squared error on synset.scores(), AdamW, cosine schedule to zero.
+    Protocol "standard" (methods.md 6): cross-entropy, SGD with momentum 0.9 and weight decay 5e-4, lr × 0.1 after half
+    of the epochs. Protocol "frepo" (methods.md 14): squared error on synset.scores(), AdamW, cosine schedule to zero.
     """
     if protocol == "frepo":
         optimizer = torch.optim.AdamW(net.parameters(), lr=lr)
@@ -96,22 +97,24 @@ def train(net, synset, epochs, lr, batch_size, at_once, precision, bar, dsa=NONE
     return top1
 
 
-def train_epoch(net, synset, optimizer, batch_size, at_once, precision, dsa=NONE, targets=None):
+def train_epoch(net, synset, optimizer, batch_size, at_once, precision, dsa=NONE, targets=None, segments=1):
     """Train for one epoch in shuffled batches; return the mean loss and top-1 in percent.
 
     With a `dsa` strategy, a batch is changed by one random choice of it, each video with its own parameters. At most
     `at_once` videos go through the network together. With `targets` (n, K), one for each video of the set, the loss is
-    the squared error instead of cross-entropy.
+    the squared error instead of cross-entropy. With several `segments`, all videos of a batch show the same random one.
     """
     net.train()
     total = correct = 0
     for index in torch.randperm(len(synset)).split(batch_size):
         optimizer.zero_grad()
-        draw = draw_operators(dsa, len(index))
+        draw, frames = draw_operators(dsa, len(index)), None
         for rows in torch.arange(len(index)).split(at_once):
             part = index[rows]
             videos, labels = synset(part)
-            videos = augment(videos, draw, rows)
+            if frames is None:  # once for the batch, in however many pieces it is computed
+                frames = random_segment(videos.shape[1], segments, LEAST_FRAMES)
+            videos = augment(videos[:, frames], draw, rows)
             logits = apply_network(net, videos, precision)
             if targets is not None:
                 loss = F.mse_loss(logits, targets[part].to(logits), reduction="sum")
@@ -161,20 +164,16 @@ def score(logits, test) -> dict:
 
 
 class RealSet:
-    """Real training clips with the interface of a synthetic set.
+    """Real training clips with the interface of a synthetic set."""
 
-    With several segments, all clips of one call show the same random segment.
-    """
-
-    def __init__(self, clips, segments=1):
-        self.clips, self.segments = clips, segments
+    def __init__(self, clips):
+        self.clips = clips
 
     def __len__(self):
         return len(self.clips)
 
     def __call__(self, index):
-        clips = self.clips.draw(index, flip=draw_flips(len(index), self.clips.mirror))
-        return (clips[:, random_segment(clips.shape[1], self.segments, LEAST_FRAMES)],
+        return (self.clips.draw(index, flip=draw_flips(len(index), self.clips.mirror)),
                 self.clips.labels[index].to(self.clips.device))
 
     def scores(self):

@@ -105,7 +105,7 @@ def learned_too_little(result):
 
 
 def finish(run, synset, eval_clips, test, **values):
-    """Write the run's result: the accuracy on the test Clips at the last iteration (METHOD 6).
+    """Write the run's result: the accuracy on the test Clips at the last iteration (methods.md 6).
 
     If the evaluations were on validation clips, networks are now trained and tested, with `values` as the arguments of
     `evaluate`: on the current set, and on the best set on validation. Without test Clips there is no result.

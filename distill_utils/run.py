@@ -16,6 +16,7 @@ from distill_utils.processes import broadcast, gather, progress, rank, sum_gradi
 from utils import (
     ROOT,
     append,
+    code_digest,
     finite,
     json_digest,
     load,
@@ -31,6 +32,11 @@ from utils import (
     tensors,
 )
 
+# Code that a run's result depends on.
+CODE = ("buffer.py", "distill_*.py", "networks/*.py",
+        *(f"distill_utils/{name}.py" for name in ("augment", "clips", "compute", "coreset", "last_good", "pool",
+                                                  "protocol", "starts", "storage", "synset", "temporal",
+                                                  "trajectories")))
 WANDB_SECONDS = 120  # longest wait for an upload at the end of a run: without a network, wandb would wait for ever
 
 
@@ -38,8 +44,9 @@ class Run:
     """One run's folder, a function of its settings: config.json, metrics.jsonl, log.txt, checkpoint.pt and results.
 
     The same settings give the same folder and resume from its checkpoint, on a CPU bitwise as if never interrupted.
-    `settings` are all flags; those in `without_effect` (paths, device, logging) do not change the folder. With several
-    processes, rank 0 reads and writes; `evaluate` keeps the scores of each rank's networks.
+    `settings` are all flags; those in `without_effect` (paths, device, logging) do not change the folder. Nor does the
+    code: a folder that other code began prints a warning. With several processes, rank 0 reads and writes; `evaluate`
+    keeps the scores of each rank's networks.
     """
 
     COUNTERS = ("iteration", "seconds", "steps", "refused", "logged", "loss", "evaluated", "start", "best", "result",
@@ -72,19 +79,23 @@ class Run:
             leftover.unlink()
 
     def write_config(self, settings, chosen):
-        path = self.folder / "config.json"
+        path, code = self.folder / "config.json", code_digest(*CODE)
         if path.exists():
-            if read_config(path)["chosen"] != json.loads(json.dumps(chosen)):
+            made = read_config(path)
+            if made["chosen"] != json.loads(json.dumps(chosen)):
                 raise ValueError(f"{path} has other settings than this command: delete its folder, or give another "
                                  "--save_path")
             if (self.folder / "result.json").exists() and not (self.folder / "checkpoint.pt").exists():
                 raise ValueError(f"{self.folder} is finished, but its checkpoint.pt is gone: delete the folder to run "
                                  "it again, or give another --save_path")
+            if made["code"] not in (None, code):
+                self.log_line("warning: the code has changed since this run began, and what is finished is kept: "
+                              f"delete {self.folder} to run it anew")
             return
         versions = {package: importlib.metadata.version(package) for package in ("torch", "torchvision", "numpy")}
         save_json({"command": sys.argv, "settings": settings, "chosen": chosen,
                    "python": sys.version.split()[0], "versions": versions,
-                   "git": git_commit(), "created": time.strftime("%Y-%m-%dT%H:%M:%S")}, path)
+                   "git": git_commit(), "code": code, "created": time.strftime("%Y-%m-%dT%H:%M:%S")}, path)
 
     def start_wandb(self, mode, settings, name):
         if mode == "disabled":
@@ -282,10 +293,10 @@ class Run:
 
 
 def read_config(path) -> dict:
-    """Return "settings" (all flags) and "chosen" (those with an effect) of a run's config.json."""
+    """Return "settings" (all flags), "chosen" (those with an effect) and "code" (or None) of a run's config.json."""
     try:
         config = read_json(path)
-        return {name: dict(config[name]) for name in ("settings", "chosen")}
+        return {"settings": dict(config["settings"]), "chosen": dict(config["chosen"]), "code": config.get("code")}
     except (ValueError, LookupError, TypeError):
         raise ValueError(f"{path} is damaged: delete its folder, or give another --save_path") from None
 

@@ -1,4 +1,4 @@
-"""Storage formats of synthetic sets, and their sizes in bytes (METHOD 9).
+"""Storage formats of synthetic sets, and their sizes in bytes (methods.md 9).
 
 A quantised value is x̂ = low + q·(high − low) / (2^b − 1). q is an integer of b bits; low and high are fp16 numbers of
 each stored frame. The quantiser is part of the set's forward pass, with a straight-through gradient (Bengio et al.

@@ -1,4 +1,4 @@
-"""Synthetic sets (METHOD 3): the learned data, N synthetic videos for each of K classes.
+"""Synthetic sets (methods.md 3): the learned data, N synthetic videos for each of K classes.
 
 A call takes video numbers 0 … K·N−1 and returns videos (B, T, 3, H, W) in normalised pixels and their labels (B,). The
 videos are differentiable with respect to the learned parameters. Video n is the (n % N)-th video of class n // N.
@@ -23,7 +23,7 @@ class SyntheticSet(nn.Module):
     """Base class of the sets: K classes of N = `ipc` videos, with frames in a storage format and a decoder to videos.
 
     The parameters in MEMORIES are learned in float32 and shown as they are stored in the format `storage`
-    (distill_utils/storage.py). If a matching adds learnable `soft_labels` (K·N, K) to the set (METHOD 14), they are
+    (distill_utils/storage.py). If a matching adds learnable `soft_labels` (K·N, K) to the set (methods.md 14), they are
     stored in fp16, and a call returns their softmax (B, K) as labels.
     """
 
@@ -48,7 +48,7 @@ class SyntheticSet(nn.Module):
         return self.scores()[index].softmax(1).to(device)
 
     def scores(self):
-        """Return the labels for regression, (K·N, K): the learned ones, or their start values (METHOD 14).
+        """Return the labels for regression, (K·N, K): the learned ones, or their start values (methods.md 14).
 
         The start values are one-hot minus 1/K, divided by √(K/10).
         """
@@ -141,7 +141,7 @@ class StillSet(SyntheticSet):
 
     def forward(self, index, part=slice(None)):
         still = self.decode(draw_memory(self.static, index, self.N, part))
-        return still.unsqueeze(1).expand(-1, self.T, -1, -1, -1), (index[part] // self.N).to(still.device)
+        return still.unsqueeze(1).expand(-1, self.T, -1, -1, -1), self.targets(index[part], still.device)
 
     def decode(self, static):
         """Return the frames (B, 3, H, W) of static memories (B, 3, h, h)."""
@@ -155,7 +155,8 @@ class StillSet(SyntheticSet):
     def content(self):
         """Return the content of a static memory file: "image" (K·spc, 3, h, h) and "label" (K·spc,)."""
         return {"image": encode(self.static.detach().flatten(0, 1).cpu(), self.storage),
-                "label": torch.arange(self.K, dtype=torch.int16).repeat_interleave(self.static.shape[1])}
+                "label": torch.arange(self.K, dtype=torch.int16).repeat_interleave(self.static.shape[1]),
+                **self.learned_labels()}
 
 
 class StaticDynamicSet(SyntheticSet):
@@ -163,7 +164,7 @@ class StaticDynamicSet(SyntheticSet):
 
     Slot (c, i) owns spc/N static and dpc/N dynamic memories. Each draw pairs one of each at random: x = H(S[c, s],
     D[c, d]). Before H, both are enlarged bilinearly to `size` pixels, and D is stretched linearly to T = `frames`
-    (METHOD 10). By default, size and frames are those of the memories.
+    (methods.md 10). By default, size and frames are those of the memories.
     """
 
     MEMORIES = ("static", "dynamic")
@@ -200,7 +201,7 @@ class StaticDynamicSet(SyntheticSet):
         return self.decode(*pairs), torch.arange(self.K)[classes].repeat_interleave(self.N * s * d)
 
     def param_groups(self, lr_dynamic, lr_hal, lr_static=0.0):
-        """Return the optimizer's parameter groups; S is frozen unless `lr_static` is positive."""
+        """Return the optimizer's parameter groups, and freeze S unless `lr_static` is positive."""
         self.static.requires_grad_(lr_static > 0)
         groups = [{"params": [self.dynamic], "lr": lr_dynamic},
                   {"params": list(self.hallucinator.parameters()), "lr": lr_hal}]

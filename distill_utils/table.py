@@ -233,8 +233,8 @@ def best_over_seeds(group, headline):
     return {f"{headline} at best on validation": mean_and_std(group, f"best_{headline}")}
 
 
-MARKED = ("list_digest", "content_digest", "frame_names", "frames", "size", "stride", "train_clips", "test_clips", "validation", "mirror", "network",
-          "width", "dsa", "precision")
+MARKED = ("list_digest", "content_digest", "frame_names", "frames", "size", "stride", "train_clips", "test_clips",
+          "validation", "mirror", "network", "width", "dsa", "precision")
 
 
 def marks(rows):

@@ -1,4 +1,4 @@
-"""Temporal compression of clips and videos (METHOD 7): which of T frames are kept or matched, as frame indices."""
+"""Temporal compression of clips and videos (methods.md 7): which of T frames are kept or matched, as frame indices."""
 import torch
 
 

@@ -1,4 +1,4 @@
-"""Expert trajectories on disk (METHOD 5).
+"""Expert trajectories on disk (methods.md 5).
 
 `replay_buffer_<n>.pt` holds a list of experts. An expert is a list of epochs, and an epoch is a list of parameter
 tensors in the order of `net.parameters()`. It is the format of mtt-distillation. With `--keep`, None replaces the

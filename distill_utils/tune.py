@@ -1,4 +1,4 @@
-"""Search over a method's flags with Optuna, scored on validation videos (METHOD 12); test videos are never read.
+"""Search over a method's flags with Optuna, scored on validation videos (methods.md 12); test videos are never read.
 
     bash sh/study/tune.sh GPU DATASET METHOD [--trials N] [--search FLAG=RANGE] [any flag of the method's script]
 

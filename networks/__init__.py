@@ -19,12 +19,15 @@ NETWORKS = {  # video classifiers, by the names that flags use
 }
 
 
+BATCH_NORM = ("r3d_18", "mc3_18", "r2plus1d_18")  # their result depends on how many clips go through them together
+
+
 def clips_together(name, budget):
     """Return how many clips go through the network together, for a memory budget of `budget` clips of ConvNet3D.
 
     Networks with batch normalisation always take 16, whatever the budget: their result depends on this number.
     """
-    if name.endswith("_18"):
+    if name in BATCH_NORM:
         return 16
     return budget if name == "ConvNet3D" else max(1, budget // 6)  # measured: CNN+mean keeps 6 times as much per clip
 

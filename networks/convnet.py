@@ -1,4 +1,4 @@
-"""ConvNet, the two-dimensional network of static learning (METHOD 2)."""
+"""ConvNet, the two-dimensional network of static learning (methods.md 2)."""
 from torch import nn
 
 from .standardize import standardize

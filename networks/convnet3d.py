@@ -1,4 +1,4 @@
-"""ConvNet3D, the network of all main results (METHOD 2)."""
+"""ConvNet3D, the network of all main results (methods.md 2)."""
 import torch
 import torch.nn.functional as F
 from torch import nn

@@ -1,4 +1,4 @@
-"""The hallucinator, which makes a video from a still frame and a dynamic memory (METHOD 2)."""
+"""The hallucinator, which makes a video from a still frame and a dynamic memory (methods.md 2)."""
 import torch
 import torch.nn.functional as F
 from torch import nn

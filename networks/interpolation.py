@@ -1,4 +1,4 @@
-"""Stretch videos to more frames, and enlarge frames (METHOD 7 and 10)."""
+"""Stretch videos to more frames, and enlarge frames (methods.md 7 and 10)."""
 import torch
 import torch.nn.functional as F
 from torch import nn

@@ -1,4 +1,4 @@
-"""A frame network followed by a layer over time (METHOD 2), for tables across architectures."""
+"""A frame network followed by a layer over time (methods.md 2), for tables across architectures."""
 import torch
 from torch import nn
 

@@ -1,7 +1,7 @@
 def standardize(clips):
     """Return each clip minus its own mean, divided by its own standard deviation.
 
-    clips: (B, ...) float. Every network applies it to its input (METHOD 1).
+    clips: (B, ...) float. Every network applies it to its input (methods.md 1).
     """
     axes = tuple(range(1, clips.dim()))
     mean = clips.mean(axes, keepdim=True)

@@ -1,4 +1,4 @@
-"""torchvision's video classifiers with random weights (METHOD 2), for tables across architectures."""
+"""torchvision's video classifiers with random weights (methods.md 2), for tables across architectures."""
 from torch import nn
 
 from .standardize import standardize

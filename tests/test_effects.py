@@ -167,7 +167,7 @@ def test_a_given_lr_net_comes_before_the_learned_step_size():
 
 
 def test_experts_accuracy_at_the_last_matched_epoch(tmp_path):
-    """On the split of the run's own evaluations (METHOD 16)."""
+    """On the split of the run's own evaluations (methods.md 16)."""
     lines = [{"iteration": number, "epoch": epoch, "split": split, "top1": 10 * epoch + number + (100 if split == "test" else 0)}
              for number in (0, 2) for epoch in (1, 2, 3) for split in ("validation", "test")]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
@@ -189,7 +189,7 @@ def test_experts_accuracy_at_the_last_matched_epoch(tmp_path):
     ("distill_s2d", [(10, 0.95), (1e-3, 0.95)]),
     ("distill_s2d MTT", [(100, 0.95), (1e-3, 0.95), (1e-5, 0.5)])))
 def test_learning_rates_and_momenta_of_the_optimizers(whole, script, groups):
-    """METHOD 3 to 5: momentum 0.5 for pixels, stills and the step size, 0.95 for the dynamic memory and the hallucinator."""
+    """methods.md 3 to 5: momentum 0.5 for pixels, stills and the step size, 0.95 for the dynamic memory and the hallucinator."""
     state = load(whole(script)[0] / "checkpoint.pt")["optimizer"]
     assert [(group["lr"], group["momentum"]) for group in state["param_groups"] if group["params"] and group["lr"]] == groups
 
@@ -233,7 +233,7 @@ def test_a_feature_network_is_known_by_all_that_it_learned_from(monkeypatch, tmp
 
 # ---------------------------------------------------------------- the paper's schedules
 
-SCHEDULES = {  # METHOD 8; the launcher's arguments besides the GPU and the data set
+SCHEDULES = {  # methods.md 8; the launcher's arguments besides the GPU and the data set
     ("baseline/DM.sh", "30 1"): "--lr_img 30 --Iteration 5000 --batch_real 64 --num_eval 3 --epoch_eval_train 500",
     ("baseline/MTT.sh", "1e5 1"): "--Iteration 8000 --syn_steps 10 --expert_epochs 1 --max_start_epoch 10 --lr_teacher 0.01 --lr_lr 1e-5",
     ("s2d/DM.sh", "1e-4 1"): "--method DM --Iteration 5000 --lr_hal 1e-5 --batch_real 64",

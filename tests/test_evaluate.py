@@ -14,10 +14,11 @@ import networks
 from distill_DM import DistributionMatching
 from distill_utils import protocol
 from distill_utils.clips import normalize
-from distill_utils.protocol import RealSet, evaluate, predict, score, train
+from distill_utils.protocol import RealSet, evaluate, predict, score, train, train_epoch
 from distill_utils.record import learned_too_little
 from distill_utils.synset import PixelSet, StaticDynamicSet
 from networks import Hallucinator
+from networks.convnet3d import LEAST_FRAMES
 
 K, T, SIZE = 3, 4, 8
 NO_BAR = types.SimpleNamespace(update=lambda: None)
@@ -54,7 +55,7 @@ def some_test_clips(num_classes=K, videos=14):
 # ---------------------------------------------------------------- scores
 
 def plain_score(logits, labels, videos, num_classes):
-    """METHOD 6 with loops over lists."""
+    """methods.md 6 with loops over lists."""
     rows, top1, top5, of_class = logits.tolist(), [], [], {}
     for row, label in zip(rows, labels.tolist()):
         ranking = sorted(range(num_classes), key=lambda k: -row[k])
@@ -329,6 +330,25 @@ def test_real_clips_are_mirrored_at_random_and_labelled():
             assert as_stored or mirrored
             seen.add((number, mirrored))
     assert len(seen) == 6
+
+
+@pytest.mark.parametrize("at_once", (1, 2, 6))
+def test_all_clips_of_a_batch_show_the_same_segment(at_once):
+    """In however many pieces the batch is computed: experts must not depend on the memory."""
+    class Recorder(TinyNet):
+        def forward(self, clips):
+            shown.append([clip[0, 0, 0, 0].item() for clip in clips])
+            return super().forward(clips)
+
+    clips, batches = random_clips([0, 1, 2] * 2, K, T=T, size=SIZE), []
+    clips.resident[:] = torch.arange(T, dtype=torch.uint8).view(1, T, 1, 1, 1)  # a frame is its number
+    net = Recorder(K, LEAST_FRAMES, SIZE)
+    for _ in range(12):
+        shown = []
+        train_epoch(net, RealSet(clips), torch.optim.SGD(net.parameters(), lr=0), 6, at_once, "fp32", segments=2)
+        first, = {value for piece in shown for value in piece}  # one segment for all
+        batches.append(first)
+    assert len(shown) == 6 // at_once and len(set(batches)) == 2
 
 
 def test_real_clips_are_evaluated_like_a_set():

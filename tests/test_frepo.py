@@ -14,7 +14,7 @@ import networks
 from distill_FRePo import CosineAdam, FeatureRegression, margin, predict
 from distill_utils import export
 from distill_utils.protocol import RealSet, evaluate, train_epoch
-from distill_utils.synset import PixelSet, StaticDynamicSet, load_set
+from distill_utils.synset import PixelSet, StaticDynamicSet, StillSet, load_set
 from networks import Hallucinator
 from utils import save
 
@@ -42,7 +42,7 @@ def pixels(ipc=2, learn=True):
 
 
 def plain_loss(of_set, of_real, y_set, y_real):
-    """METHOD 14 by an explicit inverse and a loop over targets."""
+    """methods.md 14 by an explicit inverse and a loop over targets."""
     kernel = of_set @ of_set.T
     inverse = torch.linalg.inv(kernel + 1e-6 * kernel.trace() / len(kernel) * torch.eye(len(kernel), dtype=kernel.dtype))
     total = 0
@@ -182,7 +182,7 @@ def test_learning_rates_fall_to_a_tenth_and_resume():
 
 def test_a_set_gives_its_learned_labels_and_counts_them(tmp_path):
     static, dynamic = torch.randn(K, 2, 3, SIZE, SIZE), torch.randn(K, 2, T, 1, SIZE, SIZE)
-    for synset in (pixels(), StaticDynamicSet(static, dynamic, Hallucinator(), 2, storage="uint8")):
+    for synset in (pixels(), StillSet(static.clone(), 2, T, SIZE, storage="uint8"), StaticDynamicSet(static, dynamic, Hallucinator(), 2, storage="uint8")):
         hard = synset(torch.tensor([4, 0]))[1] if synset.soft_labels is None else torch.tensor([2, 0])
         synset.soft_labels = None
         without, fp32 = synset.bytes(), synset.bytes_fp32()

@@ -53,7 +53,7 @@ def test_standardize_keeps_a_constant_clip_and_its_gradient_finite():
 # ---------------------------------------------------------------- ConvNet3D
 
 def plain_convnet3d(net, clips, size):
-    """METHOD 2 in float64, from the network's weights: embedding (B, F) and logits (B, K)."""
+    """methods.md 2 in float64, from the network's weights: embedding (B, F) and logits (B, K)."""
     *convolutions, last = [module for module in copy.deepcopy(net).double().modules() if isinstance(module, nn.Conv3d)]
     clips = clips.double()
     x = torch.stack([(clip - clip.mean()) / clip.std(correction=0) for clip in clips]).permute(0, 2, 1, 3, 4)

@@ -1,4 +1,4 @@
-"""DM with a pool of networks (METHOD 13): its class means, its file, and the steps that draw from it."""
+"""DM with a pool of networks (methods.md 13): its class means, its file, and the steps that draw from it."""
 import contextlib
 import copy
 import os

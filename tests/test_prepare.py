@@ -1176,7 +1176,7 @@ def test_nothing_found_leaves_nothing(ucf, tmp_path, command):
 
 
 def test_what_is_stored_has_the_size_and_quality_that_were_asked_for(ucf, tmp_path, command):
-    """METHOD 1: UCF101 is resized to 160 × 120 and its middle 112 × 112 pixels are kept, at JPEG quality 95."""
+    """methods.md 1: UCF101 is resized to 160 × 120 and its middle 112 × 112 pixels are kept, at JPEG quality 95."""
     def stored(*flags):
         assert command("UCF101", "--videos", ucf, "--out", tmp_path / "-".join(["out", *flags]), *flags)[0] == 0
         folder, = (tmp_path / "-".join(["out", *flags]) / "UCF101").glob("jpegs_*")

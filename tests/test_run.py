@@ -22,6 +22,7 @@ from PIL import Image
 
 import utils
 from distill_utils import record
+from distill_utils import run as run_module
 from distill_utils.clips import denormalize
 from distill_utils.identity import WITHOUT_EFFECT, start_run
 from distill_utils.pictures import save_pictures
@@ -486,6 +487,24 @@ def test_files_of_a_run(whole, script):
     assert result["best_on_test"]["value"] == max(line["top1"] for line in metrics)
     assert result["seconds_per_iteration"] > 0 and result["peak_memory"] > 0
     assert "result: top1" in (folder / "log.txt").read_text()
+
+
+def test_a_folder_that_other_code_began_is_told(tmp_path, capsys, monkeypatch):
+    """The old result stays, but not in silence."""
+    def begin():
+        Run({"a": 1}, tmp_path, "x").lock.close()
+        return "warning: the code has changed since this run began" in "".join(capsys.readouterr())
+    assert not begin() and not begin()
+    monkeypatch.setattr(run_module, "code_digest", lambda *patterns: "other")
+    assert begin()
+    config, = tmp_path.glob("x_*/config.json")
+    content = json.loads(config.read_text())
+    config.write_text(json.dumps({name: value for name, value in content.items() if name != "code"}))  # of an older version
+    assert not begin()
+
+
+def test_the_code_of_a_run_is_found():
+    assert all(list(ROOT.glob(pattern)) for pattern in run_module.CODE) and {"distill_DM.py", "distill_s2d.py"} <= {path.name for path in ROOT.glob("distill_*.py")}
 
 
 def test_config(whole):

@@ -43,7 +43,7 @@ def frames(*shape, scale=1.0, offset=0.0):
 
 
 def plain_quantize(frame, bits):
-    """METHOD 9 for one frame (C, H, W), value by value."""
+    """methods.md 9 for one frame (C, H, W), value by value."""
     least, most = frame.min().item(), frame.max().item()
     low, high = torch.tensor([least, most]).half().tolist()
     levels = 2 ** bits - 1

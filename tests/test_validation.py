@@ -1,4 +1,4 @@
-"""Choosing without the test set (METHOD 12): which videos are held out, that nothing learns from them, and what a result names."""
+"""Choosing without the test set (methods.md 12): which videos are held out, that nothing learns from them, and what a result names."""
 import dataclasses
 import json
 
