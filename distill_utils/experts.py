@@ -24,7 +24,7 @@ def check_experts(args):
                          "the same settings, or another --buffer_path")
     if not (args.buffer_path / "result.json").exists():
         raise ValueError(f"the experts in {args.buffer_path} are not finished: let buffer.py finish first")
-    check_complete(args.buffer_path, read_config(args.buffer_path / "config.json")["settings"]["num_experts"])
+    check_complete(args.buffer_path, read_config(args.buffer_path / "config.json")["settings"].get("num_experts", 0))
 
 
 def open_experts(args, net):
