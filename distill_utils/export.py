@@ -116,7 +116,7 @@ def file_names(labels):
 
 def check_side(video, kind, most):
     if max(video.shape[1:3]) > most:
-        raise ValueError(f"a {kind} has at most {most} pixels a side, and this one would have "
+        raise ValueError(f"{kind} files have at most {most} pixels a side, and this one would have "
                          f"{max(video.shape[1:3])}: give a lower --scale, or fewer --classes")
 
 

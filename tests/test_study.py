@@ -728,12 +728,12 @@ def test_the_frontier_shows_every_method_by_a_mark_of_its_own():
 
 
 def test_a_gif_too_tall_for_its_format():
-    with pytest.raises(ValueError, match="^a gif has at most 65535 pixels a side, and this one would have 66000: give a lower --scale, or fewer --classes$"):
+    with pytest.raises(ValueError, match="^gif files have at most 65535 pixels a side, and this one would have 66000: give a lower --scale, or fewer --classes$"):
         export.gif(np.zeros((1, 66000, 2, 3), dtype=np.uint8), 8)
 
 
 def test_an_mp4_too_tall_for_its_format():
-    with pytest.raises(ValueError, match="^a mp4 has at most 16384 pixels a side, and this one would have 26400: give a lower --scale, or fewer --classes$"):
+    with pytest.raises(ValueError, match="^mp4 files have at most 16384 pixels a side, and this one would have 26400: give a lower --scale, or fewer --classes$"):
         export.mp4(np.zeros((1, 26400, 2, 3), dtype=np.uint8), 8)
 
 
