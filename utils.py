@@ -258,7 +258,7 @@ def stream_seed(*names) -> int:
 
 def code_digest(*patterns) -> str:
     """Return a digest of this project's files that match these patterns, relative to its root."""
-    files = sorted({file for pattern in patterns for file in ROOT.glob(pattern)})
+    files = sorted({file for pattern in patterns for file in ROOT.glob(pattern) if not file.name.startswith(".")})
     return hashlib.sha256(b"".join(hashlib.sha256(file.read_bytes()).digest() for file in files)).hexdigest()[:16]
 
 

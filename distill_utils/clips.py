@@ -205,9 +205,9 @@ class Selection:
         if found := content_digest(folders, self.row.elsewhere, self.row.frame_names):
             return found
         made = (read_json(path) for path in sorted(pack_folder(folder).glob(f"{self.row.name}_{self.split}_*.json")))
-        same = {"listed": self.listed, "place": folders[0]}
-        contents = sorted({each["content"] for each in made
-                           if isinstance(each, dict) and "content" in each and each.items() >= same.items()})
+        same = {"listed": self.listed, "place": folders[0], "frame_names": self.row.frame_names}
+        contents = sorted({each["content"] for each in made if isinstance(each, dict) and "content" in each
+                           and {"frame_names": self.row.frame_names, **each}.items() >= same.items()})
         if len(contents) > 1:
             raise ValueError(f"the frames of {folders[0]} are deleted, and the packs in {pack_folder(folder)} are of "
                              f"several versions of them, *_{'.npy, *_'.join(contents)}.npy: delete all but one")

@@ -80,15 +80,15 @@ def numbered_frames(folder, pattern=None):
     """Return the frames in order as (number, name); the number is unique to each name: 7 in frame7_112x112.jpg."""
     names = image_names(folder, pattern)
     if numbers := only_difference(names):
-        frames = sorted(zip(numbers, names))
+        rows = [(number,) for number in numbers]
     else:
         files, _ = choose_series(names, folder)
         rows, names = [numbers or (0,) for numbers, _ in files], [name for _, name in files]
-        own = [column for column in zip(*rows) if len(set(column)) == len(files)]
-        # The numbers before it must not say otherwise: 10-59-59 is before 11-00-00.
-        orders = {tuple(sorted(range(len(files)), key=column.__getitem__)) for column in [*own, rows]}
-        frames = sorted(zip(own[0], names)) if own and len(orders) == 1 else None
-    if frames is None or are_decimal([name for _, name in frames]):
+    own = [column for column in zip(*rows) if len(set(column)) == len(names)]
+    # The numbers before it must not say otherwise: 10-59-59 is before 11-00-00.
+    orders = {tuple(sorted(range(len(names)), key=column.__getitem__)) for column in [*own, rows]}
+    frames = sorted(zip(own[0], names)) if own and len(orders) == 1 else None
+    if frames is None or own[0] == tuple(row[-1] for row in rows) and are_decimal([name for _, name in frames]):
         shown = re.sub(r"\d+(?=\D*$)", "#", glob.escape(names[0]))
         raise ValueError(f"{folder}: no number in names such as {names[0]} and {names[-1]} gives the order of its "
                          f"{len(names)} images: select some of them by --frame_names, such as {shown!r}, or rename "
@@ -97,16 +97,12 @@ def numbered_frames(folder, pattern=None):
 
 
 def are_decimal(names):
-    """Return whether names, in the order of their last number, seem to end in decimals of another order: 0.2, 0.15."""
-    found = list(map(LAST_DECIMAL.search, names)) if LAST_DECIMAL.search(names[0]) else [None]
-    if not all(found):
-        return False
-    numbers, values = [int(each[2]) for each in found], [float(each[1]) for each in found]
-    consecutive = numbers[-1] - numbers[0] == len(numbers) - 1  # as in 7.1 … 7.12, frames of video 7
-    return values != sorted(values) and not consecutive
+    """Return whether names, in the order of their last number, end in fractions of another order: 0.2, 0.15."""
+    found = list(map(LAST_FRACTION.search, names)) if LAST_FRACTION.search(names[0]) else [None]
+    return all(found) and (values := [float(each[0]) for each in found]) != sorted(values)
 
 
-LAST_DECIMAL = re.compile(r"(?<![^\W_])(\d+\.(\d+))(?=\D*\.\w+$)")
+LAST_FRACTION = re.compile(r"(?<![^\W_])0+\.\d+(?=\D*\.\w+$)")  # not 7.12, which may be frame 12 of video 7
 
 
 def image_names(folder, pattern=None):

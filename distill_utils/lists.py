@@ -231,22 +231,39 @@ def custom(folder, name, pattern=None, ratio=TEST_RATIO, seed=0, out=None, sides
                              f"{folder} is split by folders called {' and '.join(sorted(set(videos.split)))}")
         videos = videos.assign(split=known_splits(videos.split))
     else:
-        known = {row.group: sides[row.folder] == "test" for row in videos.itertuples() if row.folder in (sides or {})}
+        sides = sides or {}
+        tested = {row.label for row in videos.itertuples() if sides.get(row.folder) == "test"}
+        known = {row.group: sides[row.folder] == "test" for row in videos.itertuples()
+                 if row.folder in sides and row.label in tested}  # a class without test videos is drawn anew
         test = choose_groups(videos.label, videos.group, ratio, seed, known)
         if ratio and not test:
             raise ValueError("no group of videos can be set aside for testing without leaving a class without "
                              "training videos")
         videos = videos.assign(split=np.where(videos.group.isin(test), "test", "train"))
+        moved = [row.folder for row in videos.itertuples() if sides.get(row.folder, row.split) != row.split]
+        if moved:
+            print(f"{len(moved)} videos are on the other side of the split now, the first: {moved[0]}: sets that were "
+                  "learned before may know test videos")
     return {name: videos if pattern else videos.drop(columns=GROUP)}
 
 
 def earlier_sides(root, name, flags):
     """Return {folder: split} of the list `name` if prepare made it by the same flags, else {}."""
-    made = read_json(root / PREPARED) if (root / PREPARED).is_file() else {}
-    if not (isinstance(made, dict) and made.get("split") == flags and (root / name).is_file()):
+    made = read_json(root / PREPARED) if (root / PREPARED).is_file() else None
+    if not isinstance(made, dict) or not (root / name).is_file():
+        return {}
+    if "split" not in made:
+        print(f"{root / name} is of an older version, or of a killed run: the split is drawn anew")
+    if made.get("split") != flags:
         return {}
     rows = read_csv(root / name)
     return dict(zip(rows.folder, rows.split))
+
+
+def record_split(root, flags):
+    """Record by which flags the list beside it was split; None: not known."""
+    made = {name: value for name, value in read_json(root / PREPARED).items() if name != "split"}
+    save_json(made | ({"split": flags} if flags else {}), root / PREPARED)
 
 
 def tell_what_is_left_out(folder, level, classes, out):

@@ -106,7 +106,7 @@ def build_pack(path, shape, frames):
         save_json({"clips": shape[0], "videos": len(frames.folders), "stretched": frames.stretched,
                    "repeated": frames.repeated, "bytes": size, "seconds": round(time.monotonic() - start, 2),
                    "listed": frames.selection.listed, "content": path.stem.rpartition("_")[2],
-                   "place": frames.selection.videos.folder.iloc[0]},
+                   "place": frames.selection.videos.folder.iloc[0], "frame_names": frames.selection.row.frame_names},
                   path.with_suffix(".json"))
         if not path.exists():  # else another machine was faster, and its pack may be in use
             os.replace(temporary, path)

@@ -31,6 +31,7 @@ from distill_utils.frames import files_below, is_visible
 from distill_utils.machine import cores
 from distill_utils.options import count, number, positive, seed
 from distill_utils.processes import progress, run_script
+from distill_utils.sources import Sources
 from distill_utils.untimed import take_untimed
 from distill_utils.video_files import find_files, video_files
 from distill_utils.workers import in_processes, in_threads
@@ -78,10 +79,11 @@ def main(args):
     lock = lock_folder(root, ".prepare.lock", "prepares videos")
     settings = {"resize": picture.resize, "crop": picture.crop, "quality": picture.quality, "frames": T}
     check_settings(root, frames, ours,
-                   settings | ({"videos": str(args.videos.resolve())} if custom else {}), split_flags(args))
+                   settings | ({"videos": str(args.videos.resolve())} if custom else {}))
     if custom:
         files, unlisted = {name: [args.videos / name] for name in videos.video}, 0
-        tell_what_changed(root, changed(videos, files, frames), frames)
+        sources = Sources(root, videos, files, frames)
+        sources.tell()
     else:
         files, present = find_files(videos, args.videos), video_files(args.videos)
         if args.dataset == "Kinetics400":
@@ -93,9 +95,11 @@ def main(args):
     short = find_short(videos, frames, least)
     repaired = report(root / "broken_videos.txt", broken, videos.folder, custom)
     report(root / "short_videos.txt", short, videos.folder, custom)
+    lists.record_split(root, None)  # if the run is killed now, nobody knows which flags the list is of
     kept = write_lists(root, ours, broken, dataset, recipe.write)
-    if custom:  # from now on these flags are those of the list
-        save_json(read_json(root / lists.PREPARED) | {"split": split_flags(args)}, root / lists.PREPARED)
+    if custom:
+        lists.record_split(root, split_flags(args))
+        sources.record()
     prepared = len(videos) - len(broken)
     print(f"{len(videos)} videos: {prepared} prepared in {frames} "
           f"({len(short)} have fewer than {least} frames: see short_videos.txt), "
@@ -141,7 +145,7 @@ def split_flags(args):
     return {"test_ratio": args.test_ratio, "groups": args.groups, "seed": args.seed}
 
 
-def check_settings(root, frames, ours, settings, split):
+def check_settings(root, frames, ours, settings):
     """Record the settings of the frames, and `ours`, the names of the lists that prepare writes there.
 
     ValueError if the frames there have other settings or another maker, or a list there has another maker: frames are
@@ -152,7 +156,7 @@ def check_settings(root, frames, ours, settings, split):
     if not isinstance(made, dict):
         raise ValueError(f"{path} was not made by prepare: give another --out, or move it away")
     of_older_version = [*ours, *(file.name for file in root.glob("*.csv"))] if made else []
-    written, split_before = made.pop("lists", of_older_version), made.pop("split", None)
+    written, split = made.pop("lists", of_older_version), made.pop("split", None)
     foreign = [root / name for name in ours if name not in written and (root / name).exists()]
     filled = any(any(folder.iterdir()) for folder in visible_folders(frames))
     if foreign := foreign + ([frames] if filled and not made else []):
@@ -166,8 +170,7 @@ def check_settings(root, frames, ours, settings, split):
                          "give another --out")
     if not filled:
         made = settings | {"format": lists.FORMAT}  # existing frames keep the recorded format
-    kept = {"split": split} if split_before == split else {}  # other flags: main adds them with the new list
-    save_json(made | {"lists": sorted({*written, *ours})} | kept, path)
+    save_json(made | {"lists": sorted({*written, *ours})} | ({"split": split} if split else {}), path)
 
 
 def check_links(*places):
@@ -250,32 +253,6 @@ def tell_what_is_absent(ours, files, frames, source):
         # A list may spell the path of a video in another way than the list before: then `files` lacks it.
         if not any(files.get(row.video, True) or is_made(frames / row.folder) for row in videos.itertuples()):
             print(f"warning: none of the {len(videos)} videos of {name} is below {source}")
-
-
-def tell_what_changed(root, folders, frames):
-    """Write changed_videos.txt, or remove it if no video changed."""
-    path = root / "changed_videos.txt"
-    if not folders:
-        path.unlink(missing_ok=True)
-        return
-    with atomic_write(path, "w") as file:
-        file.writelines(f"{frames / folder}\n" for folder in folders)
-    print(f"videos that changed after their frames were made: {len(folders)}; the old frames are kept: to replace them, "
-          f"delete the folders listed in {path} and this data set's packs, and run this command again")
-
-
-def changed(videos, files, frames):
-    """Return the folders of prepared videos whose file changed after their frames were made.
-
-    Its ctime counts too: a file that replaced another by `mv` or `cp -p` has an old mtime.
-    """
-    def newer(row):
-        file, folder = files[row.video][0], frames / row.folder
-        if not (is_made(folder) and file.exists()):
-            return False
-        return max(file.stat().st_mtime, file.stat().st_ctime) > folder.stat().st_mtime
-    rows = list(videos.itertuples())
-    return [row.folder for row, yes in zip(rows, in_threads(newer, rows)) if yes]
 
 
 def report(path, reasons, folders, alone=False):

@@ -32,10 +32,10 @@ from utils import (
     tensors,
 )
 
-# Code that a run's result depends on.
+# The code that a run's result depends on most.
 CODE = ("buffer.py", "distill_*.py", "networks/*.py",
-        *(f"distill_utils/{name}.py" for name in ("augment", "clips", "compute", "coreset", "last_good", "pool",
-                                                  "protocol", "starts", "storage", "synset", "temporal",
+        *(f"distill_utils/{name}.py" for name in ("augment", "clips", "compute", "coreset", "datasets", "last_good",
+                                                  "pool", "protocol", "starts", "storage", "synset", "temporal",
                                                   "trajectories")))
 WANDB_SECONDS = 120  # longest wait for an upload at the end of a run: without a network, wandb would wait for ever
 

@@ -196,27 +196,29 @@ BUT_SEED = ("seed", "digest")  # digest: of the experts and static memories that
 def by_files(group):
     """Split runs of equal settings by the experts or static memory that they read; return [(label, runs)].
 
-    They stay together if no seed occurs twice, or if all have read another file: a static memory for each seed.
+    They stay together if all have read the same file, or each another one: a static memory for each seed. Of copies
+    of a run the latest counts.
     """
-    read = {}
-    for row in group:
+    latest, read = {(row.seed, row.chosen.get("digest")): row for row in group}, {}
+    for row in latest.values():
         read.setdefault(row.chosen.get("digest"), []).append(row)
-    if len({row.seed for row in group}) == len(group) or len(read) == len(group):
-        return [("", group)]
+    if len(read) in (1, len(latest)):
+        return [("", list(latest.values()))]
     return [(f" [files read {str(digest)[:6]}]", runs) for digest, runs in read.items()]
 
 
 def told_apart(names, chosen, keys=None, most=4):
     """Return for each run the settings in which runs of its name differ, as " [name value, …]", else "".
 
-    chosen: the settings of each run. keys: the settings that count; None: all but those in MARKED.
+    chosen: the settings of each run; those that a run of an older version lacks do not count. keys: the settings that
+    count; None: all but those in MARKED.
     """
     labels = []
     for name, own in zip(names, chosen):
         alike = [other for each, other in zip(names, chosen) if each == name]
         counting = keys or [key for key in sorted(set().union(*alike)) if key not in MARKED + BUT_SEED]
         found = [f"{key} {own[key]}" for key in counting
-                 if own.get(key) is not None and any(other.get(key) != own[key] for other in alike)]
+                 if own.get(key) is not None and any(other.get(key, own[key]) != own[key] for other in alike)]
         labels.append(f" [{', '.join(found[:most] + ['…'] * (len(found) > most))}]" if found else "")
     return labels
 

@@ -60,14 +60,16 @@ class Study:
     def begin(self, most):
         """Return the next trial, its words {flag: value} and its lock; None if `most` trials have begun.
 
-        Killed trials are restarted and do not count. Nor do trials that failed: their cause may have been repaired.
+        Killed trials are restarted and do not count. Nor do trials that failed, whose cause may have been repaired,
+        but for those whose flags were refused.
         """
         with self.alone():
             self.take_up_killed()
             trials = self.optuna.get_trials(deepcopy=False)
             killed = restarted(trials)
             begun = [trial for trial in trials
-                     if trial.state not in (TrialState.WAITING, TrialState.FAIL) and trial.number not in killed]
+                     if trial.state != TrialState.WAITING and trial.number not in killed
+                     and (trial.state != TrialState.FAIL or trial.user_attrs.get("refused"))]
             if len(begun) >= most:
                 return None
             with warnings.catch_warnings():
@@ -160,16 +162,20 @@ def main(args):
     print(f"study: {folder}\nsearched: {' '.join(f'{name}={text}' for name, text in texts.items())}", flush=True)
 
     while begun := study.begin(args.trials):
-        state, why = run_next(study, *begun, args, flags)
+        state, why, refused = run_next(study, *begun, args, flags)
         study.write_csv()
-        failures = failures + 1 if state == TrialState.FAIL else 0
+        failures = 0 if state != TrialState.FAIL else failures + (not refused)
         if failures == MOST_FAILURES:
             raise ValueError(f"{failures} trials in a row failed; the last error was: {why}")
     report(study, [] if args.save_path == SAVE_PATH else ["--save_path", str(args.save_path)])
 
 
 def run_next(study, trial, words, file, args, flags):
-    """Run a trial, record and print its end; return its state, and the reason if it has no value."""
+    """Run a trial, record and print its end; return its state, the reason if it has no value, and if it was refused.
+
+    It was refused if it failed before it had a folder, where others of the same command have finished: its flags do not
+    fit together.
+    """
     command = command_of(args.method, args.gpu, args.dataset, flags, words, args.flags)
     trial.set_user_attr("command", shlex.join(command))
     alone = ["--validation", args.validation, "--no_test", "--save_path", str(args.save_path)]
@@ -177,12 +183,14 @@ def run_next(study, trial, words, file, args, flags):
         study.wait_for_same(trial, words)
         state, value, why = run_trial(trial, [*command, *alone], study.log_path(trial.number), file,
                                       DATASETS[args.dataset].headline)
-        trial.set_user_attr("run", str(run_folder(study.log_path(trial.number)) or ""))
-        trial.set_user_attr("why", why)
+        folder = run_folder(study.log_path(trial.number))
+        refused = state == TrialState.FAIL and folder is None and study.best() is not None
+        for name, attribute in (("run", str(folder or "")), ("why", why), ("refused", refused)):
+            trial.set_user_attr(name, attribute)
         study.optuna.tell(trial, value, state)
     print(f"trial {trial.number}: {state_name(state)} {why or f'{value:.1f} %'}: "
           f"{' '.join(f'{name}={word}' for name, word in words.items())}", flush=True)
-    return state, why
+    return state, why, refused
 
 
 def study_folder(args, settings, texts):

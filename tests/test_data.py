@@ -150,7 +150,8 @@ SERIES = {  # names of images, and which of them are the frames, in order: a pat
     "shots that go on": (["shot1_5.jpg", "shot1_6.jpg", "shot2_7.jpg", "shot2_8.jpg"], ["shot1_5.jpg", "shot1_6.jpg", "shot2_7.jpg", "shot2_8.jpg"]),
     "decimals": (["0.1.jpg", "0.15.jpg", "0.2.jpg", "0.25.jpg"], "no number in names"),
     "decimals of one length": (numbered("t_0.{:02}.jpg", numbers=range(0, 90, 5)), "t_0.{:02}.jpg"),
-    "frames of video 7": (numbered("7.{}.jpg"), "7.{}.jpg"),
+    "frames of video 7": (numbered("7.{}.jpg", numbers=(1, 2, 10, 11)), "7.{}.jpg"),
+    "a score behind": (["frame_1_0.93.jpg", "frame_2_0.93.jpg", "frame_10_0.87.jpg"], ["frame_1_0.93.jpg", "frame_2_0.93.jpg", "frame_10_0.87.jpg"]),
     "numbers that disagree": (["1_30.jpg", "2_20.jpg", "3_10.jpg"], "no number in names"),
     "the same number": (["frame1.jpg", "frame01.jpg"], "no number in names"),
     "many": ([f"{letter}.jpg" for letter in "abcdefgh"], "a.jpg (1), b.jpg (1), c.jpg (1), d.jpg (1), e.jpg (1), …"),
@@ -727,6 +728,16 @@ def test_without_frames_packs_of_two_versions_are_refused(tiny, load, tmp_path):
         if path.stem.endswith(old):
             path.unlink()
     assert packs(tmp_path)[0].stem.endswith(new)
+
+
+def test_without_frames_packs_of_two_kinds_of_images_are_told_apart(tiny, load):
+    for path in sorted((tiny / "jpegs").glob("*/*.jpg")):
+        Image.fromarray(255 - np.asarray(Image.open(path))).save(path.with_name(f"flow_{path.name.rpartition('frame')[2]}"))
+    kinds = {names: load(names=names).gather(torch.arange(7)) for names in (None, "flow_#.jpg")}
+    assert not torch.equal(*kinds.values())
+    shutil.rmtree(tiny / "jpegs")
+    for names, pixels in kinds.items():
+        assert torch.equal(load(names=names, frames_path=tiny / "jpegs").gather(torch.arange(7)), pixels)
 
 
 def test_a_damaged_note_beside_a_pack_is_named_or_passed_over(tiny, load, tmp_path):

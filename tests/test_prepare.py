@@ -653,6 +653,19 @@ def test_a_longer_list_keeps_the_sides(own, tmp_path, command):
     assert 6 <= sum(split == "test" for folder, split in after.items() if folder not in before) <= 8
     assert command("custom", "--videos", own, "--test_ratio", 0.5, "--seed", 4)[0] == 0  # wanted anew
     redrawn = sides()
+    for label in ("füll", "rise up"):  # a class that has lost its test videos gets others
+        for folder, split in redrawn.items():
+            if split == "test" and folder.startswith(label):
+                (own / f"{folder}.mp4").unlink()
+        break
+    code, printed = command("custom", "--videos", own, "--test_ratio", 0.5, "--seed", 4)
+    assert code == 0 and "videos are on the other side of the split now, the first: " in printed
+    left = sides()
+    assert "test" in {split for folder, split in left.items() if folder.startswith("füll")}
+    assert all(left[folder] == split for folder, split in redrawn.items() if folder.startswith("rise up"))
+    made = json.loads((tmp_path / "out" / "prepared.json").read_text())
+    (tmp_path / "out" / "prepared.json").write_text(json.dumps({name: value for name, value in made.items() if name != "split"}))
+    assert "is of an older version, or of a killed run: the split is drawn anew" in command("custom", "--videos", own, "--test_ratio", 0.5, "--seed", 4)[1]
     assert command("custom", "--videos", own, "--test_ratio", 0.5)[0] == 0
     assert redrawn != after and sides() != redrawn
 
@@ -688,6 +701,9 @@ def test_custom_says_what_it_leaves_out(own, tmp_path, command):
     os.rename(other, own / "füll" / "day one" / "b_1.mp4")  # which keeps its time
     assert "videos that changed after their frames were made: 2; the old" in command("custom", "--videos", own)[1]
     shutil.rmtree(frames.with_name("b_1"))
+    for path in own.rglob("c_1.mp4"):  # neither the content of a file
+        path.chmod(0o600)
+    assert "videos that changed after their frames were made: 1; the old" in command("custom", "--videos", own)[1]
     (own / "old.txt").symlink_to(tmp_path / "nowhere")  # a file, which is left out anyway
     assert command("custom", "--videos", own)[0] == 0
     shutil.rmtree(frames)

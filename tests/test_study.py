@@ -784,6 +784,10 @@ def test_the_table_over_seeds():
                             for seed, top1 in enumerate(runs)], dtype=object)
     assert table.over_seeds(experts)[["run", "seeds", "top1"]].values.tolist() == [
         ["MTT_ipc1 [files read weak]", "0, 1, 2", "21.0 ± 0.8"], ["MTT_ipc1 [files read strong]", "0, 1", "51.0 ± 1.0"], ["MTT_ipc1 [files read third]", "0", "90.0 ± 0.0"]]
+    copied = pd.concat([experts[:3], experts[:3]])                         # the same runs below two folders
+    assert table.over_seeds(copied)[["run", "seeds", "top1"]].values.tolist() == [["MTT_ipc1", "0, 1, 2", "21.0 ± 0.8"]]
+    mixed = experts.iloc[[0, 4]].assign(seed=[0, 1])                       # one seed with other experts
+    assert len(table.over_seeds(pd.concat([mixed, experts.iloc[[1]].assign(seed=2)]))) == 2
     best = experts[:3].assign(best_iteration=5, best_top1=[30., 31., 32.])
     assert table.over_seeds(best)["top1 at best on validation"].tolist() == ["31.0 ± 0.8"] and "top1 at best on validation" not in table.over_seeds(experts)
 

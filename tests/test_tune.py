@@ -237,12 +237,21 @@ def test_a_command_that_always_fails_stops_with_its_sentence(study, tmp_path, mo
 def test_failures_after_a_success(study, tmp_path, monkeypatch):
     """A disk that is full for an hour uses up no trials: the search stops, and goes on once it is mended."""
     assert study("--trials", 1)[0] == 0
-    monkeypatch.setenv("FAKE", "refuse")
+    monkeypatch.setenv("FAKE", "refuse when begun")
     code, printed = study("--trials", 6)
-    assert code == 2 and "3 trials in a row failed; the last error was: fake: error: it is refused" in printed
+    assert code == 2 and "3 trials in a row failed; the last error was: fake: error: no space left on the disk" in printed
     monkeypatch.setenv("FAKE", "learn")
     assert study("--trials", 6)[0] == 0
     assert sorted(table(tmp_path).state.replace("pruned", "complete")) == ["complete"] * 6 + ["failed"] * 3
+
+
+def test_flags_that_do_not_fit_together_end_no_study(study, tmp_path, monkeypatch):
+    """Once others of the same command have finished, refused trials are trials like others."""
+    assert study("--trials", 1)[0] == 0
+    monkeypatch.setenv("FAKE", "refuse")
+    code, printed = study("--trials", 6)
+    assert code == 0 and "best on validation" in printed and sorted(table(tmp_path).state) == ["complete"] + ["failed"] * 5
+    assert study("--trials", 6)[0] == 0 and len(table(tmp_path)) == 6
 
 
 def test_a_study_is_of_its_frames(study, tmp_path, monkeypatch):
