@@ -579,7 +579,11 @@ def test_temporary_packs_of_killed_builds_are_removed(tmp_path):
 
 def test_two_builders_without_a_lock(tiny, load, tmp_path, monkeypatch):
     """The second one ends first; the first neither mixes its clips with that one's file nor replaces it."""
-    monkeypatch.setattr("distill_utils.packs.locked", lambda path: contextlib.nullcontext())
+    def unlocked(path):
+        path.parent.mkdir(exist_ok=True)
+        return contextlib.nullcontext()
+
+    monkeypatch.setattr("distill_utils.packs.locked", unlocked)
     plain = load(pack_path=tmp_path / "plain").draw(torch.arange(7))
     write, place = packs_module.write_clips, []
 
