@@ -31,7 +31,7 @@ from distill_utils.frames import files_below, is_visible
 from distill_utils.machine import cores
 from distill_utils.options import count, number, positive, seed
 from distill_utils.processes import progress, run_script
-from distill_utils.sources import Sources
+from distill_utils.sources import tell_what_changed
 from distill_utils.untimed import take_untimed
 from distill_utils.video_files import find_files, video_files
 from distill_utils.workers import in_processes, in_threads
@@ -82,8 +82,7 @@ def main(args):
                    settings | ({"videos": str(args.videos.resolve())} if custom else {}))
     if custom:
         files, unlisted = {name: [args.videos / name] for name in videos.video}, 0
-        sources = Sources(root, videos, files, frames)
-        sources.tell()
+        tell_what_changed(root, videos, files, frames)
     else:
         files, present = find_files(videos, args.videos), video_files(args.videos)
         if args.dataset == "Kinetics400":
@@ -99,7 +98,6 @@ def main(args):
     kept = write_lists(root, ours, broken, dataset, recipe.write)
     if custom:
         lists.record_split(root, split_flags(args))
-        sources.record()
     prepared = len(videos) - len(broken)
     print(f"{len(videos)} videos: {prepared} prepared in {frames} "
           f"({len(short)} have fewer than {least} frames: see short_videos.txt), "

@@ -97,7 +97,7 @@ def section(data, rows, plots, most_classes):
         return f"<h3>{title}</h3>" + (f"<div class=scroll>{picture}</div>" if kind == "wide" else picture)
 
     rows = numbered(rows)
-    first, others = most_accurate(rows, "method")
+    first, others = most_accurate(rows)
     yield plot("frontier", "Accuracy against bytes", plot_frontier(first))
     if not others.empty:
         more = plot("frontier_more", "Accuracy against bytes", plot_frontier(others))
@@ -126,11 +126,11 @@ def numbered(rows):
     return rows.assign(number=pd.Series(pd.factorize(rows.method[learned])[0], rows.index[learned]))
 
 
-def most_accurate(rows, column):
-    """Return the rows with the ten most accurate values of a column, full data first, and the other rows."""
+def most_accurate(rows):
+    """Return the rows of the ten most accurate methods, full data first, and the other rows."""
     full = rows.method.str.startswith("full")
-    best = rows.assign(score=rows[rows.headline.iloc[0]].astype(float) + 1000 * full).groupby(column).score.max()
-    first = rows[column].isin(best.nlargest(MOST_IN_A_PLOT).index)
+    best = rows.assign(score=rows[rows.headline.iloc[0]].astype(float) + 1000 * full).groupby("method").score.max()
+    first = rows.method.isin(best.nlargest(MOST_IN_A_PLOT).index)
     return rows[first], rows[~first]
 
 

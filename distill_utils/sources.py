@@ -3,50 +3,39 @@ from distill_utils.decode import is_made
 from distill_utils.workers import in_threads
 from utils import atomic_write, read_json, save_json
 
-SOURCES = "sources.json"  # {frame folder: [size, time of change in ns] of the video that its frames were made of}
+SOURCES = "sources.json"  # {frame folder: [size, time of change in ns] of the video that its frames are made of}
 
 
-class Sources:
-    """The state of each video when its frames were made; `root` is the folder of the data set.
+def tell_what_changed(root, videos, files, frames):
+    """Print how many prepared videos have changed since, and name their folders in changed_videos.txt.
 
-    videos: a table with the columns video and folder. files: {video: [its path]}. Frames of an older version have no
+    root: folder of the data set. videos: a table with the columns video and folder. files: {video: [its path]}. The
+    size and time of every other video are recorded, before its frames are made. Frames of an older version have no
     record: their video has changed if it is newer than they are.
     """
+    recorded = read_json(root / SOURCES) if (root / SOURCES).is_file() else {}
+    if not isinstance(recorded, dict):
+        raise ValueError(f"{root / SOURCES} is damaged: delete it")
 
-    def __init__(self, root, videos, files, frames):
-        self.path, self.root, self.frames = root / SOURCES, root, frames
-        self.recorded = dict(read_json(self.path)) if self.path.is_file() else {}
-        rows = list(videos.itertuples())
-        states = in_threads(lambda row: state(files[row.video][0]), rows)
-        made = in_threads(lambda row: is_made(frames / row.folder), rows)
-        self.states = {row.folder: found for row, found in zip(rows, states) if found}
-        self.made = [row.folder for row, there in zip(rows, made) if there]
-        self.changed = [folder for folder in self.made if self.has_changed(folder)]
+    def has_changed(row):
+        now = state(files[row.video][0])
+        if now is None or not is_made(frames / row.folder):  # a missing file may lie on an unmounted disk
+            return now, False
+        before = recorded.get(row.folder)
+        return now, now != before if before else now[1] > (frames / row.folder).stat().st_mtime_ns
 
-    def has_changed(self, folder):
-        if folder not in self.states:  # its disk may be unmounted
-            return False
-        if folder in self.recorded:
-            return self.recorded[folder] != self.states[folder]
-        return self.states[folder][1] > (self.frames / folder).stat().st_mtime_ns
-
-    def tell(self):
-        """Write changed_videos.txt, or remove it if no video changed."""
-        path = self.root / "changed_videos.txt"
-        if not self.changed:
-            path.unlink(missing_ok=True)
-            return
-        with atomic_write(path, "w") as file:
-            file.writelines(f"{self.frames / folder}\n" for folder in self.changed)
-        print(f"videos that changed after their frames were made: {len(self.changed)}; the old frames are kept: to "
-              f"replace them, delete the folders listed in {path} and this data set's packs, and run this command again")
-
-    def record(self):
-        """Record the videos of the frames that this run made, and of older frames whose video has not changed."""
-        kept = {folder: self.recorded.get(folder) for folder in self.changed}
-        save_json({folder: found for folder in {**self.recorded, **self.states}
-                   if (found := kept.get(folder) if folder in kept else
-                       self.states.get(folder) or self.recorded.get(folder))}, self.path)
+    rows = list(videos.itertuples())
+    found = dict(zip(videos.folder, in_threads(has_changed, rows)))
+    changed = [folder for folder, (_, yes) in found.items() if yes]
+    save_json(recorded | {folder: now for folder, (now, yes) in found.items() if now and not yes}, root / SOURCES)
+    path = root / "changed_videos.txt"
+    if not changed:
+        path.unlink(missing_ok=True)
+        return
+    with atomic_write(path, "w") as file:
+        file.writelines(f"{frames / folder}\n" for folder in changed)
+    print(f"videos that changed after their frames were made: {len(changed)}; the old frames are kept: to replace them, "
+          f"delete the folders listed in {path} and this data set's packs, and run this command again")
 
 
 def state(path):

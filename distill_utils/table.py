@@ -204,7 +204,7 @@ def by_files(group):
         read.setdefault(row.chosen.get("digest"), []).append(row)
     if len(read) in (1, len(latest)):
         return [("", list(latest.values()))]
-    return [(f" [files read {str(digest)[:6]}]", runs) for digest, runs in read.items()]
+    return [(f" [experts or static memory {str(digest)[:6]}]", runs) for digest, runs in read.items()]
 
 
 def told_apart(names, chosen, keys=None, most=4):

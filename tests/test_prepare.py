@@ -701,6 +701,11 @@ def test_custom_says_what_it_leaves_out(own, tmp_path, command):
     os.rename(other, own / "füll" / "day one" / "b_1.mp4")  # which keeps its time
     assert "videos that changed after their frames were made: 2; the old" in command("custom", "--videos", own)[1]
     shutil.rmtree(frames.with_name("b_1"))
+    record = tmp_path / "out" / "sources.json"
+    kept = record.read_text()
+    record.write_text("[]")
+    assert f"{record} is damaged: delete it" in refused(command, "custom", "--videos", own)
+    record.write_text(kept)
     for path in own.rglob("c_1.mp4"):  # neither the content of a file
         path.chmod(0o600)
     assert "videos that changed after their frames were made: 1; the old" in command("custom", "--videos", own)[1]

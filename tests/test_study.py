@@ -746,7 +746,7 @@ def test_a_plot_has_the_ten_most_accurate_methods_and_full_data():
     methods = ["full data", *(f"method {number}" for number in range(12))]
     rows = pd.DataFrame({"method": methods * 2, "headline": "top1", "top1": [1.0, *range(12), 1.0, *range(11, -1, -1)]})
     rows.loc[13 + 5, "top1"] = 99.0                                       # a method counts by its best run
-    first, others = report.most_accurate(rows, "method")
+    first, others = report.most_accurate(rows)
     best = {method: rows[rows.method == method].top1.max() for method in methods[1:]}
     assert set(first.method) == {"full data", *sorted(best, key=best.get)[-9:]} and set(others.method) == set(methods) - set(first.method)
     assert len(first) + len(others) == 26 and report.folded("more", "") == "" and "<details>" in report.folded("more", "x")
@@ -783,7 +783,7 @@ def test_the_table_over_seeds():
     experts = pd.DataFrame([row("MTT_ipc1", seed, top1, digest=digest) for digest, runs in (("weak", (20., 22., 21.)), ("strong", (50., 52.)), ("third", (90.,)))
                             for seed, top1 in enumerate(runs)], dtype=object)
     assert table.over_seeds(experts)[["run", "seeds", "top1"]].values.tolist() == [
-        ["MTT_ipc1 [files read weak]", "0, 1, 2", "21.0 ± 0.8"], ["MTT_ipc1 [files read strong]", "0, 1", "51.0 ± 1.0"], ["MTT_ipc1 [files read third]", "0", "90.0 ± 0.0"]]
+        ["MTT_ipc1 [experts or static memory weak]", "0, 1, 2", "21.0 ± 0.8"], ["MTT_ipc1 [experts or static memory strong]", "0, 1", "51.0 ± 1.0"], ["MTT_ipc1 [experts or static memory third]", "0", "90.0 ± 0.0"]]
     copied = pd.concat([experts[:3], experts[:3]])                         # the same runs below two folders
     assert table.over_seeds(copied)[["run", "seeds", "top1"]].values.tolist() == [["MTT_ipc1", "0, 1, 2", "21.0 ± 0.8"]]
     mixed = experts.iloc[[0, 4]].assign(seed=[0, 1])                       # one seed with other experts
